@@ -1,0 +1,130 @@
+# make help lists the targets. Every target makes and reuses .venv by itself.
+#
+#   RECIPE=recipes/e2e                a folder of YAMLs, one for each stage (default: recipes/tiny)
+#   ARGS="--learning_rate 1e-4"       settings for the stage, over those of the YAML
+#   NPROC=2                           that many processes: CPU unless HARDWARE says otherwise
+#   HARDWARE=gpus                     recipes/accelerate/gpus.yaml; without it, one plain process
+#   VENV=.venv  PYTHON=python3.12  EXTRAS=dev,quant,ja
+
+RECIPE   ?= recipes/tiny
+ARGS     ?=
+NPROC    ?= 1
+HARDWARE ?=
+VENV     ?= .venv
+EXTRAS   ?= dev,quant,ja
+PYTHON   ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# The stages use each other's results and all cores: -j must not start them side by side.
+.NOTPARALLEL:
+
+PY      := $(VENV)/bin/python
+RECIPE_ := $(patsubst %/,%,$(RECIPE))
+RUN     := runs/$(notdir $(RECIPE_))
+
+# --- the environment ------------------------------------------------------------------------------------------------
+# The stamp says which folder and which extras were installed; a moved clone, other extras, a half-made or broken
+# environment, a newer pyproject.toml or constraints.txt all lead to a new `pip install`.
+STAMP     := $(VENV)/.plumbline
+INSTALLED := $(CURDIR) [$(EXTRAS)]
+ifneq ($(shell cat "$(STAMP)" 2>/dev/null && "$(PY)" -c "" 2>&1),$(INSTALLED))
+$(STAMP): again
+endif
+.PHONY: again
+again:
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; rm -f "$(STAMP)"; \
+	if ! "$(PY)" -m pip --version >/dev/null 2>&1; then \
+	    if [ -e "$(VENV)" ] && [ -n "$$(ls -A "$(VENV)")" ] && [ ! -d "$(VENV)/lib" ] && [ ! -e "$(VENV)/pyvenv.cfg" ]; then \
+	        echo "error: $(VENV) exists and is not a virtual environment; name another folder: make VENV=.venv2" >&2; exit 2; fi; \
+	    for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python); do \
+	        if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found=$$python; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "error: no Python 3.11 or newer with the venv module was found; install one (Debian, Ubuntu: apt install python3 python3-venv)," >&2; \
+	        echo "       or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; fi; \
+	    echo "Making $(VENV) with $$("$$found" --version)"; \
+	    rm -rf "$(VENV)"; "$$found" -m venv "$(VENV)"; \
+	fi
+	@echo "Installing the packages of constraints.txt into $(VENV) (a few minutes the first time)"
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
+
+.PHONY: help venv base sft reward ppo seeds test test-all test-cov lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## .venv with the pinned packages (the other targets do this by themselves)
+
+# --- the three stages -----------------------------------------------------------------------------------------------
+# Hardware is a file of its own. With several CPU processes ACCELERATE_USE_CPU has to be set as well, because Accelerate
+# does not hand `use_cpu` on to the processes: without it each one believes that it is alone.
+ifneq ($(HARDWARE),)
+HARDWARE_FILE := $(if $(findstring /,$(HARDWARE)),$(HARDWARE),recipes/accelerate/$(HARDWARE).yaml)
+else ifneq ($(NPROC),1)
+HARDWARE_FILE := recipes/accelerate/cpu2.yaml
+endif
+ifdef HARDWARE_FILE
+LAUNCH := $(if $(findstring /cpu,$(HARDWARE_FILE)),ACCELERATE_USE_CPU=true )"$(PY)" -m accelerate.commands.launch \
+          --config_file $(HARDWARE_FILE) $(if $(filter-out 1,$(NPROC)),--num_processes $(NPROC))
+else
+LAUNCH := "$(PY)"
+endif
+
+# A recipe with a base.yaml has its base model and data made on the spot, once; the others name a model.
+BASE := $(if $(wildcard $(RECIPE_)/base.yaml),$(RUN)/base/model.safetensors)
+
+base: $(or $(BASE),$(STAMP))  ## the small base model and the data that a recipe makes on the spot; kept for the next run
+
+$(RUN)/base/model.safetensors: | $(STAMP)
+	"$(PY)" recipes/base.py --config $(RECIPE_)/base.yaml $(if $(filter sft reward ppo,$(MAKECMDGOALS)),,$(ARGS))
+
+sft: $(STAMP) | $(BASE)  ## stage 1: supervised fine-tuning, gives runs/<recipe>/sft
+	$(LAUNCH) recipes/sft.py --config $(RECIPE_)/sft.yaml $(ARGS)
+
+reward: $(STAMP) | $(BASE)  ## stage 2: the reward model, gives runs/<recipe>/reward
+	$(LAUNCH) recipes/reward.py --config $(RECIPE_)/reward.yaml $(ARGS)
+
+ppo: $(STAMP) | $(BASE)  ## stage 3: PPO against the rewards, gives runs/<recipe>/ppo and the report
+	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/ppo.yaml $(ARGS)
+
+SEEDS ?= 0 1 2
+seeds: $(STAMP) | $(BASE)  ## the three stages with several seeds (SEEDS="0 1 2"), and a table of what came out
+	"$(PY)" recipes/seeds.py $(RECIPE_) $(SEEDS)
+
+# Asked for together, the stages run in this order, however they were typed.
+ifneq ($(filter sft,$(MAKECMDGOALS)),)
+reward ppo: | sft
+endif
+ifneq ($(filter reward,$(MAKECMDGOALS)),)
+ppo: | reward
+endif
+
+# --- tests and style ------------------------------------------------------------------------------------------------
+PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" -m pytest
+
+test: $(STAMP)  ## the tests, without those that take long; no network
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(STAMP)  ## every test, also the long ones
+	$(PYTEST) $(ARGS)
+
+test-cov: $(STAMP)  ## the tests, with the lines that none of them runs
+	$(PYTEST) -m "not slow" --cov --cov-report=term-missing $(ARGS)
+
+lint: $(STAMP)  ## style and simple mistakes (ruff)
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+
+format: $(STAMP)  ## put the style right (ruff)
+	"$(PY)" -m ruff check --fix .
+	"$(PY)" -m ruff format .
+
+clean:  ## remove caches and build leftovers; never runs/, never .venv
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
+	find pipeline rewards recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +

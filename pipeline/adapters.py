@@ -1,0 +1,77 @@
+"""One base model, many LoRA adapters: which adapter speaks, which ones learn.
+
+PEFT's own `set_adapter` and `disable_adapter` also switch `requires_grad`, so a trained critic adapter would silently
+stop learning after every look through the reference. Here speaking and learning are two separate things.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+POLICY = "default"  # the name that TRL, PEFT and vLLM expect for the adapter that is trained and saved
+REFERENCE = "reference"
+CRITIC = "critic"
+
+
+def adapter_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
+    """The LoRA layers of `model`."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def use_adapter(model: torch.nn.Module, name: str | None) -> Iterator[None]:
+    """Inside the block every LoRA layer applies adapter `name` (None: the raw base). Nothing else changes."""
+    layers = adapter_layers(model)
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [] if name is None else [name]
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
+
+
+def train_only(model: PeftModel, adapters: Iterable[str], extra: Iterable[torch.nn.Module] = ()) -> None:
+    """Makes the named adapters and the `extra` modules trainable, and freezes every other parameter of `model`."""
+    model.requires_grad_(False)
+    names = set(adapters)
+    for key, parameter in model.named_parameters():
+        # LoRA parameters are called …lora_A.<adapter>.weight
+        if "lora_" in key and names & set(key.split(".")):
+            parameter.requires_grad_(True)
+    for module in extra:
+        module.requires_grad_(True)
+
+
+def copy_adapter(model: PeftModel, source: str, target: str) -> None:
+    """Adds the adapter `target` with the settings and the weights of `source`."""
+    config = copy.copy(model.peft_config[source])
+    config.init_lora_weights = True  # PiSSA and the like would change the base once more
+    model.add_adapter(target, config)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            # the adapter's name is the last part of an embedding's, and the last but one of all others
+            parts = name.split(".")
+            if target in parts[-2:]:
+                parts[-2:] = [source if part == target else part for part in parts[-2:]]
+                parameter.copy_(parameters[".".join(parts)])
+
+
+def checkpoint_contexts(model: torch.nn.Module):
+    """`context_fn` for activation checkpointing: the recomputation sees the adapter that the forward pass saw.
+
+    Without it, the critic's activations would be recomputed through the policy's adapter in the backward pass.
+    """
+    layers = adapter_layers(model)
+
+    def contexts():
+        active = layers[0]._active_adapter
+        return nullcontext(), use_adapter(model, active[0] if active else None)
+
+    return contexts

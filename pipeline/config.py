@@ -1,0 +1,176 @@
+"""The settings of each stage: one dataclass for the model, one for the data, and TRL's own config with our defaults.
+
+Every check names the setting that is wrong. YAML values bypass argparse's `choices`, so the checks live here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import RewardConfig, SFTConfig
+
+from pipeline.errors import UserError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+
+
+def setting(default: Any, text: str) -> Any:
+    """A dataclass field with a help text."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def check(good: bool, key: str, value: Any, wants: str) -> None:
+    """Raises `UserError` naming the setting unless `good`."""
+    if not good:
+        raise UserError(f"{key}: {value!r} will not do: {wants}")
+
+
+@dataclass
+class ModelArguments:
+    """Which base model, in which precision, and which LoRA adapter goes on it."""
+
+    model_name_or_path: str | None = setting(
+        None, "Base model: a folder, a Hub name, or the folder of an earlier stage (then its base and its adapter)."
+    )
+    adapter_path: str | None = setting(None, "LoRA adapter to start from, e.g. the folder of the SFT stage.")
+    model_revision: str | None = setting(None, "Branch, tag or commit when the base comes from the Hub.")
+    dtype: str = setting(
+        "auto",
+        "Precision of the base weights: float32, bfloat16, float16, or auto: bfloat16 under LoRA on a GPU "
+        "that has it, otherwise float32.",
+    )
+    attn_implementation: str | None = setting(None, "eager, sdpa, flash_attention_2 or flash_attention_3.")
+    use_peft: bool = setting(True, "Train a LoRA adapter; false trains all weights.")
+    lora_r: int = setting(16, "Rank of the LoRA matrices.")
+    lora_alpha: int = setting(32, "LoRA scale: the update is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = setting(0.0, "Dropout on the LoRA input.")
+    lora_target_modules: list[str] = setting(
+        ["all-linear"], "Modules that get LoRA matrices: all-linear, or names such as q_proj v_proj."
+    )
+    load_in_4bit: bool = setting(False, "Load the base in 4 bits (needs bitsandbytes, and use_peft).")
+    load_in_8bit: bool = setting(False, "Load the base in 8 bits (needs bitsandbytes, and use_peft).")
+    bnb_4bit_quant_type: str = setting("nf4", "4-bit number format: nf4 or fp4.")
+    use_bnb_nested_quant: bool = setting(False, "Quantise the 4-bit scales as well (saves 0.4 bit a weight).")
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model. Leave it off.")
+
+    def __post_init__(self):
+        if isinstance(self.lora_target_modules, str):
+            self.lora_target_modules = [self.lora_target_modules]
+        check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        check(
+            self.attn_implementation in (None, *ATTENTION),
+            "attn_implementation",
+            self.attn_implementation,
+            f"one of {', '.join(ATTENTION)}",
+        )
+        check(self.lora_r >= 1, "lora_r", self.lora_r, "a whole number from 1 up")
+        check(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a number above 0")
+        check(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a number from 0 up to, not including, 1")
+        check(bool(self.lora_target_modules), "lora_target_modules", self.lora_target_modules, "at least one name")
+        check(
+            self.bnb_4bit_quant_type in ("nf4", "fp4"), "bnb_4bit_quant_type", self.bnb_4bit_quant_type, "nf4 or fp4"
+        )
+        check(
+            not (self.load_in_4bit and self.load_in_8bit), "load_in_8bit", True, "load_in_4bit is on, only one can be"
+        )
+        if self.load_in_4bit or self.load_in_8bit:
+            key = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
+            check(self.use_peft, "use_peft", False, f"{key} is on, and quantised weights cannot be trained themselves")
+
+
+@dataclass
+class DataArguments:
+    """Where the rows come from and which are held out."""
+
+    dataset: str | None = setting(
+        None, "Training data: a file (.jsonl .json .csv .tsv .parquet, also .gz), a local folder, or a Hub name."
+    )
+    dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
+    dataset_split: str = setting("train", "Split of a Hub data set or folder to train on.")
+    eval_dataset: str | None = setting(None, "Held-out data, in the same forms; without it see eval_fraction.")
+    eval_split: str | None = setting(None, "Split of the data set to hold out, e.g. test.")
+    eval_fraction: float = setting(0.0, "Part of the training prompts to hold out when no held-out data is named.")
+    max_rows: int | None = setting(None, "Use only the first rows of each data set, for a quick look.")
+
+    def __post_init__(self):
+        check(
+            0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a number from 0 up to, not including, 1"
+        )
+        check(self.max_rows is None or self.max_rows >= 1, "max_rows", self.max_rows, "a whole number from 1 up")
+        named = self.eval_dataset or self.eval_split
+        check(
+            not (named and self.eval_fraction),
+            "eval_fraction",
+            self.eval_fraction,
+            f"held-out data is already named ({named}); leave one of the two out",
+        )
+
+
+@dataclass
+class StageDefaults:
+    """Our defaults for what every TRL config has. Put it before TRL's class: `class C(StageDefaults, SFTConfig)`."""
+
+    output_dir: str | None = setting(None, "Folder for the result. It must not hold anything yet.")
+    gradient_checkpointing: bool | None = setting(
+        None, "Recompute activations in the backward pass: less memory, about 20%% slower."
+    )
+    report_to: None | str | list[str] = setting("none", "Tracker: none, tensorboard, wandb, trackio, ...")
+    logging_steps: float = setting(10, "Log every so many steps.")
+    save_total_limit: int | None = setting(2, "Keep the newest checkpoints only.")
+    dataloader_pin_memory: bool = setting(True, "Pin host memory (on a GPU; resolved to false on a CPU).")
+    log_level: str = setting("warning", "Log level of the trainer.")
+
+    def __post_init__(self):
+        check(self.learning_rate >= 0, "learning_rate", self.learning_rate, "a number from 0 up")
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number from 0 up")
+        check(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "a number from 0 up")
+        check(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "a number above 0")
+        for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            check(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 up")
+        gpu = torch.cuda.is_available() and not self.use_cpu
+        if self.bf16 is None:
+            # TRL takes bf16 whenever fp16 is off, also on a CPU, where it is slow and less exact.
+            self.bf16 = gpu and torch.cuda.is_bf16_supported() and not self.fp16
+        self.dataloader_pin_memory = self.dataloader_pin_memory and gpu
+        # transformers renamed the setting and warns about the old name, which TRL still has.
+        if self.gradient_checkpointing is not None and self.activation_checkpointing is None:
+            self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
+        super().__post_init__()
+
+
+@dataclass
+class SFTStage(StageDefaults, SFTConfig):
+    """Settings of the SFT stage: TRL's `SFTConfig` with our defaults."""
+
+    learning_rate: float = setting(2e-4, "Learning rate of AdamW (2e-4 suits LoRA; take 2e-5 for all weights).")
+    ddp_find_unused_parameters: bool | None = setting(False, "Every LoRA weight is used in every step.")
+
+    def __post_init__(self):
+        check(
+            self.max_length is None or self.max_length >= 2, "max_length", self.max_length, "a whole number from 2 up"
+        )
+        super().__post_init__()
+
+
+@dataclass
+class RewardStage(StageDefaults, RewardConfig):
+    """Settings of the reward-model stage: TRL's `RewardConfig` with our defaults."""
+
+    learning_rate: float = setting(1e-4, "Learning rate of AdamW.")
+    center_rewards_coefficient: float | None = setting(
+        0.01, "Weight of the pull that keeps the mean score near 0 (arXiv 2312.09244, Eq. 2)."
+    )
+    ddp_find_unused_parameters: bool | None = setting(False, "Every LoRA weight is used in every step.")
+    heldout_fraction: float = setting(0.1, "Part of the prompts to hold out when the data settings name none.")
+
+    def __post_init__(self):
+        check(
+            self.max_length is None or self.max_length >= 2, "max_length", self.max_length, "a whole number from 2 up"
+        )
+        check(0 < self.heldout_fraction < 1, "heldout_fraction", self.heldout_fraction, "a number between 0 and 1")
+        coefficient = self.center_rewards_coefficient
+        check(coefficient is None or coefficient >= 0, "center_rewards_coefficient", coefficient, "a number from 0 up")
+        super().__post_init__()

@@ -1,0 +1,178 @@
+"""Before and after, on prompts held out from training: completions, scores by every reward and by the referee, KL."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
+from trl import is_conversational
+
+from pipeline.metrics import load_metric
+
+_NOT_COLUMNS = ("prompt", "completion", "completion_ids")
+
+
+class Judged(NamedTuple):
+    """What one policy said to the held-out prompts, and what it was worth. One entry a prompt."""
+
+    completions: list[str]
+    completion_ids: list[list[int]]  # the sampled tokens, end-of-text token included
+    finished: list[bool]  # ended by itself rather than cut at the limit
+    scores: dict[str, list[float | None]]  # by the name of reward or referee
+    corpus: dict[str, float] = {}  # corpus_bleu (0 to 100) and corpus_rougeL (0 to 1), where the rows have references
+
+    def means(self) -> dict[str, float]:
+        """Mean of every score (rows without one left out), of the length in tokens, and the share that finished; and
+        the corpus metrics."""
+        means = {name: _mean([s for s in column if s is not None]) for name, column in self.scores.items()}
+        lengths = [len(ids) for ids in self.completion_ids]
+        return means | self.corpus | {"length": _mean(lengths), "finished": _mean(self.finished)}
+
+
+def judge(
+    model,
+    tokenizer,
+    rows: Sequence[dict],
+    rewards: dict[str, Callable],
+    referee: Callable[[str, dict], dict[str, float]] | None,
+    *,
+    max_new_tokens: int,
+    eos_token_ids: list[int],
+    temperature: float = 1.0,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Judged:
+    """Lets `model` answer every row's prompt and scores the answers.
+
+    Args:
+        rows: dicts with `prompt` (text or messages) and the columns that the rewards read.
+        rewards: name -> function with TRL's signature.
+        referee: (completion text, row) -> named scores; never a reward in training.
+        temperature: 1 = the policy's own distribution, 0 = greedy.
+        batch_size: prompts at once. seed: of the sampling; the caller's random state is left as it was.
+    """
+    prompts = [row["prompt"] for row in rows]
+    ids = complete(model, tokenizer, prompts, max_new_tokens, eos_token_ids, temperature, batch_size, seed)
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    conversational = is_conversational({"prompt": prompts[0]})
+    completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in _NOT_COLUMNS}
+    scores = {
+        name: list(reward(prompts=prompts, completions=completions, completion_ids=ids, **columns))
+        for name, reward in rewards.items()
+    }
+    if referee is not None:
+        verdicts = [referee(text, row) for text, row in zip(texts, rows, strict=True)]
+        scores |= {name: [verdict[name] for verdict in verdicts] for name in verdicts[0]}
+    finished = [bool(row) and row[-1] in eos_token_ids for row in ids]
+    return Judged(texts, ids, finished, scores, corpus_metrics(texts, [row.get("references") for row in rows]))
+
+
+def corpus_metrics(texts: Sequence[str], references: Sequence[list[str] | None]) -> dict[str, float]:
+    """BLEU over all texts at once and mean ROUGE-L, by `evaluate`; rows without references are left out."""
+    pairs = [(text, wanted) for text, wanted in zip(texts, references, strict=True) if wanted]
+    if not pairs:
+        return {}
+    predictions, wanted = (list(side) for side in zip(*pairs, strict=True))
+    bleu = load_metric("bleu").compute(predictions=predictions, references=wanted)["score"]
+    rouge = load_metric("rouge").compute(predictions=predictions, references=wanted)["rougeL"]
+    return {"corpus_bleu": float(bleu), "corpus_rougeL": float(rouge)}
+
+
+@torch.no_grad()
+def complete(
+    model, tokenizer, prompts, max_new_tokens, eos_token_ids, temperature=1.0, batch_size=32, seed=0
+) -> list[list[int]]:
+    """Completion ids of every prompt, cut after the first end-of-text id. `model` is put in eval mode and back."""
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_token_ids,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        **({"do_sample": False} | sampling),
+    )
+    prompt_ids = tokenize_prompts(tokenizer, prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))  # like lengths together: less padding
+    completions: list[list[int]] = [[] for _ in prompts]
+    with _eval_mode(model), _plain_generation(model), _seeded(seed):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = _left_pad([prompt_ids[i] for i in batch], tokenizer.pad_token_id, model.device)
+            output = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+            for i, ids in zip(batch, output.tolist(), strict=True):
+                end = next((t + 1 for t, token in enumerate(ids) if token in eos_token_ids), len(ids))
+                completions[i] = ids[:end]
+    return completions
+
+
+@torch.no_grad()
+def logprobs(model, tokenizer, prompts, completion_ids, temperature=1.0, batch_size=32) -> list[torch.Tensor]:
+    """Log-probability in nats of each completion token under `model`; one tensor (length,) a row."""
+    prompt_ids, found = tokenize_prompts(tokenizer, prompts), []
+    with _eval_mode(model):
+        for start in range(0, len(prompts), batch_size):
+            answers = completion_ids[start : start + batch_size]
+            whole = [p + c for p, c in zip(prompt_ids[start : start + batch_size], answers, strict=True)]
+            inputs = _left_pad(whole, tokenizer.pad_token_id, model.device)
+            positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+            longest = max(len(answer) for answer in answers)
+            logits = model(**inputs, position_ids=positions, logits_to_keep=longest + 1, use_cache=False).logits
+            chosen = inputs["input_ids"][:, -longest:, None]
+            each = torch.log_softmax(logits[:, -longest - 1 : -1].float() / temperature, dim=-1).gather(2, chosen)
+            found += [row[longest - len(answer) :, 0].cpu() for row, answer in zip(each, answers, strict=True)]
+    return found
+
+
+def tokenize_prompts(tokenizer, prompts) -> list[list[int]]:
+    """Ids of text prompts, or of messages through the chat template with the generation prompt, as TRL does it."""
+    if is_conversational({"prompt": prompts[0]}):
+        return tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
+    return tokenizer(text=list(prompts))["input_ids"]
+
+
+def _left_pad(rows: list[list[int]], pad_token_id: int, device) -> dict[str, torch.Tensor]:
+    ids = [torch.tensor(row) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side="left").to(device),
+        "attention_mask": pad_sequence(
+            [torch.ones_like(row) for row in ids], batch_first=True, padding_side="left"
+        ).to(device),
+    }
+
+
+@contextmanager
+def _eval_mode(model) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _plain_generation(model) -> Iterator[None]:
+    """`generate` fills what a GenerationConfig leaves open (repetition penalties, …) from the model's own: hide it."""
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = owner.generation_config
+    owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = before
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else float("nan")

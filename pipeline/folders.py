@@ -1,0 +1,166 @@
+"""What lies in a model folder or stage folder: which base, which adapter, and whether the two belong together."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config import ModelArguments
+from pipeline.errors import UserError
+from pipeline.run_folder import SUMMARY
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class Stage(NamedTuple):
+    """A base model and the adapter on it (None: the base as it is)."""
+
+    base: str
+    adapter: str | None
+
+
+def resolve_stage(path: str, revision: str | None = None) -> Stage:
+    """Base and adapter of a model folder, stage folder or Hub name.
+
+    The base of an adapter may be a relative path: it is looked for from each folder above the adapter, then from the
+    working directory, so that a project that was moved still works.
+
+    Raises:
+        UserError: no such folder, no model in it, or pickled weights only.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if (folder / ADAPTER_CONFIG).is_file():
+            check_safetensors(folder, "adapter")
+            base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+            if not base:
+                raise UserError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path)")
+            return Stage(_find_base(base, folder), path)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{path} holds no model: neither config.json nor {ADAPTER_CONFIG} is in it")
+        check_safetensors(folder, "model")
+        return Stage(path, None)
+    if folder.is_file():
+        raise UserError(f"{path} is a file; give the folder of the model")
+    if not is_hub_name(path):
+        raise UserError(f"{path}: there is no such model folder (an earlier stage makes it, or the path is misspelt)")
+    return Stage(path, None)
+
+
+def resolve_model(args: ModelArguments) -> Stage:
+    """The base and the adapter to start from, out of `model_name_or_path` and `adapter_path`.
+
+    Raises:
+        UserError: neither is given, or the adapter was trained on another base.
+    """
+    if not (args.model_name_or_path or args.adapter_path):
+        raise UserError("model_name_or_path is not set: name a base model (a folder or a Hub name) or a stage folder")
+    if not args.model_name_or_path or args.model_name_or_path == args.adapter_path:
+        stage = resolve_stage(args.adapter_path, args.model_revision)
+        if stage.adapter is None:
+            raise UserError(f"adapter_path {args.adapter_path} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
+        check_fingerprint(stage)
+        return stage
+    stage = resolve_stage(args.model_name_or_path, args.model_revision)
+    if args.adapter_path:
+        if not Path(args.adapter_path, ADAPTER_CONFIG).is_file():
+            raise UserError(f"adapter_path {args.adapter_path} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
+        check_same_base(stage.base, args.adapter_path)
+        stage = Stage(stage.base, args.adapter_path)
+    if stage.adapter:
+        check_fingerprint(stage)
+    return stage
+
+
+def check_same_base(base: str, adapter: str) -> None:
+    """Raises `UserError` when `adapter` was trained on another base than `base`."""
+    named = read_json(Path(adapter) / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    if named == base:
+        return
+    try:
+        found = _find_base(named, Path(adapter))
+    except UserError:
+        return  # its base is gone; shapes are compared when the weights are loaded
+    same_folder = Path(found).is_dir() and Path(base).is_dir() and Path(found).resolve() == Path(base).resolve()
+    same_weights = fingerprint(found) is not None and fingerprint(found) == fingerprint(base)
+    if not (found == base or same_folder or same_weights):
+        raise UserError(f"adapter {adapter} was trained on the base {named}, not on {base}: give {named} as the base")
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `path` can be the name of a Hub repository, such as `Qwen/Qwen2.5-0.5B-Instruct` or `gpt2`."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path)) and not path.startswith("runs/")
+
+
+def check_safetensors(folder: Path, what: str) -> None:
+    """Raises `UserError` when the weights in `folder` are pickles, or missing."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(
+        file.name for file in folder.iterdir() if file.suffix in PICKLES and "training_args" not in file.name
+    )
+    if pickles:
+        raise UserError(
+            f"{folder} has its {what} weights as a pickle ({pickles[0]}), which can run code when it is read: "
+            "save it again as safetensors (model.save_pretrained does) and give that folder"
+        )
+    raise UserError(f"{folder} has no {what} weights: there is no .safetensors file in it")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or a `UserError` that names it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return found
+
+
+def fingerprint(folder: str) -> str | None:
+    """A short hash of the weights in a local model folder; None for a Hub name.
+
+    Taken from the sizes and the first and last MiB of each safetensors file, which training changes.
+    """
+    files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    if not files:
+        return None
+    digest, chunk = hashlib.sha256(), 1 << 20
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(chunk))
+            file.seek(max(0, size - chunk))
+            digest.update(file.read(chunk))
+    return digest.hexdigest()[:16]
+
+
+def _find_base(base: str, adapter: Path) -> str:
+    if Path(base).is_absolute():
+        if Path(base).is_dir():
+            return base
+    else:
+        for folder in adapter.resolve().parents:
+            if (folder / base).is_dir():
+                # The short form when both are the same, so that no absolute path gets into saved files.
+                return base if Path(base).is_dir() and Path(base).resolve() == folder / base else str(folder / base)
+        if Path(base).is_dir():
+            return base
+    if is_hub_name(base):
+        return base
+    raise UserError(f"the adapter in {adapter} belongs on the base {base}, which is not there: put it back or retrain")
+
+
+def check_fingerprint(stage: Stage) -> None:
+    summary = Path(stage.adapter, SUMMARY)
+    then = read_json(summary).get("base_fingerprint") if summary.is_file() else None
+    now = fingerprint(stage.base)
+    if then and now and then != now:
+        raise UserError(
+            f"adapter {stage.adapter} was trained on other weights than now lie in its base {stage.base}: "
+            "train the adapter again, or put the old base back"
+        )

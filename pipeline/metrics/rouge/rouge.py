@@ -1,0 +1,56 @@
+"""ROUGE by rouge_score, as an `evaluate` module that loads without the network."""
+
+import datasets
+import evaluate
+
+from rewards.overlap import Rouge as RougeReward
+from rewards.overlap import references_of
+
+_DESCRIPTION = "ROUGE F-measures, 0 to 1, computed by rouge_score: the mean over all texts of the best reference."
+_CITATION = "Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013"
+_ARGUMENTS = """
+predictions: texts.
+references: for each prediction a text or a list of texts; of several the best one counts.
+rouge_types: any of rouge1, rouge2, rougeL, rougeLsum (all four).
+measure: f, precision or recall ("f").
+tokenize: rouge (rouge_score, a-z and 0-9), words (any script), auto: words where the references need it ("auto").
+use_stemmer: Porter stemmer for English (False).
+use_aggregator: False gives the list of all scores in place of the mean (True). The mean is plain, without bootstrap.
+
+Returns a dict: one number, or list, a type.
+"""
+_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+class Rouge(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_ARGUMENTS,
+            features=[
+                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
+                datasets.Features({"predictions": text, "references": text}),
+            ],
+        )
+
+    def _compute(
+        self,
+        predictions,
+        references,
+        rouge_types=_TYPES,
+        measure="f",
+        tokenize="auto",
+        use_stemmer=False,
+        use_aggregator=True,
+    ):
+        rows = [references_of(refs, "references") for refs in references]
+        if not all(rows):
+            raise ValueError(f"ROUGE needs a reference for every prediction; row {rows.index([])} has none.")
+        result = {}
+        for rouge_type in rouge_types:
+            reward = RougeReward(type=rouge_type, measure=measure, tokenize=tokenize, stemmer=use_stemmer)
+            scores = [reward.score(text, refs) for text, refs in zip(predictions, rows, strict=True)]
+            result[rouge_type] = sum(scores) / len(scores) if use_aggregator else scores
+        return result

@@ -1,0 +1,210 @@
+"""Settings of PPO. What TRL has keeps TRL's name and meaning; what only PPO has keeps TRL 1.12's name."""
+
+from dataclasses import dataclass, field
+from math import ceil
+
+from trl import GRPOConfig
+
+from pipeline.errors import UserError
+from pipeline.ppo.math import KL_ESTIMATORS
+
+# Settings of GRPOConfig that would do nothing here, or would bias the log-probabilities, with what to use instead.
+_REFUSED = {
+    "beta": "the KL penalty of PPO is kl_coef",
+    "loss_type": "PPO averages its loss over all tokens of a mini-batch",
+    "scale_rewards": "advantages are whitened; per-reward scaling is `normalize` in the rewards list",
+    "multi_objective_aggregation": "per-reward scaling is `normalize` in the rewards list",
+    "importance_sampling_level": "PPO's ratio is per token",
+    "delta": "PPO has no two-sided clipping",
+    "use_bias_correction_kl": "the KL penalty is part of the reward here",
+    "sync_ref_model": "the reference is the frozen start of the policy",
+    "ref_model_mixup_alpha": "the reference is the frozen start of the policy",
+    "ref_model_sync_steps": "the reference is the frozen start of the policy",
+    "mask_truncated_completions": "use missing_eos_penalty",
+    "off_policy_mask_threshold": "PPO clips the ratio instead",
+    "top_entropy_quantile": "PPO trains on every sampled token",
+    "use_adaptive_entropy": "use a fixed entropy_coef",
+    "entropy_coef_min": "use a fixed entropy_coef",
+    "entropy_coef_max": "use a fixed entropy_coef",
+    "entropy_coef_delta": "use a fixed entropy_coef",
+    "entropy_target": "use a fixed entropy_coef",
+    "sapo_temperature_neg": "it belongs to a loss of GRPO",
+    "sapo_temperature_pos": "it belongs to a loss of GRPO",
+    "vespo_k_pos": "it belongs to a loss of GRPO",
+    "vespo_lambda_pos": "it belongs to a loss of GRPO",
+    "vespo_k_neg": "it belongs to a loss of GRPO",
+    "vespo_lambda_neg": "it belongs to a loss of GRPO",
+    "top_p": "a truncated distribution is not the one that log-probabilities are computed of; use temperature",
+    "top_k": "a truncated distribution is not the one that log-probabilities are computed of; use temperature",
+    "min_p": "a truncated distribution is not the one that log-probabilities are computed of; use temperature",
+    "repetition_penalty": "it changes the distribution that is sampled; use a repetition reward",
+    "disable_dropout": "rollout and update must see the same policy, so dropout is always off",
+}
+# Generation settings that leave the sampled distribution alone.
+_NEUTRAL_GENERATION = {"use_cache", "max_time", "cache_config", "cache_implementation", "prefill_chunk_size"}
+
+
+@dataclass
+class PPOConfig(GRPOConfig):
+    """Settings of [`PPOTrainer`], on top of `trl.GRPOConfig`.
+
+    One *update* is one rollout of `per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches`
+    completions on each process, then `num_iterations` epochs over it with one optimizer step a mini-batch. `max_steps`
+    and the learning-rate schedule count optimizer steps: `num_iterations x num_mini_batches` of them an update.
+
+    Raises:
+        UserError: for a value out of range, or a GRPO setting that PPO has no use for; the message names the key.
+    """
+
+    # -- defaults that differ from GRPO's
+    num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt in one rollout."})
+    num_generations_eval: int | None = field(default=1, metadata={"help": "Completions per prompt in evaluation."})
+    num_iterations: int = field(default=4, metadata={"help": "PPO epochs over each rollout."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
+    scale_rewards: str = field(default="none", metadata={"help": "Not used by PPO."})
+    loss_type: str = field(default="dapo", metadata={"help": "Not used by PPO."})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "No dropout: rollout and update must see the same policy (ratio 1 at first)."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, about 20%% slower."}
+    )
+    logging_steps: float = field(
+        default=0, metadata={"help": "Optimizer steps between two logs; 0 means once an update (rollout)."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Must stay off: the critic's pass goes around the DDP wrapper."}
+    )
+
+    # -- what only PPO has
+    total_episodes: int | None = field(
+        default=None, metadata={"help": "Completions to train on in all, rounded up to whole updates; sets max_steps."}
+    )
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in one epoch over a rollout."})
+    kl_coef: float = field(default=0.05, metadata={"help": "β of the per-token KL penalty against the reference."})
+    kl_estimator: str = field(default="k1", metadata={"help": "Estimator of the KL penalty: k1, k2 or k3."})
+    kl_target: float | None = field(
+        default=None, metadata={"help": "Nats per sequence; given, kl_coef adapts so that the KL stays near it."}
+    )
+    kl_horizon: float = field(default=10000, metadata={"help": "Episodes in which the adaptive kl_coef reacts."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
+    lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    cliprange_value: float | None = field(
+        default=0.2, metadata={"help": "Clip range of the values around the old ones, in score units; none = no clip."}
+    )
+    whiten_advantages: bool = field(default=True, metadata={"help": "Whiten advantages over all processes."})
+    whiten_rewards: bool = field(
+        default=False, metadata={"help": "Divide the token rewards by their standard deviation (usually harmful)."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Score units taken off a completion that was cut at max_completion_length."}
+    )
+    critic_path: str | None = field(
+        default=None,
+        metadata={"help": "Reward-stage or critic folder that the critic starts from; none: the base, head at 0."},
+    )
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of critic adapter and value head; none: learning_rate."}
+    )
+
+    def __post_init__(self):
+        self._validate()
+        given = {name: getattr(self, name) for name in ("steps_per_generation", "generation_batch_size")}
+        self.generation_batch_size = None
+        self.steps_per_generation = self.gradient_accumulation_steps * self.num_mini_batches
+        steps_per_update = self.num_iterations * self.num_mini_batches
+        if self.logging_steps == 0:
+            self.logging_steps = steps_per_update
+        # GRPO insists on groups of two or more. PPO has none, so its check is shown one group per process.
+        num_generations, self.num_generations = (
+            self.num_generations,
+            self.per_device_train_batch_size * self.steps_per_generation,
+        )
+        super().__post_init__()
+        self.num_generations = num_generations
+        for name, value in given.items():  # a run's own config.yaml, which has both, can be given again
+            if value not in (None, getattr(self, name)):
+                raise UserError(
+                    f"{name} is {value}, but PPO derives it: it is {getattr(self, name)} here "
+                    f"({self._batch_arithmetic()}). Remove it."
+                )
+        if self.generation_batch_size % num_generations:
+            raise UserError(
+                f"num_generations is {num_generations}, but a rollout has {self.generation_batch_size} completions "
+                f"({self._batch_arithmetic()}), which it does not divide."
+            )
+        if self.use_transformers_continuous_batching and (self.bf16 or self.fp16):
+            raise UserError(
+                "use_transformers_continuous_batching with bf16 or fp16 rounds adapters and value head to 16 bits for "
+                "good: set bf16 and fp16 to false, or leave it out."
+            )
+        if self.kl_target is not None and self.kl_horizon < self.generation_batch_size:
+            raise UserError(
+                f"kl_horizon is {self.kl_horizon}, shorter than the {self.generation_batch_size} episodes of one "
+                "update: kl_coef would leap, even below 0. Raise kl_horizon."
+            )
+        if self.total_episodes is not None:
+            max_steps = ceil(self.total_episodes / self.generation_batch_size) * steps_per_update
+            if self.max_steps not in (-1, max_steps):
+                raise UserError(
+                    f"max_steps is {self.max_steps}, but total_episodes {self.total_episodes} makes it {max_steps}: "
+                    "give one of them."
+                )
+            self.max_steps = max_steps
+
+    def _batch_arithmetic(self) -> str:
+        return (
+            f"per_device_train_batch_size {self.per_device_train_batch_size} x gradient_accumulation_steps "
+            f"{self.gradient_accumulation_steps} x num_mini_batches {self.num_mini_batches} x processes "
+            f"{self.world_size}"
+        )
+
+    def _validate(self) -> None:
+        defaults = type(self).__dataclass_fields__
+        for name, instead in _REFUSED.items():
+            value, default = getattr(self, name), defaults[name].default
+            if value != default and not (name == "beta" and value == 0):
+                raise UserError(f"{name} is {value!r}, but PPO has no such setting: {instead}. Remove it.")
+        self.beta = 0.0
+        if isinstance(self.generation_kwargs, dict) and set(self.generation_kwargs) - _NEUTRAL_GENERATION:
+            names = ", ".join(sorted(set(self.generation_kwargs) - _NEUTRAL_GENERATION))
+            raise UserError(f"generation_kwargs has {names}, which would change the sampled distribution. Remove it.")
+        if self.kl_estimator not in KL_ESTIMATORS:
+            raise UserError(f"kl_estimator is {self.kl_estimator!r}; choose one of {', '.join(KL_ESTIMATORS)}.")
+        counts = "num_iterations num_mini_batches num_generations gradient_accumulation_steps max_completion_length"
+        for name in counts.split():
+            if getattr(self, name) is None or getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.ddp_find_unused_parameters:
+            raise UserError(
+                "ddp_find_unused_parameters is True, but the critic's pass goes around the DDP wrapper, which would "
+                "take its weights for unused. Remove it."
+            )
+        self.ddp_find_unused_parameters = False
+        if self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches < 2:
+            raise UserError(
+                "A rollout of one completion per process has nothing to compare: raise per_device_train_batch_size, "
+                "gradient_accumulation_steps or num_mini_batches so that their product is 2 or more."
+            )
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        rates = "learning_rate max_grad_norm epsilon epsilon_high kl_coef vf_coef entropy_coef missing_eos_penalty"
+        for name in rates.split():
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"{name} is {value}; it must not be negative.")
+        above_zero = "temperature cliprange_value kl_target kl_horizon total_episodes critic_learning_rate"
+        for name in above_zero.split():
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name} is {value}; it must be greater than 0.")
+
+    def to_dict(self):
+        settings = super().to_dict()
+        if settings["gradient_checkpointing_kwargs"]:
+            # what the trainer puts there besides settings is code, which no log or JSON file can take
+            for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+                settings[name] = {k: v for k, v in settings[name].items() if not callable(v)}
+        return settings

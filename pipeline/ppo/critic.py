@@ -1,0 +1,117 @@
+"""The critic: a LoRA adapter of its own on the policy's base, and a value head.
+
+On disk it is an ordinary PEFT token-classification adapter (task type TOKEN_CLS, head saved as `score`), so that
+`AutoPeftModelForTokenClassification.from_pretrained(folder, num_labels=1)` loads it with none of this code. A
+reward-stage folder (SEQ_CLS, head `score`) has the same weights inside, so a critic can start from either.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.adapters import CRITIC, use_adapter
+from pipeline.errors import UserError
+
+_HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
+_WEIGHTS = "adapter_model.safetensors"
+
+
+class Critic:
+    """Values of every state of a completion.
+
+    Args:
+        model: the PEFT model that carries the policy; gains the adapter `critic` and the submodule `value_head`
+            (so that optimizer, DDP and checkpoints find both).
+        path: folder of a reward-stage adapter or of a saved critic to start from. None: the adapter starts as the
+            identity and the head at 0, so every value is 0 at first and advantages are plain returns.
+
+    Raises:
+        UserError: when `path` holds no adapter, an adapter without a score head, or one of another base.
+    """
+
+    def __init__(self, model: PeftModel, path: str | None = None):
+        self.model = model
+        hidden_size = model.get_base_model().config.get_text_config().hidden_size
+        # float32 even on a 16-bit base: values are regressed, and half a percent of error matters
+        self.head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        if path is None:
+            model.add_adapter(CRITIC, _like_policy(model))
+        else:
+            self._load(Path(path))
+        model.value_head = self.head
+
+    def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+        """V before each of the last `num_tokens` tokens. Ids and mask (B, P+T) -> (B, T), in score units.
+
+        Column t comes from the position before token t, so it depends on the prompt and tokens < t only.
+        """
+        base = self.model.get_base_model()
+        trunk = getattr(base, base.base_model_prefix)
+        with use_adapter(self.model, CRITIC):
+            hidden = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        states = hidden[:, -num_tokens - 1 : -1]
+        with torch.autocast(states.device.type, enabled=False):
+            return self.head(states.float()).squeeze(-1)
+
+    def save(self, folder: Path) -> None:
+        """Writes adapter, head and config as a PEFT TOKEN_CLS adapter into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # "all-linear" was resolved to names when the adapter was made, so the config describes the weights exactly
+        config = LoraConfig(**{**self.model.peft_config[CRITIC].to_dict(), "modules_to_save": ["score"]})
+        config.task_type, config.inference_mode = "TOKEN_CLS", True
+        config.save_pretrained(folder)
+        weights = get_peft_model_state_dict(self.model, adapter_name=CRITIC)
+        weights |= {f"{_HEAD}{name}": tensor for name, tensor in self.head.state_dict().items()}
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / _WEIGHTS, {"format": "pt"})
+
+    def load_weights(self, folder: Path) -> None:
+        """Puts the weights of a critic saved with `save` back, for resuming."""
+        self._set_weights(load_file(folder / _WEIGHTS), folder)
+
+    def _load(self, folder: Path) -> None:
+        if not (folder / "adapter_config.json").exists() or not (folder / _WEIGHTS).exists():
+            raise UserError(
+                f"critic_path is {folder}, but there is no LoRA adapter (adapter_config.json and {_WEIGHTS}) in it. "
+                "Give the folder of a reward-model stage, or leave critic_path out to start from the base."
+            )
+        config = PeftConfig.from_pretrained(str(folder))
+        config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", None, False
+        self.model.add_adapter(CRITIC, config)
+        self._set_weights(load_file(folder / _WEIGHTS), folder)
+
+    def _set_weights(self, weights: dict[str, Tensor], folder: Path) -> None:
+        head = {key.removeprefix(_HEAD): weights.pop(key) for key in list(weights) if key.startswith(_HEAD)}
+        if "weight" not in head:
+            raise UserError(
+                f"The adapter in {folder} has no score head, so it can't be a critic's start. Train it with the "
+                "reward-model stage (recipes/reward.py), which saves its head, or leave critic_path out."
+            )
+        if head["weight"].shape != self.head.weight.shape:
+            labels, hidden_size = head["weight"].shape
+            raise UserError(
+                f"The score head in {folder} is for hidden size {hidden_size} and {labels} label(s), but the policy's "
+                f"base has hidden size {self.head.weight.shape[1]} and a critic one label: it is of another model."
+            )
+        expected = set(get_peft_model_state_dict(self.model, adapter_name=CRITIC))
+        if expected != set(weights):
+            odd = sorted(expected ^ set(weights))[0]
+            raise UserError(f"The adapter in {folder} does not fit the policy's base (first difference: {odd}).")
+        set_peft_model_state_dict(self.model, weights, adapter_name=CRITIC)
+        with torch.no_grad():
+            self.head.weight.copy_(head["weight"])
+            self.head.bias.copy_(head.get("bias", torch.zeros(1)))
+
+
+def _like_policy(model: PeftModel) -> LoraConfig:
+    """A LoRA config of the policy's shape for a critic that starts from the base."""
+    config = json.loads(json.dumps(model.peft_config["default"].to_dict(), default=list))
+    for name in ("peft_type", "auto_mapping", "peft_version"):
+        config.pop(name, None)
+    fresh = {"task_type": "TOKEN_CLS", "modules_to_save": None, "inference_mode": False, "init_lora_weights": True}
+    return LoraConfig(**config | fresh)

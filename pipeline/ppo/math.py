@@ -1,0 +1,167 @@
+"""The formulas of PPO as pure functions of tensors.
+
+Conventions, stated once. Every tensor is (B, T): row = one completion, column t = its t-th token.
+`mask` is 1 where the policy sampled the token and 0 elsewhere (padding, tool results); a masked token carries no
+reward, value or gradient, and the recursions pass over it as if it were not there.
+`values[:, t]` is V of the state *before* token t; `rewards[:, t]` is paid *for* token t; V after the last real token
+is 0. Log-probabilities and KL are in nats, values and rewards in score units.
+"""
+
+import torch
+from torch import Tensor
+
+KL_ESTIMATORS = ("k1", "k2", "k3")
+
+
+# ---------------------------------------------------------------- means over real tokens
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` (B, T) over the tokens with mask 1; 0 when there is none. Returns a scalar."""
+    return (torch.where(mask.bool(), x, 0) * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, shift_mean: bool = True) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-8) on real tokens, 0 elsewhere. With `shift_mean=False` the mean is kept.
+
+    `mean` and `variance` are scalars over the real tokens of *all* processes (see `moments`).
+    """
+    whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
+    if not shift_mean:
+        whitened = whitened + mean
+    return torch.where(mask.bool(), whitened, 0)
+
+
+def moments(x: Tensor, mask: Tensor, reduce_sum=lambda t: t) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of `x` (B, T) over real tokens. `reduce_sum` adds a tensor over all processes.
+
+    Two passes, so that a large mean does not cancel a small variance away.
+    """
+    real = mask.bool()
+    count = reduce_sum(mask.sum().to(x.dtype)).clamp(min=1)
+    mean = reduce_sum(torch.where(real, x, 0).sum()) / count
+    variance = reduce_sum(torch.where(real, (x - mean) ** 2, 0).sum()) / count
+    return mean, variance
+
+
+# ---------------------------------------------------------------- KL penalty and rewards
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
+    """Per-token estimate of KL(policy || reference) in nats, (B, T), from tokens sampled by the policy.
+
+    With d = log π(a) - log π_ref(a) (Schulman 2020, "Approximating KL Divergence"):
+    k1 = d (unbiased, can be negative), k2 = d²/2 (biased, low variance), k3 = exp(-d) - 1 + d (unbiased, ≥ 0).
+
+    Raises:
+        ValueError: for an unknown estimator.
+    """
+    d = logprobs - ref_logprobs
+    if estimator == "k1":
+        return d
+    if estimator == "k2":
+        return d.square() / 2
+    if estimator == "k3":
+        return torch.expm1(-d) + d
+    raise ValueError(f"kl_estimator is {estimator!r}; choose one of {', '.join(KL_ESTIMATORS)}.")
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Reward of each token, (B, T): r_t = -β·kl_t, and the sequence score lands on the last real token.
+
+    Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, written per token. Args: `scores` (B,), `kl` (B, T), `mask` (B, T).
+    """
+    rewards = torch.where(mask.bool(), -kl_coef * kl, 0)
+    # argmax over the flipped mask finds the last 1 of each row; rows without any real token get no reward
+    last = mask.shape[1] - 1 - mask.flip(1).to(torch.int8).argmax(dim=1)
+    has_tokens = mask.any(dim=1)
+    rewards[torch.arange(len(scores), device=scores.device), last] += torch.where(has_tokens, scores, 0)
+    return rewards
+
+
+def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episodes: int) -> float:
+    """Next coefficient of the adaptive controller: β ← β (1 + clip(kl/target - 1, -0.2, 0.2) · episodes/horizon).
+
+    Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. `kl` and `target` in nats per sequence; `horizon` in episodes.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return kl_coef * (1.0 + error * episodes / horizon)
+
+
+# ---------------------------------------------------------------- returns and advantages
+def td_error(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """δ_t = r_t + γ V_{t+1} - V_t, where t+1 is the next *real* token and V after the last one is 0. (B, T)
+
+    Sutton & Barto 2018, eq. 6.5.
+    """
+    return gae(rewards, values, mask, gamma, lam=0.0)[0]
+
+
+def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """G_t = Σ_{l≥0} γ^l r_{t+l} over real tokens. (B, T). Sutton & Barto 2018, eq. 3.8."""
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0)[0]
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation: A_t = δ_t + γλ A_{t+1}; returns R_t = A_t + V_t (the λ-return).
+
+    Schulman et al. 2016 (arXiv 1506.02438), eq. 11-16. The recursion runs over real tokens only.
+
+    Args:
+        rewards, values, mask: (B, T). gamma, lam: in [0, 1].
+
+    Returns:
+        advantages (B, T), returns (B, T); both 0 where mask is 0.
+    """
+    real = mask.bool()
+    # what stands at masked positions must not count, NaN included: 0 * NaN would still be NaN
+    rewards, values = torch.where(real, rewards, 0), torch.where(real, values, 0)
+    advantages = torch.zeros_like(rewards)
+    next_advantage = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(values[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lam * next_advantage
+        next_advantage = torch.where(real[:, t], advantage, next_advantage)
+        next_value = torch.where(real[:, t], values[:, t], next_value)
+        advantages[:, t] = torch.where(real[:, t], advantage, 0)
+    return advantages, advantages + values
+
+
+# ---------------------------------------------------------------- losses, one number per token
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-min(ρ A, clip(ρ, 1-ε_low, 1+ε_high) A) with ρ = exp(log π - log π_old).
+
+    Schulman et al. 2017 (arXiv 1707.06347), eq. 7, negated. All tensors (B, T).
+
+    Returns:
+        loss, ratio ρ, clipped (bool: the clip is what the minimum chose, so the token has no gradient); each (B, T).
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    unclipped = -ratio * advantages
+    clipped = -ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high) * advantages
+    return torch.max(unclipped, clipped), ratio.detach(), (clipped > unclipped).detach()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float | None) -> tuple[Tensor, Tensor]:
+    """½ max((V - R)², (clip(V, V_old ± c) - R)²). All tensors (B, T); `cliprange` None means no clipping.
+
+    The form of OpenAI's baselines and of TRL 1.12 (Stiennon et al. 2020, arXiv 2009.01325, use the same).
+
+    Returns:
+        loss (B, T), clipped (bool, (B, T)).
+    """
+    unclipped = (values - returns).square()
+    if cliprange is None:
+        return unclipped / 2, torch.zeros_like(unclipped, dtype=torch.bool)
+    clipped_values = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    clipped = (clipped_values - returns).square()
+    return torch.max(unclipped, clipped) / 2, (clipped > unclipped).detach()
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce_sum=lambda t: t) -> Tensor:
+    """1 - Var(R - V) / Var(R) over real tokens of all processes: 1 = perfect critic, 0 = no better than the mean.
+
+    0 when the returns do not vary at all (there is nothing to explain).
+    """
+    _, residual = moments(returns - values, mask, reduce_sum)
+    _, total = moments(returns, mask, reduce_sum)
+    return torch.where(total > 1e-12, 1 - residual / total.clamp(min=1e-12), torch.zeros_like(total))

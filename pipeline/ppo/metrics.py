@@ -1,0 +1,119 @@
+"""What PPO logs. Every mean is exact: sums and counts are added up over micro-batches and processes, then divided."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# name -> formula or meaning. Means are over the real tokens (or completions) of all processes since the last log.
+METRICS = {
+    "score": "mean over completions of the weighted sum of the rewards, before KL and missing-EOS penalties",
+    "score/<reward>": "mean over completions of what one reward function returned, unweighted",
+    "kl": "mean over completions of Σ_t kl_t against the reference, in nats, by `kl_estimator`, as penalised",
+    "kl_coef": "β of the KL penalty in this update",
+    "entropy": "mean over tokens of -Σ_a π(a) log π(a), in nats, at the sampling temperature",
+    "loss/policy": "mean over tokens of -min(ρA, clip(ρ, 1-ε, 1+ε)A)",
+    "loss/value": "mean over tokens of ½ max((V-R)², (clip(V, V_old ± cliprange_value)-R)²)",
+    "clip_fraction/policy": "share of tokens whose ratio was clipped (no gradient)",
+    "clip_fraction/value": "share of tokens whose value was clipped",
+    "approx_kl": "mean over tokens of ρ - 1 - log ρ, in nats: how far the update moved from the sampling policy",
+    "ratio": "mean over tokens of ρ = π/π_old",
+    "ratio/max": "largest ρ",
+    "explained_variance": "1 - Var(R - V)/Var(R) of the critic before the update",
+    "values": "mean over tokens of V before the update",
+    "returns": "mean over tokens of R = A + V, before whitening",
+    "length/mean": "mean tokens that the policy sampled in a completion, end-of-text token included",
+    "length/min": "shortest completion, tokens",
+    "length/max": "longest completion, tokens",
+    "finished": "share of completions that ended with an end-of-text token (the others were cut at the limit)",
+    "episodes": "completions sampled so far",
+    "tokens": "completion tokens sampled so far",
+    "tokens_per_second": "completion tokens of the update / wall time of the update, all processes together",
+    "time/generation": "seconds an update in sampling completions (per process)",
+    "time/scoring": "seconds an update in reward functions",
+    "time/forward": "seconds an update in log-probabilities and values of the rollout",
+    "time/training": "seconds an update in forward and backward passes of the PPO epochs",
+    "grad_norm": "norm of the whole gradient of the last step, before clipping",
+    "learning_rate": "learning rate of the policy in the last step",
+    "loss": "what was minimised: loss/policy + vf_coef · loss/value - entropy_coef · entropy",
+    "epoch": "passes over the prompts",
+}
+
+
+class Journal:
+    """Collects what happens in an update and gives it out as numbers over all processes.
+
+    Args: accelerator: Accelerate's, for sums over processes. Everything stays on the device until `read`.
+    """
+
+    def __init__(self, accelerator):
+        self._accelerator = accelerator
+        self._sums: dict[str, Tensor] = {}
+        self._extremes: dict[str, Tensor] = {}
+        self._new_tokens = 0
+        self._since: float | None = None  # the first thing that a clock measures
+        self.seconds = dict.fromkeys(("generation", "scoring", "forward", "training"), 0.0)
+        self.episodes = self.tokens = 0
+
+    def add(self, name: str, x: Tensor, mask: Tensor | None = None) -> None:
+        """Adds the elements of `x` (where `mask` is 1) to the mean called `name`."""
+        x = x.detach().double()
+        mask = torch.ones_like(x) if mask is None else mask
+        pair = torch.stack([torch.where(mask.bool(), x, 0).sum(), mask.sum().double()])
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def largest(self, name: str, x: Tensor, mask: Tensor | None = None) -> None:
+        """Keeps the largest element of `x` (where `mask` is 1)."""
+        x = x.detach().double()
+        x = x.max() if mask is None else torch.where(mask.bool(), x, -torch.inf).max()
+        self._extremes[name] = torch.maximum(self._extremes[name], x) if name in self._extremes else x
+
+    def count(self, lengths: Tensor) -> int:
+        """Counts sampled completions of `lengths` (B,) tokens on every process; returns how many completions."""
+        counts = self.sum(torch.stack([lengths.sum(), torch.full_like(lengths[0], len(lengths))]))
+        tokens, episodes = counts.tolist()
+        self.tokens, self.episodes = self.tokens + tokens, self.episodes + episodes
+        self._new_tokens += tokens
+        return episodes
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Adds the seconds of the block to `time/<name>`, less what clocks inside it took."""
+        before, start = sum(self.seconds.values()), time.perf_counter()
+        self._since = start if self._since is None else self._since
+        try:
+            yield
+        finally:
+            inside = sum(self.seconds.values()) - before
+            self.seconds[name] += time.perf_counter() - start - inside
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes."""
+        return self._accelerator.reduce(tensor, reduction="sum")
+
+    def read(self) -> dict[str, float]:
+        """The means and maxima of all processes, then forgets them. Every process must call it."""
+        found: dict[str, float] = {}
+        if self._sums:
+            names = sorted(self._sums)
+            sums = self.sum(torch.stack([self._sums[name] for name in names]))
+            # no count, no number: a reward that scored no row has no mean
+            found |= {n: (s / c).item() for n, (s, c) in zip(names, sums, strict=True) if c > 0}
+        if self._extremes:
+            names = sorted(self._extremes)
+            stacked = self._accelerator.gather(torch.stack([self._extremes[name] for name in names])[None])
+            found |= dict(zip(names, stacked.max(dim=0).values.tolist(), strict=True))
+        self._sums, self._extremes = {}, {}
+        return found
+
+    def read_clocks(self) -> dict[str, float]:
+        """Counts, speed and the split of time since the last call."""
+        now = time.perf_counter()
+        found = {"episodes": self.episodes, "tokens": self.tokens}
+        found["tokens_per_second"] = self._new_tokens / (now - self._since) if self._since else 0.0
+        found |= {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self._since, self._new_tokens = now, 0
+        return found

@@ -1,0 +1,104 @@
+"""One rollout as tensors, and what the reward says of it token by token."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.ppo import math
+
+
+class Rollout(NamedTuple):
+    """Completions of one process with all that the update needs. B completions, T tokens (right-padded)."""
+
+    loss_mask: Tensor  # (B, T) 1 = a token that the policy sampled, in a completion that has a score
+    scores: Tensor  # (B,) weighted sum of the rewards, penalties included
+    old_logprobs: Tensor  # (B, T) nats, at sampling
+    ref_logprobs: Tensor  # (B, T) nats, of the reference
+    values: Tensor  # (B, T) score units
+
+
+class Experience(NamedTuple):
+    """What a rollout is worth. All (B, T) and 0 where the loss mask is 0."""
+
+    kl: Tensor  # nats
+    rewards: Tensor  # score units, KL penalty included
+    advantages: Tensor  # whitened if asked for
+    returns: Tensor  # advantages + values before whitening
+
+
+def weigh(scores_per_reward: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sum of what the reward functions returned. A reward that had nothing to say (NaN) is left out.
+
+    Args: scores_per_reward (B, F), weights (F,). Returns: scores (B,), scorable (B,) = at least one reward spoke.
+    """
+    scores = (scores_per_reward * weights).nansum(dim=1)
+    return scores, ~torch.isnan(scores_per_reward).all(dim=1)
+
+
+def is_finished(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids: list[int]) -> Tensor:
+    """True where the last real token is one of the end-of-text ids; (B, T), (B, T) -> (B,).
+
+    By length, never by looking for the pad id: pad and eos may be the same token.
+    """
+    last = (completion_mask.sum(dim=1) - 1).clamp(min=0)
+    last_ids = completion_ids.gather(1, last[:, None].long()).squeeze(1)
+    return torch.isin(last_ids, torch.tensor(eos_token_ids, device=completion_ids.device))
+
+
+def judge(rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t) -> Experience:
+    """Scores, KL and values -> rewards, advantages, returns, as numbered in Schulman et al. 2016 and 2017.
+
+    Args:
+        config: PPOConfig (kl_estimator, gamma, lam, whiten_rewards, whiten_advantages).
+        reduce_sum: adds a tensor over all processes; whitening spans them all.
+    """
+    mask = rollout.loss_mask
+    # 1. the price of leaving the reference
+    kl = torch.where(mask.bool(), math.kl_penalty(rollout.old_logprobs, rollout.ref_logprobs, config.kl_estimator), 0)
+    # 2. the reward of every token
+    rewards = math.token_rewards(rollout.scores, kl, mask, kl_coef)
+    if config.whiten_rewards:
+        rewards = math.whiten(rewards, mask, *math.moments(rewards, mask, reduce_sum), shift_mean=False)
+    # 3. credit: how much better than expected each token was
+    advantages, returns = math.gae(rewards, rollout.values, mask, config.gamma, config.lam)
+    # 4. one scale for every batch
+    if config.whiten_advantages:
+        advantages = math.whiten(advantages, mask, *math.moments(advantages, mask, reduce_sum))
+    return Experience(kl, rewards, advantages, returns)
+
+
+def pack(mini_batch: list[dict]) -> list[dict]:
+    """The micro-batches of one mini-batch, with rows of like length together and without columns of padding only.
+
+    One optimizer step sees all of them and its loss is a sum over tokens, so neither changes the gradient. Batches
+    with anything but tensors of one row a completion (images) are left as they are.
+    """
+    rows = {key: [m[key] for m in mini_batch] for key, x in mini_batch[0].items() if torch.is_tensor(x) and x.ndim}
+    size = len(mini_batch[0]["completion_ids"])
+    if any(len(x) != size for parts in rows.values() for x in parts) or len(rows) != len(_with_rows(mini_batch[0])):
+        return mini_batch
+    merged = {key: torch.cat(parts) for key, parts in rows.items()}
+    order = merged["completion_mask"].sum(dim=1).argsort(stable=True)
+    return [
+        micro_batch | _trim({key: x[order[i * size : (i + 1) * size]] for key, x in merged.items()})
+        for i, micro_batch in enumerate(mini_batch)
+    ]
+
+
+def _with_rows(batch: dict) -> list[str]:
+    return [key for key, x in batch.items() if isinstance(x, list) or (torch.is_tensor(x) and x.ndim)]
+
+
+def _trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cuts left padding off prompts (B, P) and right padding off everything of width T that all rows share."""
+    width = batch["completion_mask"].shape[1]
+    prompt = int(batch["prompt_mask"].sum(dim=1).max())
+    completion = max(1, int(batch["completion_mask"].sum(dim=1).max()))
+    trimmed = {}
+    for key, x in batch.items():
+        if key in ("prompt_ids", "prompt_mask"):
+            trimmed[key] = x[:, x.shape[1] - prompt :]
+        else:
+            trimmed[key] = x[:, :completion] if x.ndim == 2 and x.shape[1] == width else x
+    return trimmed

@@ -1,0 +1,84 @@
+"""What PPO does to the model, and asks of model and data, before it trains."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from pipeline.adapters import POLICY
+from pipeline.errors import UserError
+
+
+def with_policy_adapter(model, peft_config, args) -> PeftModel:
+    """The model with the adapter that PPO trains: its own one, or a new one of `peft_config`."""
+    if isinstance(model, str):
+        if (Path(model) / "adapter_config.json").exists():
+            raise UserError(
+                f"model is {model}, a LoRA adapter; load it first: "
+                f"AutoPeftModelForCausalLM.from_pretrained({model!r}, is_trainable=True)."
+            )
+        model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "auto", **(args.model_init_kwargs or {})})
+        args.model_init_kwargs = None
+    if isinstance(model, PeftModel):
+        if peft_config is not None:
+            raise UserError("model has a LoRA adapter already, and peft_config would be a second: give one of them.")
+        if list(model.peft_config) != [POLICY]:
+            raise UserError(
+                f"model has the adapters {', '.join(model.peft_config)}; PPO starts from a model with one, "
+                f"called {POLICY!r}."
+            )
+        return model
+    peft_config = peft_config or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, peft_config)
+
+
+def check_prompts(dataset, args) -> None:
+    prompts = args.generation_batch_size // args.num_generations
+    if hasattr(dataset, "__len__") and len(dataset) < prompts:
+        raise UserError(
+            f"train_dataset has {len(dataset)} prompts, but one rollout takes {prompts}. Give more prompts, or lower "
+            "per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches."
+        )
+
+
+def check_all_learns(model) -> None:
+    """An adapter with parts that stay frozen here would be half trained without a word."""
+    for name, parameter in model.named_parameters():
+        if POLICY in name.split(".") and not parameter.requires_grad:
+            raise UserError(
+                f"The policy's adapter has {name}, which PPO does not train: use a LoRA adapter without "
+                "modules_to_save (merge that one into the base with merge_and_unload, or train without it)."
+            )
+
+
+def switch_dropout_off(model) -> None:
+    """Also where a module keeps it as a number (OPT's dropout, Llama's attention_dropout), which TRL passes over."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def sample_plainly(model, eos_token_ids, tokenizer):
+    """Takes repetition penalties, forced tokens and the like of the model's own generation_config out of the rollouts.
+
+    They would change the sampled distribution, and the log-probabilities would be of another one.
+    """
+    model.get_base_model().generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos_token_ids, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def count_positions_from_the_mask(model: PeftModel) -> None:
+    """Left padding must not shift positions: the first real token is at 0, as in generation."""
+    base = model.get_base_model()
+    getattr(base, base.base_model_prefix).register_forward_pre_hook(_add_positions, with_kwargs=True)
+
+
+def _add_positions(module, args, kwargs):
+    mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+    plain = isinstance(mask, torch.Tensor) and ids is not None and mask.shape == ids.shape
+    if plain and kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return args, kwargs

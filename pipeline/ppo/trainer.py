@@ -1,0 +1,356 @@
+"""PPOTrainer: TRL's GRPOTrainer carries prompts, generation, rewards, distribution and checkpoints; what makes it PPO
+(critic, KL penalty in the reward, GAE, value loss) is here.
+
+What is relied on of TRL is private there, so it is pinned to one minor version and held by tests/test_trl_contract.py.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, set_seed
+from trl import GRPOTrainer
+
+from pipeline.adapters import CRITIC, POLICY, REFERENCE, checkpoint_contexts, copy_adapter, train_only, use_adapter
+from pipeline.errors import UserError
+from pipeline.ppo import checkpoint, math, setup
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.critic import Critic
+from pipeline.ppo.metrics import Journal
+from pipeline.ppo.rollout import Rollout, is_finished, judge, pack, weigh
+from rewards.mixture import Shaped
+
+# GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS
+_NOT_LOGGED = {"reward", "reward_std", "frac_reward_zero_std", "num_tokens", "step_time"}
+_NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
+
+
+class PPOTrainer(GRPOTrainer):
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
+
+    Args:
+        model: base model or its name or folder, or a PEFT model (then its adapter is where the policy starts and a
+            frozen copy of it is the reference; otherwise the reference is the base with the adapter off).
+        reward_funcs: as in TRL, one or several of: a function `f(prompts, completions, **columns)` that returns one
+            number or None a completion, a reward of the package `rewards`, a sequence classifier or its name.
+        args: PPOConfig.
+        train_dataset: rows with a `prompt` (text or messages) and whatever columns the rewards read.
+        peft_config: LoRA settings when `model` has no adapter yet; default: rank 16 on all linear layers.
+        The other arguments are those of `trl.GRPOTrainer`.
+
+    Raises:
+        UserError: when the settings, the adapter or the critic's folder do not fit, when there are fewer prompts than
+            one rollout takes, or when no reward scored any completion.
+    """
+
+    _tag_names = ["trl", "ppo", "plumbline"]
+    _name = "PPO"
+    _paper = {
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": "@article{schulman2017proximal, title={Proximal Policy Optimization Algorithms}, "
+        "author={Schulman, John and Wolski, Filip and Dhariwal, Prafulla and Radford, Alec and Klimov, Oleg}, "
+        "year={2017}, eprint={arXiv:1707.06347}}",
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: Callable | list | None = None,
+        args: PPOConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
+        args = PPOConfig("ppo") if args is None else args
+        setup.check_prompts(train_dataset, args)
+        set_seed(args.seed)  # before adapters are made, so that they are the same on every process and in every run
+        starts_from_adapter = isinstance(model, PeftModel)
+        model = setup.with_policy_adapter(model, peft_config, args)
+        self.reference_adapter = REFERENCE if starts_from_adapter else None  # None: the base with every adapter off
+        if starts_from_adapter:
+            copy_adapter(model, POLICY, REFERENCE)
+        self.critic = Critic(model, args.critic_path)
+        if args.gradient_checkpointing:
+            args = copy.copy(args)  # the caller's settings stay plain values
+            args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = {
+                **(args.gradient_checkpointing_kwargs or {}),
+                "use_reentrant": False,
+                "context_fn": checkpoint_contexts(model),
+            }
+        # Nothing is trainable while TRL sets up: on a quantized base it would round what is to bfloat16, so that the
+        # policy is no longer its reference and the value head no longer float32
+        model.requires_grad_(False)
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        zero3 = self.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3
+        if self.is_fsdp_enabled or zero3:
+            raise UserError(
+                "PPO does not run under FSDP or DeepSpeed ZeRO-3 yet: the critic's pass goes around the wrapper that "
+                "gathers sharded weights. Use DDP or ZeRO-2 (recipes/accelerate/gpus.yaml, zero2.yaml)."
+            )
+        train_only(model, [POLICY, CRITIC], extra=[self.critic.head])
+        setup.check_all_learns(model)
+        setup.switch_dropout_off(model)
+        setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)
+        setup.count_positions_from_the_mask(model)
+        self.kl_coef = args.kl_coef
+        self.journal = Journal(self.accelerator)  # of training; evaluation between two logs must not mix with it
+        self._eval_journal = Journal(self.accelerator)
+
+    @property
+    def _notes(self) -> Journal:
+        return self.journal if self.model.training else self._eval_journal
+
+    # ------------------------------------------------------------ rollout
+    def _generate_and_score_completions(self, inputs):
+        # 1. Sample completions and score them (TRL; _calculate_rewards below keeps what each reward said)
+        batch = super()._generate_and_score_completions(inputs)
+        mask, scores, finished = self._scores(batch)
+        # 2. Log-probabilities of the sampled tokens and values of their states, all without dropout or gradient
+        with self._notes.clock("forward"), torch.no_grad():
+            rollout = Rollout(mask, scores, *self._logprobs_and_values(batch))
+        # 3. Token rewards, advantages, returns; whitened over all processes
+        experience = judge(rollout, self.args, self.kl_coef, self.journal.sum)
+        # 4. What the update reads
+        batch |= {
+            "loss_mask": mask,
+            "old_per_token_logps": rollout.old_logprobs,
+            "old_values": rollout.values,
+            "advantages": experience.advantages,
+            "returns": experience.returns,
+        }
+        # 5. Log, and let the KL coefficient follow its target
+        self._log_rollout(batch, rollout, experience, finished)
+        return batch
+
+    def _generate(self, prompts):
+        with self._notes.clock("generation"):
+            return super()._generate(prompts)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        for reward in self.reward_funcs:
+            if isinstance(reward, Shaped):
+                reward.training = self.model.training  # running statistics are those of training alone
+        with self._notes.clock("scoring"):
+            scores_per_reward = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        start = self.accelerator.process_index * len(prompts)
+        self._scores_per_reward = scores_per_reward[start : start + len(prompts)]  # (B, F), this process's rows
+        for name, column in zip(self.reward_func_names, scores_per_reward.T, strict=True):
+            if torch.isinf(column).any():
+                raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
+        if self.model.training and torch.isnan(scores_per_reward).all():
+            raise UserError(
+                "No reward scored any completion of this rollout: every reward returned None or NaN for every row. "
+                "Check that the columns that the rewards read are filled."
+            )
+        return scores_per_reward
+
+    def _scores(self, batch):
+        """Loss mask (B, T), scores with penalties (B,), finished (B,)."""
+        completion_mask = batch["completion_mask"]
+        scores, scorable = weigh(self._scores_per_reward, self.reward_weights.to(completion_mask.device))
+        self._notes.add("score", scores, scorable)
+        for name, column in zip(self.reward_func_names, self._scores_per_reward.T, strict=True):
+            self._notes.add(f"score/{name}", column, ~torch.isnan(column))
+        finished = is_finished(batch["completion_ids"], completion_mask, self.eos_token_ids)
+        if self.args.missing_eos_penalty is not None:
+            scores = scores - self.args.missing_eos_penalty * ~finished
+        return _sampled(batch) * scorable[:, None], scores, finished
+
+    def _logprobs_and_values(self, batch):
+        """Log-probabilities of policy and reference, and values; each (B, T), in micro-batches."""
+        input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        num_tokens, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
+
+        def logprobs():
+            return self._get_per_token_logps_and_entropies(
+                self.model, input_ids, attention_mask, num_tokens, batch_size=size
+            )[0]
+
+        old_logprobs = batch.get("old_per_token_logps")
+        old_logprobs = logprobs() if old_logprobs is None else old_logprobs
+        with use_adapter(self.model, self.reference_adapter):
+            ref_logprobs = logprobs()
+        chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        values = torch.cat([self._values(ids, mask, num_tokens) for ids, mask in chunks])
+        return old_logprobs, ref_logprobs, values
+
+    def _values(self, input_ids, attention_mask, num_tokens):
+        with self.accelerator.autocast():
+            return self.critic.values(input_ids, attention_mask, num_tokens)
+
+    # ------------------------------------------------------------ update
+    def _prepare_inputs(self, generation_batch):
+        is_new = self.model.training and (
+            self._buffered_inputs is None or self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        )
+        inputs = super()._prepare_inputs(generation_batch)
+        if is_new:
+            self._buffered_inputs = self._by_mini_batch(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def _by_mini_batch(self, micro_batches):
+        """Packs each mini-batch, and writes into its micro-batches how many tokens it has over all processes.
+
+        The loss is a sum divided by that number, so the gradient does not depend on how a mini-batch is cut up.
+        """
+        size, packed = self.args.gradient_accumulation_steps, []
+        for start in range(0, len(micro_batches), size):
+            mini_batch = pack(micro_batches[start : start + size])
+            count = self.journal.sum(torch.stack([m["loss_mask"].sum() for m in mini_batch]).sum())
+            packed += [micro_batch | {"num_items_in_batch": count} for micro_batch in mini_batch]
+        return packed
+
+    def _compute_loss(self, model, inputs):
+        prompt_ids, completion_ids = inputs["prompt_ids"], inputs["completion_ids"]
+        input_ids = torch.cat([prompt_ids, completion_ids], dim=1)
+        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        num_tokens, mask = completion_ids.shape[1], inputs["loss_mask"]
+
+        # 1. What the policy and the critic say now
+        logprobs, entropy, aux_loss = self._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, num_tokens, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+        )
+        values = self._values(input_ids, attention_mask, num_tokens)
+
+        # 2. The two losses, per token
+        policy_loss, ratio, policy_clipped = math.policy_loss(
+            logprobs, inputs["old_per_token_logps"], inputs["advantages"], self.epsilon_low, self.epsilon_high
+        )
+        if "importance_sampling_ratio" in inputs:  # vLLM's sampler is not quite the policy (TRL's correction)
+            policy_loss = policy_loss * inputs["importance_sampling_ratio"]
+        value_loss, value_clipped = math.value_loss(
+            values, inputs["old_values"], inputs["returns"], self.args.cliprange_value
+        )
+
+        # 3. Their sum over real tokens, divided by the tokens of the whole mini-batch (DDP averages over processes)
+        token_loss = policy_loss + self.args.vf_coef * value_loss - self.entropy_coef * entropy
+        tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes if self.model.training else mask.sum()
+        loss = torch.where(mask.bool(), token_loss, 0).sum() / tokens.clamp(min=1)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
+
+        # 4. Log
+        log_ratio = (logprobs - inputs["old_per_token_logps"]).detach()
+        for name, x in {
+            "entropy": entropy,
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "clip_fraction/policy": policy_clipped,
+            "clip_fraction/value": value_clipped,
+            "approx_kl": torch.expm1(log_ratio) - log_ratio,
+            "ratio": ratio,
+        }.items():
+            self._notes.add(name, x, mask)
+        self._notes.largest("ratio/max", ratio, mask)
+        return loss
+
+    def training_step(self, model, inputs, num_items_in_batch):
+        with self.journal.clock("training"):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.critic_learning_rate is not None and len(optimizer.param_groups) <= 2:
+            names = {CRITIC, "value_head"}
+            critic = {id(p) for n, p in self.model.named_parameters() if names & set(n.split("."))}
+            for group in list(optimizer.param_groups):
+                theirs = [p for p in group["params"] if id(p) in critic]
+                group["params"] = [p for p in group["params"] if id(p) not in critic]
+                optimizer.param_groups.append({**group, "params": theirs, "lr": self.args.critic_learning_rate})
+        return optimizer
+
+    # ------------------------------------------------------------ log
+    def _log_rollout(self, batch, rollout, experience, finished):
+        mask, journal = rollout.loss_mask, self._notes
+        lengths = _sampled(batch).sum(dim=1)
+        kl, counts = experience.kl.sum(dim=1), mask.any(dim=1)
+        journal.add("kl", kl, counts)
+        journal.add("values", rollout.values, mask)
+        journal.add("returns", experience.returns, mask)
+        journal.add("length/mean", lengths)
+        journal.largest("length/max", lengths)
+        journal.largest("length/min", -lengths)  # the largest of the negatives; turned round in log()
+        journal.add("finished", finished)
+        journal.add("kl_coef", torch.tensor([self.kl_coef], device=mask.device))
+        explained = math.explained_variance(rollout.values, experience.returns, mask, self.journal.sum)
+        journal.add("explained_variance", explained[None])
+        # TRL's completions table has a column for the advantage: give it the mean over the completion
+        advantage = experience.advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        advantage = self.accelerator.gather(advantage).tolist()
+        column = self._logs["advantages"]
+        for _ in range(min(len(advantage), len(column))):
+            column.pop()
+        column.extend(advantage)
+        if self.model.training:
+            episodes = journal.count(lengths)
+            if self.args.kl_target is not None:
+                total, rows = journal.sum(torch.stack([kl.sum(), counts.sum()])).tolist()
+                self.kl_coef = math.adapt_kl_coef(
+                    self.kl_coef, total / max(rows, 1), self.args.kl_target, self.args.kl_horizon, episodes
+                )
+
+    def log(self, logs, start_time=None):
+        mode = "train" if self.model.training else "eval"
+        ours = self._notes.read()
+        if "length/min" in ours:
+            ours["length/min"] = -ours["length/min"]
+        if mode == "train" and "loss" in logs:
+            ours |= self.journal.read_clocks()
+        kept = {
+            name: x
+            for name, x in self._metrics[mode].items()
+            if name not in _NOT_LOGGED and not name.startswith(_NOT_LOGGED_GROUPS)
+        }
+        self._metrics[mode].clear()
+        self._metrics[mode].update(kept | {name: [x] for name, x in ours.items()})
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------ save and load
+    def _save(self, output_dir=None, state_dict=None):
+        """Policy adapter and tokenizer into `output_dir`, critic into `output_dir/critic`; safetensors only."""
+        folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder, selected_adapters=[POLICY])
+        self.critic.save(folder / CRITIC)
+        self.processing_class.save_pretrained(folder)
+
+    def _save_checkpoint(self, model, trial):
+        # First what is ours, because TRL's part may push the folder to the Hub
+        checkpoint.save(self, Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _get_train_sampler(self, dataset=None):
+        self.prompt_order = super()._get_train_sampler(dataset)
+        return self.prompt_order
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # not through PEFT's load_adapter, which would change which adapters learn and which one speaks
+        checkpoint.load_adapters(self, Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        checkpoint.load_adapters(self, Path(self.state.best_model_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder):
+        super()._load_optimizer_and_scheduler(checkpoint_folder)
+        if checkpoint_folder is not None:
+            checkpoint.load(self, Path(checkpoint_folder))
+
+
+def _sampled(batch):
+    """(B, T), 1 = a token of the policy; 0 = padding or what a tool wrote."""
+    return batch["completion_mask"] * (1 if batch.get("tool_mask") is None else batch["tool_mask"])

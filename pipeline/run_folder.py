@@ -1,0 +1,172 @@
+"""The output folder of a stage: settings, metrics and summary, and the promise that nothing is overwritten."""
+
+import dataclasses
+import json
+import os
+import platform
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+
+from pipeline import __version__
+from pipeline.errors import UserError
+
+CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
+SECRETS = ("hub_token", "push_to_hub_token", "mp_parameters")
+# Where this process ran, not what was asked for.
+MACHINE = ("local_rank", "ddp_backend", "distributed_state", "deepspeed_plugin", "logging_dir")
+
+
+def is_main() -> bool:
+    """True in the one process that writes and prints (rank 0), also before anything distributed was set up."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: str = "") -> None:
+    """Prints on the main process only."""
+    if is_main():
+        print(text, flush=True)
+
+
+class RunFolder:
+    """One stage's output folder. Only rank 0 writes; every method may be called on all ranks."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path | None, resume: bool = False) -> "RunFolder":
+        """Makes the folder, or raises `UserError` when there is something in it already (unless `resume`)."""
+        if not path:
+            raise UserError("output_dir is not set: name the folder for the results, e.g. --output_dir runs/mine/sft")
+        folder = cls(path)
+        # Only rank 0 looks, otherwise a slower rank would find the folder that rank 0 has just filled.
+        problem = _agree(folder._make(resume) if is_main() else None)
+        if problem:
+            raise UserError(problem)
+        return folder
+
+    def _make(self, resume: bool) -> str | None:
+        if self.path.exists() and not self.path.is_dir():
+            return f"output_dir {self.path} is a file, not a folder: give another --output_dir"
+        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+            return (
+                f"output_dir {self.path} already holds results and is never overwritten: "
+                f"give another --output_dir, or remove or rename {self.path}"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            return f"output_dir {self.path} cannot be written ({error.strerror}): give another --output_dir"
+        return None
+
+    def write_config(self, *settings: Any) -> None:
+        """Writes `config.yaml`: all settings as resolved, the seed among them, and the package versions.
+
+        The file can be given to `--config` again. Access tokens are never written.
+        """
+        if not is_main():
+            return
+        merged: dict[str, Any] = {}
+        for item in settings:
+            for key, value in settings_of(item).items():
+                merged.setdefault(key, value)
+        merged["versions"] = versions()
+        text = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
+        _replace(self.path / CONFIG, text)
+
+    def metrics_callback(self) -> TrainerCallback:
+        """A callback that appends each log of a `Trainer` to `metrics.jsonl`."""
+        return MetricsCallback(self.path / METRICS)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes `summary.json`, aside first and then renamed, so that a reader never sees half a file."""
+        if is_main():
+            _replace(self.path / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+class MetricsCallback(TrainerCallback):
+    """Appends `{"step": …, "epoch": …, …}` to a JSON-lines file at each log, on the main process only."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        row = {"step": state.global_step, "epoch": state.epoch, **logs}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, default=float) + "\n")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; `path` is the file or its run folder. A last line cut by a kill is left out."""
+    path = Path(path)
+    path = path / METRICS if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give a run folder with a {METRICS} in it")
+    rows, lines = [], path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number} is not JSON: {error.msg}") from error
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries that decide the result."""
+    found = {"plumbline": __version__, "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def settings_of(item: Any) -> dict[str, Any]:
+    """The settings of a dataclass as plain YAML values, without secrets and without what is at its default None."""
+    found = {}
+    for field in dataclasses.fields(item):
+        value = getattr(item, field.name, None)
+        if not field.init or field.name in SECRETS + MACHINE or (value is None and field.default is None):
+            continue
+        found[field.name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return str(value)
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _agree(problem: str | None) -> str | None:
+    """Rank 0's finding on every rank, so that all stop together instead of one waiting for ever."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return problem
+    box = [problem]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,44 @@
+"""Worlds: small sources of data that carry a recipe from nothing to PPO, each with its own referee.
+
+A world is a module or package here with this interface:
+
+- ``make_data(settings: WorldSettings) -> WorldData``: rows for the files below, the same for the same settings;
+- ``pretraining_texts(settings, data) -> list[Document]``: documents for the base model, nothing of the held-out
+  prompts among them;
+- ``referee(completion, row) -> dict[str, float]``: the held-out measures, never a training reward. `row` is a row of
+  ``prompts_heldout``;
+- ``HIGHER_IS_BETTER: dict[str, bool]``: the direction of each measure.
+
+Files (JSONL): ``sft_train`` {prompt, completion}; ``preferences_train`` and ``preferences_heldout`` {prompt, chosen,
+rejected}; ``prompts_train`` and ``prompts_heldout`` {prompt, references, facts, one column per slot}, where ``facts``
+is a list of wanted words or phrases and "a|b" means that either counts. A prompt ends with a newline: its tokens stay
+the same when a completion follows.
+
+A new world is one more entry in `WORLDS`.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from ..errors import UserError
+from .base import BaseModelSettings, WorldData, WorldSettings, write_data
+
+__all__ = ["WORLDS", "BaseModelSettings", "WorldData", "WorldSettings", "load_world", "referee", "write_data"]
+
+WORLDS = {
+    "field_notes": "pipeline.worlds.field_notes",
+    "e2e": "pipeline.worlds.e2e",
+}
+
+
+def load_world(name: str) -> ModuleType:
+    """The module of the world `name`. UserError for an unknown name."""
+    if name not in WORLDS:
+        raise UserError(f"There is no world {name!r}. Worlds: {', '.join(sorted(WORLDS))}.")
+    return importlib.import_module(WORLDS[name])
+
+
+def referee(name: str) -> Callable[[str, Mapping], dict[str, float]]:
+    """The referee of the world `name`: (completion, row) -> {measure: value}. See the world's HIGHER_IS_BETTER."""
+    return load_world(name).referee

@@ -1,0 +1,12 @@
+"""Reward model: `accelerate launch recipes/reward.py --config recipes/tiny/reward.yaml [--setting value ...]`."""
+
+from pipeline import cli, reward_model
+from pipeline.config import DataArguments, ModelArguments, RewardStage
+
+
+def main() -> None:
+    reward_model.run(*cli.parse(ModelArguments, DataArguments, RewardStage))
+
+
+if __name__ == "__main__":
+    cli.launch(main)

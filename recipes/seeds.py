@@ -1,0 +1,61 @@
+"""The three stages of a recipe with several seeds, and what came out: `python recipes/seeds.py recipes/tiny 0 1 2`.
+
+Base and data are shared; each seed has its own folders `runs/<recipe>/seed<n>/{sft,reward,ppo}`. What is there already
+is kept, so that a stopped run goes on with the stages that are missing.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+import yaml
+
+STAGES = ("sft", "reward", "ppo")
+
+
+def command(recipe: Path, run: str, stage: str, seed: int) -> list[str]:
+    """The stage's own launcher, with every path to an earlier stage's folder moved to the folder of the seed."""
+    settings = yaml.safe_load((recipe / f"{stage}.yaml").read_text(encoding="utf-8"))
+    moved = {f"{run}/{name}": f"{run}/seed{seed}/{name}" for name in STAGES}
+    flags = [f"--seed={seed}"]
+    for key, value in settings.items():
+        text = json.dumps(value)
+        for old, new in moved.items():
+            text = text.replace(f'"{old}"', f'"{new}"')
+        if text != json.dumps(value):
+            value = json.loads(text)
+            flags += [f"--{key}", *(map(json.dumps, value) if isinstance(value, list) else [value])]
+    return [sys.executable, f"recipes/{stage}.py", "--config", str(recipe / f"{stage}.yaml"), *flags]
+
+
+def main(recipe: Path, seeds: list[int]) -> None:
+    run, rows = f"runs/{recipe.name}", []
+    for seed in seeds:
+        for stage in STAGES:
+            if not Path(run, f"seed{seed}", stage, "summary.json").exists():
+                started = time.perf_counter()
+                subprocess.run(command(recipe, run, stage, seed), check=True)
+                print(f"seed {seed}, {stage}: {time.perf_counter() - started:.0f} s", flush=True)
+        rows.append([json.loads(Path(run, f"seed{seed}", s, "summary.json").read_text("utf-8")) for s in STAGES])
+    for decoding in ("sampled", "greedy"):
+        print(f"\n{decoding:<16}" + "".join(f"{f'seed {seed}':>18}" for seed in seeds) + f"{'mean':>18}")
+        held = [ppo if decoding == "sampled" else ppo["greedy"] for *_, ppo in rows]
+        for name in held[0]["before"]:
+            pairs = [(h["before"][name], h["after"][name]) for h in held]
+            pairs.append(tuple(mean(side) for side in zip(*pairs, strict=True)))
+            print(f"{name:<16}" + "".join(f"{f'{b:.3f} -> {a:.3f}':>18}" for b, a in pairs))
+    for name, values in {
+        "KL, nats": [ppo["kl"] for *_, ppo in rows],
+        "reward accuracy": [reward["accuracy"] for _, reward, _ in rows],
+        "seconds": [sum(stage["seconds"] for stage in stages) for stages in rows],
+    }.items():
+        print(f"{name:<16}" + "".join(f"{value:>18.2f}" for value in [*values, mean(values)]))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit("usage: python recipes/seeds.py recipes/tiny 0 1 2")
+    main(Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]])

@@ -1,0 +1,12 @@
+"""SFT: `accelerate launch recipes/sft.py --config recipes/tiny/sft.yaml [--setting value ...]`."""
+
+from pipeline import cli, sft
+from pipeline.config import DataArguments, ModelArguments, SFTStage
+
+
+def main() -> None:
+    sft.run(*cli.parse(ModelArguments, DataArguments, SFTStage))
+
+
+if __name__ == "__main__":
+    cli.launch(main)

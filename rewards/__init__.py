@@ -1,0 +1,30 @@
+"""Rewards: text in, numbers out. They know no trainer, and TRL's trainers take them as they are."""
+
+from .base import Reward, RewardError, WeightedReward, build_rewards, log_name_of
+from .fluency import Length, Repetition
+from .keyword import Keyword, first_hit
+from .learned import Learned
+from .mixture import Mixture, Shaped, load_state, raw, state_of
+from .overlap import Bleu, Rouge
+from .text import text_of
+
+__all__ = [
+    "Bleu",
+    "Keyword",
+    "Learned",
+    "Length",
+    "Mixture",
+    "Repetition",
+    "Reward",
+    "RewardError",
+    "Rouge",
+    "Shaped",
+    "WeightedReward",
+    "build_rewards",
+    "first_hit",
+    "load_state",
+    "log_name_of",
+    "raw",
+    "state_of",
+    "text_of",
+]

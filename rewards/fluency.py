@@ -1,0 +1,81 @@
+"""Rewards that need no reference: how long a completion is, and how much it repeats itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .base import Reward, choice, number
+from .text import text_of, words
+
+UNITS = ("words", "characters", "tokens")
+
+
+class Length(Reward):
+    """0 while the length lies between `min` and `max`; outside, minus the relative excess or lack, down to -1.
+
+        score = -min(1, (length - max) / max)  above max
+                -min(1, (min - length) / min)  below min
+
+        {name: length, max: 40}    {name: length, min: 10, max: 30, unit: tokens}
+
+    Options:
+        min, max: the bounds, both included; one of them may be left out.
+        unit ("words"): words (in scripts without spaces, characters), characters, or tokens: those that the policy
+            sampled, end-of-text token included (from `completion_ids`).
+    """
+
+    def __init__(self, min: int | None = None, max: int | None = None, unit: str = "words", log_name: str = "length"):
+        super().__init__(log_name)
+        self.min = None if min is None else number(min, "min", log_name)
+        self.max = None if max is None else number(max, "max", log_name)
+        self.unit = choice(unit, "unit", UNITS, log_name)
+        if self.min is None and self.max is None:
+            raise self.error("give min, max or both.")
+        if (self.min or 0) < 0 or (self.max is not None and (self.max <= 0 or self.max < (self.min or 0))):
+            raise self.error(f"min is {min} and max is {max}; give 0 <= min <= max and max > 0.")
+
+    def __call__(
+        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence | None = None, **columns: Any
+    ) -> list[float | None]:
+        if self.unit == "tokens":
+            if completion_ids is None:
+                raise self.error("unit: tokens needs completion_ids; use words or characters outside a trainer.")
+            return [self.score(len(ids)) for ids in completion_ids]
+        texts = map(text_of, completions)
+        return [self.score(len(words(text) if self.unit == "words" else text)) for text in texts]
+
+    def score(self, length: int) -> float:
+        """The score of a completion of `length` units."""
+        if self.max is not None and length > self.max:
+            return -min(1.0, (length - self.max) / self.max)
+        if self.min is not None and length < self.min:
+            return -min(1.0, (self.min - length) / self.min)
+        return 0.0
+
+
+class Repetition(Reward):
+    """Minus the share of n-grams that have occurred before in the same completion, from -1 to 0.
+
+        score = -(1 - distinct n-grams / n-grams)
+
+        {name: repetition, n: 3}
+
+    Options:
+        n (3): words in an n-gram (in scripts without spaces, characters). A completion with fewer scores 0.
+
+    Source: seq-rep-n in Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training", equation 10.
+    """
+
+    def __init__(self, n: int = 3, log_name: str = "repetition"):
+        super().__init__(log_name)
+        if number(n, "n", log_name) < 1 or int(n) != float(n):
+            raise self.error(f"n is {n}; give a whole number from 1 up.")
+        self.n = int(n)
+
+    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+        return [self.score(text_of(completion)) for completion in completions]
+
+    def score(self, completion: str) -> float:
+        """The score of one completion."""
+        tokens = words(completion)
+        ngrams = [tuple(tokens[i : i + self.n]) for i in range(len(tokens) - self.n + 1)]
+        return len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0

@@ -1,0 +1,314 @@
+"""A learned scorer: a reward model from the reward stage, or any sequence-classification model."""
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import cached_file, find_adapter_config_file, logging
+
+from .base import Reward, RewardError, choice, nearest, number
+from .text import text_of
+
+HEADS = ("score", "classifier")  # what transformers calls the last layer of a sequence classifier
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Learned(Reward):
+    """What a sequence-classification model says of prompt + completion.
+
+    A model with one output is a reward model: the score is its logit, without bounds, in the units in which it was
+    trained (a difference of 1 means odds of e : 1 that the higher one is preferred). A model with several outputs is a
+    classifier: the score is the probability of `label`, from 0 to 1.
+
+        {name: learned, path: runs/tiny/reward}
+        {name: learned, path: my-org/sentiment, label: positive, include_prompt: false}
+
+    Options:
+        path: a folder of the reward stage (adapter with its score head), or a folder or hub name of any sequence
+            classifier. It brings its own tokenizer: text goes in, so the policy's need not be the same.
+        label: which output of a classifier, by its name in the model's `id2label`.
+        include_prompt (true): false shows the model the completion alone.
+        append_eos ("auto"): whether plain text ends with the tokenizer's end-of-text token, as TRL's RewardTrainer
+            puts it. `auto` does so for reward models that read the last token.
+        template (none): a chat template, or a file with one, in place of the tokenizer's own.
+        max_length (the model's): the longest text in tokens; of a longer one the beginning is left out.
+        batch_size (32): texts scored at once.
+        device (this process's), dtype ("auto", as saved).
+
+    The text is tokenized exactly as `trl.RewardTrainer` does it. Plain text: prompt + completion + end-of-text as one
+    string, with the special tokens that the tokenizer adds. Messages: the chat template over prompt and completion,
+    nothing added. A completion that was cut at the length limit is scored as if it ended there, end-of-text and all:
+    a reward model has only ever read a score at the end of a text. What it costs not to end is PPO's
+    `missing_eos_penalty`. A score does not depend on padding or on the other texts of the batch.
+
+    In Python `model` (anything with `.config` and `model(input_ids=, attention_mask=).logits`) and `tokenizer` can be
+    handed in, already loaded; then `path` is not needed.
+    """
+
+    python_only = ("model", "tokenizer")
+
+    def __init__(
+        self,
+        path: str | None = None,
+        label: str | None = None,
+        include_prompt: bool = True,
+        append_eos: bool | str = "auto",
+        template: str | None = None,
+        max_length: int | None = None,
+        batch_size: int = 32,
+        device: str | None = None,
+        dtype: str = "auto",
+        model: Any = None,
+        tokenizer: Any = None,
+        log_name: str = "learned",
+    ):
+        super().__init__(log_name)
+        if (path is None) == (model is None) or (model is None) != (tokenizer is None):
+            raise self.error("give either path, or (in Python) model and tokenizer together.")
+        self.path = None if path is None else str(path)
+        self.label = label
+        self.include_prompt = include_prompt
+        self.append_eos = choice(append_eos, "append_eos", ("auto", True, False), log_name)
+        self.template = template
+        self.max_length = None if max_length is None else int(number(max_length, "max_length", log_name))
+        self.batch_size = max(1, int(number(batch_size, "batch_size", log_name)))
+        self.device = device
+        self.dtype = choice(dtype, "dtype", DTYPES, log_name)
+        self._model, self._tokenizer = model, tokenizer
+        self._ready = False
+
+    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+        rows = zip(prompts, completions, strict=True)
+        return self.score_ids([self.encode(prompt, completion) for prompt, completion in rows])
+
+    @property
+    def model(self) -> Any:
+        """The model, loaded at the first use."""
+        self._prepare()
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer."""
+        self._prepare()
+        return self._tokenizer
+
+    def encode(self, prompt: str | list[dict], completion: str | list[dict]) -> list[int]:
+        """The ids of one text as the model reads it; see the class for how."""
+        self._prepare()
+        conversational = not isinstance(completion, str)
+        if conversational and (self._tokenizer.chat_template is not None):
+            messages = [*_messages(prompt, "user"), *completion] if self.include_prompt else list(completion)
+            ids = self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+            return ids[-self._limit :]
+        if conversational and self._is_reward_model:
+            raise self.error(
+                f"the data has messages, but the tokenizer of '{self.path}' has no chat template; give `template`."
+            )
+        parts = [prompt, completion] if self.include_prompt else [completion]
+        text = ("\n" if conversational else "").join(map(text_of, parts))
+        eos = self._tokenizer.eos_token if self._appends_eos else None
+        if eos and not text.endswith(eos):
+            text += eos
+        ids = self._tokenizer(text=text, truncation=True, max_length=self._limit)["input_ids"]
+        return ids or [self._tokenizer.pad_token_id]  # a model cannot read nothing
+
+    @torch.no_grad()
+    def score_ids(self, rows: Sequence[list[int]]) -> list[float]:
+        """Scores of texts given as ids of the model's tokenizer, of any lengths."""
+        self._prepare()
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # like lengths together: less padding
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            logits = self._model(**self._pad([rows[i] for i in batch])).logits.float()
+            for i, score in zip(batch, self._read(logits).tolist(), strict=True):
+                scores[i] = score
+        return scores
+
+    def _read(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits (B, labels) -> scores (B,)."""
+        if self._label_id is None:
+            return logits[:, 0]
+        several = getattr(self._model.config, "problem_type", None) == "multi_label_classification"
+        return (logits.sigmoid() if several else logits.softmax(dim=-1))[:, self._label_id]
+
+    def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Right-padded input_ids and attention_mask, both (B, T); the mask comes from the lengths, not the ids."""
+        ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+        padded = pad_sequence(ids, batch_first=True, padding_value=self._tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        return {"input_ids": padded.to(self.device), "attention_mask": mask.to(self.device)}
+
+    def _prepare(self) -> None:
+        """Loads what was not handed in, and settles what the options leave open."""
+        if self._ready:
+            return
+        if self._model is None:
+            if self.device is None:
+                from accelerate import PartialState
+
+                self.device = PartialState().device  # each process loads its own, onto its own device
+            self._model, self._tokenizer = load_scorer(self.path, self.__name__, self.dtype)
+            self._model.to(self.device)
+        elif self.device is None:
+            self.device = getattr(self._model, "device", "cpu")
+        if isinstance(self._model, torch.nn.Module) and self.path is not None:
+            self._model.eval().requires_grad_(False)
+        self._tokenizer = copy.copy(self._tokenizer) if self.path else copy.deepcopy(self._tokenizer)
+        self._settle()
+        self._ready = True
+
+    def _settle(self) -> None:
+        config, tokenizer = self._model.config, self._tokenizer
+        labels = {int(i): name for i, name in (getattr(config, "id2label", None) or {}).items()}
+        count = getattr(config, "num_labels", len(labels))
+        self._is_reward_model = count == 1
+        if self._is_reward_model and self.label is not None:
+            raise self.error(
+                f"label is '{self.label}', but the model has one output; leave it out (log_name names it)."
+            )
+        self._label_id = None if self._is_reward_model else self._find_label(labels)
+        reads_last = self._is_reward_model and _reads_last(self._model)
+        self._appends_eos = reads_last if self.append_eos == "auto" else self.append_eos
+
+        # TRL's rule. The model finds the last token of a text as the last one that is not this id.
+        if tokenizer.pad_token_id is None:
+            pad = config.get_text_config().pad_token_id
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad) if pad is not None else tokenizer.eos_token
+        if tokenizer.pad_token_id is None:
+            raise self.error(f"the tokenizer of '{self.path}' has neither a padding nor an end-of-text token.")
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+        if self.template is not None:
+            file = Path(self.template)
+            is_file = "{" not in self.template and file.is_file()
+            tokenizer.chat_template = file.read_text("utf-8") if is_file else self.template
+        tokenizer.truncation_side = "left"
+        # RoBERTa numbers positions from pad + 1, so its tokenizer's limit is the true one; some tokenizers have none.
+        longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
+        self._limit = min(self.max_length or longest, longest, 10**9)
+
+    def _find_label(self, labels: dict[int, str]) -> int:
+        names = list(labels.values())
+        if self.label is None:
+            raise self.error(f"the model has several labels; say which with `label`: {', '.join(names)}.")
+        found = [i for i, name in labels.items() if name == self.label or name.lower() == str(self.label).lower()]
+        if not found:
+            near = nearest(self.label, names)
+            raise self.error(f"the model has no label '{self.label}'{near}; it has {', '.join(names)}.")
+        return found[0]
+
+
+def load_scorer(path: str, name: str = "learned", dtype: str = "auto") -> tuple[Any, Any]:
+    """The sequence classifier at `path` and its tokenizer, in evaluation mode on the CPU.
+
+    Raises:
+        RewardError: nothing loadable there, or a model whose score head is missing, so that scores would be random.
+    """
+    options = {"use_safetensors": True, "trust_remote_code": False, "dtype": dtype}
+    try:
+        with _whole_weights():
+            if find_adapter_config_file(path) is not None:
+                return _load_adapter(path, name, options)
+            model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
+        fresh = sorted(key for key in info["missing_keys"] if _is_head(key))
+        if fresh:
+            raise RewardError(
+                f"Reward '{name}': '{path}' holds no score head ({', '.join(fresh)} would be random); "
+                "give a reward model or a sequence classifier."
+            )
+        return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if isinstance(error, RewardError):
+            raise
+        kind = "" if os.path.isdir(path) else " (no such folder, and no model of that name in the cache or on the hub)"
+        raise RewardError(f"Reward '{name}': cannot load '{path}'{kind}: {str(error).splitlines()[0]}") from error
+
+
+def _load_adapter(path: str, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    config = json.loads(Path(find_adapter_config_file(path)).read_text("utf-8"))
+    if config.get("task_type") != "SEQ_CLS":
+        raise RewardError(
+            f"Reward '{name}': '{path}' is an adapter of type {config.get('task_type')}, not a reward model "
+            "(SEQ_CLS); train one with recipes/reward.py."
+        )
+    labels = _head_size(path, name)
+    base = config["base_model_name_or_path"]
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base, num_labels=labels, revision=config.get("revision"), **options
+        )
+    except OSError as error:
+        raise RewardError(
+            f"Reward '{name}': the adapter '{path}' stands on the base '{base}', which cannot be loaded from "
+            f"{os.getcwd()}: {str(error).splitlines()[0]}"
+        ) from error
+    has_tokenizer = cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is not None
+    tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base, trust_remote_code=False)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    return PeftModel.from_pretrained(model, path, use_safetensors=True).eval(), tokenizer
+
+
+def _head_size(path: str, name: str) -> int:
+    """Number of outputs of the score head that is saved with the adapter at `path`."""
+    weights = cached_file(path, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if weights is None:
+        raise RewardError(f"Reward '{name}': '{path}' has no adapter_model.safetensors.")
+    with safe_open(weights, framework="pt") as saved:
+        heads = [key for key in saved.keys() if _is_head(key) and "lora_" not in key and key.endswith("weight")]
+        if not heads:
+            raise RewardError(
+                f"Reward '{name}': the adapter '{path}' was saved without its score head, so its scores would be "
+                "random; train it with recipes/reward.py, or with modules_to_save=['score']."
+            )
+        return saved.get_slice(heads[-1]).get_shape()[0]
+
+
+def _is_head(key: str) -> bool:
+    return any(head in key.split(".") for head in HEADS)
+
+
+def _reads_last(model: Any) -> bool:
+    """Whether the head reads the last token of a text (`score` on a decoder), not a first [CLS] token."""
+    modules = getattr(model, "named_modules", None)
+    return modules is None or any(name.split(".")[-1] == "score" or ".score." in f".{name}." for name, _ in modules())
+
+
+def _messages(prompt: str | list[dict], role: str) -> list[dict]:
+    return [{"role": role, "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Inside, models load whole on every process, though a sharding trainer (ZeRO-3, FSDP) has set itself up."""
+    from accelerate.state import AcceleratorState
+
+    before = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
+    plugin: Callable | Any = AcceleratorState().deepspeed_plugin if AcceleratorState._shared_state else None
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # true gives real weights to the first process only
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the base has no score head, and need not have: it comes with the adapter
+    try:
+        if plugin is not None:
+            with plugin.zero3_init_context_manager(enable=False):
+                yield
+        else:
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if before is None:
+            del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
+        else:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = before

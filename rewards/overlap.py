@@ -1,0 +1,169 @@
+"""BLEU and ROUGE of each completion against the references of its row."""
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
+from sacrebleu.metrics import BLEU
+
+from .base import Reward, RewardError, choice
+from .text import is_han, is_kana, is_unspaced, text_of, words
+
+BLEU_TOKENIZERS = ("auto", "13a", "char", "intl", "ja-mecab", "none", "zh")
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+ROUGE_TOKENIZERS = ("auto", "rouge", "words")
+MEASURES = {"f": "fmeasure", "precision": "precision", "recall": "recall"}
+
+
+class Bleu(Reward):
+    """Sentence BLEU, from 0 to 1 (sacrebleu's figure divided by 100).
+
+    With the default options it equals `sacrebleu.sentence_bleu(completion, references).score / 100`: smoothing "exp",
+    effective order (a sentence of three words is not punished for having no 4-gram), tokenizer 13a.
+    An empty completion scores 0; a row without references scores None.
+
+        {name: bleu, column: references, weight: 0.5}
+
+    Options:
+        column ("references"): the column with each row's reference, or list of references.
+        tokenize ("auto"): sacrebleu's tokenizer. `auto` looks at the references of the row: ja-mecab for text with
+            kana where MeCab is installed, zh for Chinese, char for other scripts without spaces, else 13a.
+        lowercase (false): ignore case.
+        smoothing ("exp"): exp, floor, add-k or none.
+
+    Source: Papineni et al. 2002, "BLEU"; Post 2018, "A Call for Clarity in Reporting BLEU Scores".
+    """
+
+    def __init__(
+        self,
+        column: str = "references",
+        tokenize: str = "auto",
+        lowercase: bool = False,
+        smoothing: str = "exp",
+        log_name: str = "bleu",
+    ):
+        super().__init__(log_name)
+        self.column_name = column
+        self.tokenize = choice(tokenize, "tokenize", BLEU_TOKENIZERS, log_name)
+        self.lowercase = lowercase
+        self.smoothing = choice(smoothing, "smoothing", tuple(BLEU.SMOOTH_DEFAULTS), log_name)
+        if tokenize == "ja-mecab" and not has_mecab():
+            raise self.error("tokenize: ja-mecab needs MeCab; run `pip install mecab-python3 ipadic`.")
+
+    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+        rows = zip(completions, self.column(columns, self.column_name), strict=True)
+        return [self.score(text_of(completion), references_of(refs, self.column_name)) for completion, refs in rows]
+
+    def score(self, completion: str, references: list[str]) -> float | None:
+        """BLEU of one completion in 0..1; None without references."""
+        if not references:
+            return None
+        if not completion.strip():
+            return 0.0
+        tokenize = bleu_tokenizer(references) if self.tokenize == "auto" else self.tokenize
+        return _bleu(tokenize, self.lowercase, self.smoothing).sentence_score(completion, references).score / 100
+
+
+class Rouge(Reward):
+    """ROUGE-1, -2, -L or -Lsum of each completion, from 0 to 1, the best over the row's references.
+
+    With the default options it equals `rouge_score.RougeScorer([type]).score(reference, completion)[type].fmeasure`.
+    An empty completion scores 0; a row without references scores None.
+
+        {name: rougeL}    {name: rouge, type: rouge2, measure: recall}
+
+    Options:
+        type ("rougeL"): rouge1, rouge2, rougeL or rougeLsum (longest common subsequence line by line).
+            The names rouge1, rouge2 and rougeL are this reward with the type set.
+        measure ("f"): f, precision or recall.
+        column ("references"): the column with each row's reference, or list of references.
+        tokenize ("auto"): `rouge` is rouge_score's own (a-z and 0-9 only), `words` reads every script and takes each
+            character of scripts without spaces as a word. `auto` looks at the references of the row and takes `words`
+            where they have letters beyond the Latin ones.
+        stemmer (false): Porter stemmer for English, with tokenize `rouge` only.
+
+    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
+    """
+
+    def __init__(
+        self,
+        type: str = "rougeL",
+        measure: str = "f",
+        column: str = "references",
+        tokenize: str = "auto",
+        stemmer: bool = False,
+        log_name: str | None = None,
+    ):
+        super().__init__(log_name or str(type))
+        self.type = choice(type, "type", ROUGE_TYPES, self.__name__)
+        self.measure = MEASURES[choice(measure, "measure", tuple(MEASURES), self.__name__)]
+        self.column_name = column
+        self.tokenize = choice(tokenize, "tokenize", ROUGE_TOKENIZERS, self.__name__)
+        self.stemmer = stemmer
+
+    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+        rows = zip(completions, self.column(columns, self.column_name), strict=True)
+        return [self.score(text_of(completion), references_of(refs, self.column_name)) for completion, refs in rows]
+
+    def score(self, completion: str, references: list[str]) -> float | None:
+        """ROUGE of one completion in 0..1, the best over `references`; None without references."""
+        if not references:
+            return None
+        if not completion.strip():
+            return 0.0
+        tokenize = rouge_tokenizer(references) if self.tokenize == "auto" else self.tokenize
+        scorer = _rouge(self.type, tokenize, self.stemmer)
+        return max(float(getattr(scorer.score(ref, completion)[self.type], self.measure)) for ref in references)
+
+
+def references_of(value: str | Sequence[str] | None, column: str) -> list[str]:
+    """The references of one row as a list; blank and missing ones are left out."""
+    if value is None:
+        return []
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, Sequence) or not all(isinstance(ref, str | None) for ref in listed):
+        raise RewardError(f"The column '{column}' must hold a text or a list of texts in each row, not {value!r}.")
+    return [ref for ref in listed if ref and ref.strip()]
+
+
+def bleu_tokenizer(references: Sequence[str]) -> str:
+    """sacrebleu's tokenizer for the script of `references`."""
+    text = "".join(references)
+    if not any(map(is_unspaced, text)):
+        return "13a"
+    if any(map(is_kana, text)):
+        return "ja-mecab" if has_mecab() else "char"
+    return "zh" if any(map(is_han, text)) else "char"
+
+
+def rouge_tokenizer(references: Sequence[str]) -> str:
+    """`rouge` where rouge_score's a-z0-9 tokenizer can read the letters of `references`, else `words`."""
+    # Latin letters, with or without accents, end at U+024F; U+1E00..U+1EFF has the rest of them.
+    beyond = (c for ref in references for c in ref if ord(c) > 0x24F and not 0x1E00 <= ord(c) <= 0x1EFF)
+    return "words" if any(map(str.isalpha, beyond)) else "rouge"
+
+
+@functools.cache
+def has_mecab() -> bool:
+    """Whether sacrebleu's Japanese tokenizer can work: MeCab and the IPA dictionary are installed."""
+    return all(importlib.util.find_spec(name) for name in ("MeCab", "ipadic"))
+
+
+class WordTokenizer:
+    """`words` in the form that rouge_score takes."""
+
+    tokenize = staticmethod(words)
+
+
+@functools.cache
+def _bleu(tokenize: str, lowercase: bool, smoothing: str) -> BLEU:
+    return BLEU(tokenize=tokenize, lowercase=lowercase, smooth_method=smoothing, effective_order=True)
+
+
+@functools.cache
+def _rouge(type: str, tokenize: str, stemmer: bool) -> RougeScorer:
+    tokenizer = WordTokenizer() if tokenize == "words" else DefaultTokenizer(stemmer)
+    return RougeScorer([type], tokenizer=tokenizer)

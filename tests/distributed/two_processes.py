@@ -1,0 +1,46 @@
+"""Run by test_traps.py under torchrun with two processes: one rollout, two updates, a checkpoint, saved adapters, and
+the run resumed from the checkpoint."""
+
+import sys
+from pathlib import Path
+
+import torch
+import toy
+
+folder = Path(sys.argv[1])
+
+
+def build(output_dir, **config):
+    # 8 completions an update as on one process: 2 processes x 2 x 2 accumulated; 2 optimizer steps an update
+    return toy.make_trainer(
+        output_dir, toy.with_sft_adapter(), per_device_train_batch_size=2, total_episodes=16, **config
+    )
+
+
+trainer = build(folder / "run", rollout_func=toy.canned(toy.ANSWERS))
+rank = trainer.accelerator.process_index
+prompts = toy.PROMPTS[4 * rank : 4 * rank + 4]
+batch = toy.sample(trainer, prompts)
+metrics = trainer.journal.read()
+trainer.journal.episodes = trainer.journal.tokens = 0
+trainer.train()
+trainer.save_model(str(folder / "saved"))
+
+# sampled rollouts: what is left of the one that step 3 lies in, and the random state, must come from the checkpoint
+whole = build(folder / "whole", save_strategy="steps", save_steps=3)
+whole.train()
+again = build(folder / "again")
+again.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-3"))
+
+report = {
+    "rows": toy.real(batch),
+    "advantages": batch["advantages"],
+    "returns": batch["returns"],
+    "metrics": metrics,
+    "learned": toy.learned(trainer),
+    "whole": toy.learned(whole),
+    "again": toy.learned(again),
+}
+torch.save(report, folder / f"rank{rank}.pt")
+trainer.accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()

@@ -1,0 +1,253 @@
+"""The report: one page, nothing from outside, text in it stays text, and its figures are those of the run."""
+
+import html.parser
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.report import (
+    MAX_POINTS,
+    MAX_SAMPLES,
+    all_points,
+    before_after,
+    curve_groups,
+    draw_curve,
+    duration,
+    number,
+    read_stage,
+    smooth,
+    thin,
+    write_report,
+)
+
+EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/a.png onerror=alert(1)> {{ 7 * 7 }} & </svg>"
+LOADS = {"src", "srcset", "data", "action", "formaction", "poster", "background", "ping", "cite"}
+
+
+class Page(html.parser.HTMLParser):
+    """The parts of a page that could load, run or link anything, and its text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open, self.unmatched = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in ("meta", "link", "br", "img", "input", "hr"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unmatched.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def jsonl(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def make_run(root: Path, evil: str = "") -> Path:
+    ppo = root / "tiny" / "ppo"
+    rows = [
+        {"step": s, "epoch": s / 9, "score/keyword": s / 30, "kl": 0.1 * s, "loss/value": 1 / s} for s in range(1, 31)
+    ]
+    jsonl(
+        ppo / "metrics.jsonl", [row | {f"score/{evil}": 1.0} for row in rows] + [{"step": 30, "train_runtime": 12.5}]
+    )
+    name = f"keyword{evil}"
+    summary = {"before": {name: 0.25, "gold": 0.5}, "after": {name: 0.75, "gold": 0.625}, "kl": 3.25, "seconds": 95}
+    summary |= {"episodes": 2048, "length": {"before": 20.5, "after": 18.25}}
+    (ppo / "summary.json").write_text(json.dumps(summary), "utf-8")
+    (ppo / "config.yaml").write_text(f"seed: 7\nnote: {evil}\n", "utf-8")
+    sample = {"prompt": f"heron{evil}", "before": f"a bird{evil}", "after": f"a calm heron{evil}"}
+    scores = {"scores_before": {name: 0.0}, "scores_after": {name: 1.0}}
+    jsonl(ppo / "samples.jsonl", [sample | scores for _ in range(3)])
+    jsonl(root / "tiny" / "sft" / "metrics.jsonl", [{"step": s, "loss": 3 / s} for s in range(1, 6)])
+    return ppo
+
+
+def test_page_holds_what_the_run_says(tmp_path):
+    ppo = make_run(tmp_path)
+    out = write_report(ppo)
+    assert out == ppo / "report.html"
+    page = Page(out.read_text("utf-8"))
+    assert page.unmatched == [] and page.open == []
+    text = " ".join(" ".join(page.text).split())
+    for wanted in ("0.500 → 0.625", "+0.500 ▲", "3.25", "1 min 35 s", "2,048", "18.2", "seed: 7", "train_runtime"):
+        assert wanted in text, wanted
+    assert text.count("a calm heron") == 3 and text.count("a bird") == 3
+    assert "Curves: ppo" in text and "Curves: sft" in text and "Curves: reward" not in text
+    # score/keyword, the score without a name, kl and loss/value of PPO, loss of SFT; epoch is none, nor what is once
+    assert page.tags.count("svg") == 5
+
+
+def test_text_from_models_and_data_stays_text(tmp_path):
+    page = Page(write_report(make_run(tmp_path, EVIL)).read_text("utf-8"))
+    assert page.unmatched == [] and page.open == []
+    assert "script" not in page.tags and "img" not in page.tags
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    text = "".join(page.text)
+    # prompts, completions, reward names in table and samples, a metric's name, the settings: word for word
+    assert text.count(EVIL) >= 3 * 3 + 1 + 3 * 2 + 1 + 1
+    assert "49" not in re.sub(r"\d+\.\d+", "", text.split("Curves:")[0].replace(EVIL, ""))
+
+
+def test_page_asks_for_nothing_from_outside(tmp_path):
+    text = write_report(make_run(tmp_path, EVIL)).read_text("utf-8")
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    loading = [(tag, name, value) for tag, name, value in page.attributes if name in LOADS]
+    assert not loading
+    for tag, name, value in page.attributes:
+        if name in ("href", "xlink:href"):
+            assert value.startswith("#"), (tag, name, value)
+        for target in re.findall(r"url\(([^)]*)\)", value):
+            assert target.startswith("#"), (tag, name, value)
+    styles = "".join(re.findall(r"<style>(.*?)</style>", text, flags=re.S))
+    assert styles and "@import" not in styles and "url(" not in styles
+    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_every_reference_inside_the_page_has_its_target(tmp_path):
+    page = Page(write_report(make_run(tmp_path)).read_text("utf-8"))
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    wanted = {value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href")}
+    wanted |= {t[1:] for _, _, value in page.attributes for t in re.findall(r"url\(([^)]*)\)", value)}
+    assert wanted <= set(ids)
+
+
+def test_a_long_run_stays_under_one_megabyte(tmp_path):
+    ppo = make_run(tmp_path)
+    names = [f"score/r{i}" for i in range(8)] + [f"time/t{i}" for i in range(8)] + [f"m{i}" for i in range(14)]
+    rows = [{"step": s} | {name: math.sin(s * (i + 1) / 700) for i, name in enumerate(names)} for s in range(5000)]
+    jsonl(ppo / "metrics.jsonl", rows)
+    sample = {"prompt": "p" * 9000, "before": "b" * 9000, "after": "a" * 9000}
+    jsonl(ppo / "samples.jsonl", [sample] * 50)
+    out = write_report(ppo)
+    assert out.stat().st_size < 1_000_000
+    page = Page(out.read_text("utf-8"))
+    assert page.tags.count("svg") == 30 + 1
+    assert page.tags.count("article") == MAX_SAMPLES
+    assert "(6000 more characters)" in "".join(page.text)
+
+
+def test_conversations_and_odd_text_are_shown(tmp_path):
+    ppo = make_run(tmp_path)
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "鷺は?"}]
+    row = {"prompt": prompt, "before": "", "after": [{"role": "assistant", "content": "half \ud83d"}]}
+    (ppo / "samples.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    text = "".join(Page(write_report(ppo).read_text("utf-8")).text)
+    assert "system: Be brief.\n\nuser: 鷺は?" in text and "assistant: half ?" in text and "(empty)" in text
+
+
+def test_a_folder_without_results_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="metrics.jsonl"):
+        write_report(tmp_path)
+    ppo = make_run(tmp_path)
+    (ppo / "samples.jsonl").write_text('{"prompt": 1}\n{"pro', "utf-8")
+    with pytest.raises(UserError, match="samples.jsonl, line 2"):
+        write_report(ppo)
+
+
+def test_another_place_and_an_older_page(tmp_path):
+    ppo = make_run(tmp_path)
+    out = tmp_path / "pages" / "mine.html"
+    out.parent.mkdir()
+    out.write_text("old", "utf-8")
+    assert write_report(ppo, out) == out
+    assert out.read_text("utf-8").startswith("<!doctype html>")
+    assert [p.name for p in out.parent.iterdir()] == ["mine.html"]
+    assert not (ppo / "report.html").exists()
+
+
+def test_table_keeps_missing_numbers_apart_from_zero():
+    rows = before_after({"before": {"bleu": 0.0, "odd": None}, "after": {"bleu": 0.25, "new": 2.0, "gold": 1.0}})
+    assert [row["name"] for row in rows] == ["gold", "bleu", "odd", "new"]
+    shown = {row["name"]: (row["before"], row["after"], row["change"], row["arrow"]) for row in rows}
+    assert shown["bleu"] == ("0.000", "0.250", "+0.250", "▲")
+    assert shown["new"] == ("–", "2.00", "–", "")
+    assert shown["odd"] == ("–", "–", "–", "")
+
+
+def test_a_moving_average_by_pencil():
+    # span 3 gives a = 1/2: 4; (4/4 + 8/2) / (3/4); (4/8 + 8/4 + 0/2) / (7/8)
+    assert smooth([4.0, 8.0, 0.0], 3) == pytest.approx([4.0, 20 / 3, 20 / 7])
+    assert smooth([1.0, 5.0], 1) == [1.0, 5.0]
+    assert smooth([0.3] * 9, 5) == pytest.approx([0.3] * 9)
+
+
+def test_thinning_averages_equal_bins():
+    assert thin([(0, 1), (1, 3), (2, 5)], limit=2) == [(0.5, 2.0), (2.0, 5.0)]
+    assert thin([(0, 1), (1, 3)], limit=2) == [(0.0, 1.0), (1.0, 3.0)]
+    assert len(thin([(i, i) for i in range(10_001)])) <= MAX_POINTS
+
+
+def test_what_is_a_curve():
+    rows = [
+        {"step": 1, "epoch": 0.1, "loss": 1.0, "flag": True, "bad": float("nan"), "text": "x", "once": 3.0},
+        {"step": 2, "epoch": 0.2, "loss": 0.5, "flag": True, "bad": float("inf"), "text": "y", "train_loss": 1.0},
+    ]
+    assert all_points(rows) == {"loss": [(1.0, 1.0), (2.0, 0.5)]}
+
+
+def test_curves_stand_in_their_groups(tmp_path):
+    names = [
+        "score",
+        "score/bleu",
+        "kl",
+        "kl_coef",
+        "approx_kl",
+        "entropy",
+        "values",
+        "loss/value",
+        "loss",
+        "length/mean",
+    ]
+    jsonl(tmp_path / "ppo" / "metrics.jsonl", [{"step": s} | dict.fromkeys(names, 1.0 * s) for s in (1, 2)])
+    groups = {g["title"]: [c.name for c in g["curves"]] for g in curve_groups(read_stage(tmp_path / "ppo"))}
+    assert groups == {
+        "Scores": ["score", "score/bleu"],
+        "Distance to the reference": ["kl", "kl_coef"],
+        "Text": ["length/mean"],
+        "Policy": ["approx_kl", "entropy"],
+        "Critic": ["values", "loss/value"],
+        "Loss": ["loss"],
+    }
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.09), (12345.1, 12345.4)])
+def test_axis_labels_are_the_values_themselves(low, high):
+    """The drawing's coordinates are rounded, its labels are not (0.25 is not 0.2), and they are no offsets."""
+    svg = str(draw_curve("score", [(0, low), (1, high)]).svg)
+    found = re.findall(r"<text[^>]*>\s*([^<]*?)\s*</text>", svg)
+    labels = [float(text.replace("\N{MINUS SIGN}", "-")) for text in found]
+    heights = labels[labels.index(1.0) + 1 :]
+    margin = (high - low) / 2
+    assert len(heights) >= 2 and all(low - margin <= h <= high + margin for h in heights), found
+    assert heights[-1] - heights[0] > (high - low) / 3
+    assert len({round(b - a, 9) for a, b in zip(heights, heights[1:], strict=False)}) == 1
+
+
+def test_a_curve_that_never_moves_is_a_plain_line():
+    svg = str(draw_curve("length/max", [(s, 48.0) for s in range(50)]).svg)
+    assert "e-1" not in svg and "e−1" not in svg
+
+
+def test_numbers_as_people_write_them():
+    shown = {0.0: "0", 0.12345: "0.123", -1.5: "−1.5", 123.456: "123.5", 12800: "12,800", 48: "48", 0.00002: "2e−5"}
+    assert {value: number(value) for value in shown} == shown
+    assert number(None) == number(float("nan")) == "–"
+    assert (duration(9.5), duration(95), duration(7260)) == ("9.5 s", "1 min 35 s", "2 h 1 min")

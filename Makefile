@@ -52,10 +52,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo seeds test test-all test-cov lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce seeds test test-all test-cov mutants lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
 
@@ -82,7 +82,7 @@ BASE := $(if $(wildcard $(RECIPE_)/base.yaml),$(RUN)/base/model.safetensors)
 base: $(or $(BASE),$(STAMP))  ## the small base model and the data that a recipe makes on the spot; kept for the next run
 
 $(RUN)/base/model.safetensors: | $(STAMP)
-	"$(PY)" recipes/base.py --config $(RECIPE_)/base.yaml $(if $(filter sft reward ppo,$(MAKECMDGOALS)),,$(ARGS))
+	"$(PY)" recipes/base.py --config $(RECIPE_)/base.yaml $(if $(filter sft reward ppo a2c reinforce,$(MAKECMDGOALS)),,$(ARGS))
 
 sft: $(STAMP) | $(BASE)  ## stage 1: supervised fine-tuning, gives runs/<recipe>/sft
 	$(LAUNCH) recipes/sft.py --config $(RECIPE_)/sft.yaml $(ARGS)
@@ -93,16 +93,21 @@ reward: $(STAMP) | $(BASE)  ## stage 2: the reward model, gives runs/<recipe>/re
 ppo: $(STAMP) | $(BASE)  ## stage 3: PPO against the rewards, gives runs/<recipe>/ppo and the report
 	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/ppo.yaml $(ARGS)
 
+a2c reinforce: $(STAMP) | $(BASE)
+	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/$@.yaml $(ARGS)
+a2c:  ## the same trainer with a critic, one epoch, no clipping, gives runs/<recipe>/a2c
+reinforce:  ## the same trainer without a critic, gives runs/<recipe>/reinforce
+
 SEEDS ?= 0 1 2
 seeds: $(STAMP) | $(BASE)  ## the three stages with several seeds (SEEDS="0 1 2"), and a table of what came out
 	"$(PY)" recipes/seeds.py $(RECIPE_) $(SEEDS)
 
 # Asked for together, the stages run in this order, however they were typed.
 ifneq ($(filter sft,$(MAKECMDGOALS)),)
-reward ppo: | sft
+reward ppo a2c reinforce: | sft
 endif
 ifneq ($(filter reward,$(MAKECMDGOALS)),)
-ppo: | reward
+ppo a2c reinforce: | reward
 endif
 
 # --- tests and style ------------------------------------------------------------------------------------------------
@@ -116,6 +121,9 @@ test-all: $(STAMP)  ## every test, also the long ones
 
 test-cov: $(STAMP)  ## the tests, with the lines that none of them runs
 	$(PYTEST) -m "not slow" --cov --cov-report=term-missing $(ARGS)
+
+mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must catch each (about 15 minutes)
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/mutants.py $(ARGS)
 
 lint: $(STAMP)  ## style and simple mistakes (ruff)
 	"$(PY)" -m ruff check .

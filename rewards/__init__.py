@@ -7,6 +7,7 @@ from .learned import Learned
 from .mixture import Mixture, Shaped, load_state, raw, state_of
 from .overlap import Bleu, Rouge
 from .text import text_of
+from .tokens import pays_tokens, token_ends
 
 __all__ = [
     "Bleu",
@@ -24,7 +25,9 @@ __all__ = [
     "first_hit",
     "load_state",
     "log_name_of",
+    "pays_tokens",
     "raw",
     "state_of",
     "text_of",
+    "token_ends",
 ]

@@ -5,7 +5,7 @@ import math as m
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -41,6 +41,12 @@ def test_td_error_and_reward_to_go_by_hand():
     torch.testing.assert_close(math.td_error(t([1, 2, 3]), t([0.5, 1, 2]), ONES, 0.9), t([1.4, 2.8, 1.0]))
     # G_2 = 3, G_1 = 2+.9·3 = 4.7, G_0 = 1+.9·4.7 = 5.23
     torch.testing.assert_close(math.reward_to_go(t([1, 2, 3]), ONES, 0.9), t([5.23, 4.7, 3.0]))
+
+
+def test_lambda_returns_by_hand():
+    # γ=.9, λ=.5, r=[1,2,3], V=[.5,1,2]: R_2 = 3; R_1 = 2+.9(.5·2+.5·3) = 4.25; R_0 = 1+.9(.5·1+.5·4.25) = 3.3625
+    returns = math.lambda_returns(t([1, 2, 3]), t([0.5, 1, 2]), ONES, 0.9, 0.5)
+    torch.testing.assert_close(returns, t([3.3625, 4.25, 3.0]), atol=1e-12, rtol=0)
 
 
 def test_gae_passes_over_masked_tokens():
@@ -133,6 +139,62 @@ def test_score_lands_on_the_last_real_token():
 def test_a_row_without_real_tokens_earns_nothing():
     rewards = math.token_rewards(torch.tensor([5.0]), torch.ones(1, 3), torch.zeros(1, 3), kl_coef=0.5)
     assert torch.equal(rewards, torch.zeros(1, 3))
+
+
+# ---------------------------------------------------------------- whatever comes: identities and no NaN
+magnitudes = st.sampled_from([1e-6, 1.0, 1e3, 1e6])
+
+
+@st.composite
+def two_processes(draw):
+    """Two batches with masks, as two processes hold them; at least two real tokens that differ."""
+    parts = [draw(batches()) for _ in range(2)]
+    real = torch.cat([r[k.bool()] for r, _, k in parts])
+    assume(len(real) > 1 and real.std() > 1e-2)
+    return parts
+
+
+@settings(deadline=None, max_examples=60)
+@given(two_processes())
+def test_whitened_tokens_of_all_processes_have_mean_0_and_variance_1(parts):
+    # moments of all of them together, as `reduce_sum` gives them to both (real processes: trap 13)
+    pooled = (torch.cat([r.flatten() for r, _, _ in parts])[None], torch.cat([k.flatten() for _, _, k in parts])[None])
+    mean, variance = math.moments(*pooled)
+    whitened = torch.cat([math.whiten(r, k, mean, variance)[k.bool()] for r, _, k in parts])
+    assert whitened.mean().item() == pytest.approx(0, abs=1e-6)
+    assert whitened.var(unbiased=False).item() == pytest.approx(1, abs=1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches(), magnitudes)
+def test_kl_estimators_identities(batch, size):
+    logprobs, ref, _ = (-x.abs() * size / 1e3 for x in batch)
+    for estimator in math.KL_ESTIMATORS:
+        assert (math.kl_penalty(logprobs, logprobs, estimator) == 0).all()  # equal policies
+    assert (math.kl_penalty(logprobs, ref, "k3") >= -1e-9 * size).all()
+    assert (math.kl_penalty(logprobs, ref, "k2") >= 0).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(batches(), batches(), magnitudes, st.floats(0, 1), st.floats(0, 1), st.sampled_from(math.KL_ESTIMATORS))
+def test_finite_input_gives_finite_output(batch, other, size, gamma, lam, estimator):
+    """In float32, as in training; log-probabilities down to -1e6 nats, scores up to ±1e6."""
+    rewards, values, mask = (x.float() for x in batch)
+    shape = rewards.shape
+    logprobs, ref = -rewards.abs() * size / 1e3, -values.abs() * size / 1e3
+    scores = torch.zeros(shape[0]) + rewards[:, 0] * size / 1e3
+    kl = math.kl_penalty(logprobs, ref, estimator)
+    paid = math.token_rewards(scores, kl, mask, 0.1)
+    advantages, returns = math.gae(paid, values, mask, gamma, lam)
+    found = [kl, paid, advantages, returns, math.reward_to_go(paid, mask, gamma)]
+    found += [math.masked_mean(paid, mask), math.explained_variance(values, values * 2, mask)]
+    if estimator == "k1":  # a k3 of 5e8 nats squared has no place in float32
+        found.append(math.whiten(advantages, mask, *math.moments(advantages, mask)))
+        for eps in (0.2, torch.inf):
+            loss, ratio, _ = math.policy_loss(logprobs, ref, found[-1], eps, eps)
+            found += [loss, ratio]
+        found += [math.value_loss(values, paid, returns, c)[0] for c in (0.2, None)]
+    assert all(torch.isfinite(x).all() for x in found)
 
 
 # ---------------------------------------------------------------- losses

@@ -30,7 +30,8 @@ def settings_for(stage: str) -> tuple[type, ...]:
 
 
 def stage_of(path: Path) -> str:
-    return path.stem.split("_")[0]
+    stage = path.stem.split("_")[0]
+    return "ppo" if stage in ("a2c", "reinforce") else stage  # algorithms of the PPO stage
 
 
 STAGES = [path for path in RECIPES if stage_of(path) in ("sft", "reward", "ppo")]

@@ -184,6 +184,8 @@ def test_trap_31_no_tensor_of_batch_times_tokens_times_vocabulary(tmp_path):
 
 
 CHANGES = {
+    "algorithm": "reinforce",
+    "baseline": None,  # test_algorithms.py
     "num_generations": 2,
     "num_generations_eval": None,  # evaluation only: test_ppo_trainer.py
     "num_iterations": 1,
@@ -232,10 +234,12 @@ def test_trap_32_every_setting_changes_behavior(tmp_path):
         settings = {"total_episodes": 8, "kl_coef": 0.1, "gradient_accumulation_steps": 1} | changes
         if "kl_horizon" in changes:
             settings["kl_target"] = 0.5
+        if "algorithm" in changes:
+            settings["num_iterations"] = None
         trainer = toy.make_trainer(tmp_path, toy.with_sft_adapter(), prompts=PROMPTS * 2, **settings)
         toy.randomize(trainer.model, POLICY, 9, scale=0.3)
         trainer.train()
-        return torch.cat([p.flatten() for p in toy.learned(trainer).values()])
+        return torch.cat([p.flatten() for n, p in toy.learned(trainer).items() if POLICY in n.split(".")])
 
     baseline, with_target = final(), final(kl_target=0.5)
     assert torch.equal(baseline, final())

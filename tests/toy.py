@@ -102,7 +102,7 @@ def make_trainer(
         model=model,
         reward_funcs=reward,
         args=PPOConfig(str(tmp_path), **settings | config),
-        train_dataset=Dataset.from_dict({"prompt": list(prompts)} | (columns or {})),
+        train_dataset=prompts and Dataset.from_dict({"prompt": list(prompts)} | (columns or {})),
         processing_class=tokenizer_ or tokenizer(),
         **for_trainer,
     )

@@ -36,6 +36,7 @@ def save(trainer, folder: Path) -> None:
         state = {
             "micro_step": step,
             "kl_coef": trainer.kl_coef,
+            "baseline": trainer.baseline,
             "episodes": trainer.journal.episodes,
             "tokens": trainer.journal.tokens,
             "rewards": state_of((reward, 1.0) for reward in trainer.reward_funcs),
@@ -50,13 +51,14 @@ def load_adapters(trainer, folder: Path) -> None:
         UserError: when `folder` is not a checkpoint of PPO.
     """
     weights, critic = folder / _POLICY_WEIGHTS, folder / CRITIC
-    if not weights.exists() or not critic.exists():
+    if not weights.exists() or (trainer.critic and not critic.exists()):
         raise UserError(
             f"{folder} is not a checkpoint of PPO: {_POLICY_WEIGHTS} or {CRITIC}/ is missing. "
             "Give a folder called checkpoint-<step> of a PPO run."
         )
     set_peft_model_state_dict(trainer.accelerator.unwrap_model(trainer.model), load_file(weights), POLICY)
-    trainer.critic.load_weights(critic)
+    if trainer.critic is not None:
+        trainer.critic.load_weights(critic)
 
 
 def load(trainer, folder: Path) -> None:
@@ -68,7 +70,7 @@ def load(trainer, folder: Path) -> None:
     if not (folder / STATE).exists():
         raise UserError(f"{folder} is not a complete checkpoint of PPO: {STATE} is missing. Give an earlier one.")
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    trainer.kl_coef = state["kl_coef"]
+    trainer.kl_coef, trainer.baseline = state["kl_coef"], state["baseline"]
     trainer.journal.episodes, trainer.journal.tokens = state["episodes"], state["tokens"]
     load_state(((reward, 1.0) for reward in trainer.reward_funcs), state["rewards"])
     trainer._step, trainer._buffered_inputs = state["micro_step"], None

@@ -40,6 +40,18 @@ _REFUSED = {
     "repetition_penalty": "it changes the distribution that is sampled; use a repetition reward",
     "disable_dropout": "rollout and update must see the same policy, so dropout is always off",
 }
+ALGORITHMS = ("ppo", "a2c", "reinforce")
+BASELINES = ("none", "moving_average", "leave_one_out")
+# What an algorithm leaves out: setting -> why. A value other than the default (or none) contradicts it.
+_ONE_EPOCH = {"num_iterations": "it makes one epoch over each rollout"}
+_NO_CLIPPING = dict.fromkeys(("epsilon", "epsilon_high", "cliprange_value"), "it clips nothing")
+_NO_BASELINE = {"baseline": "its baseline is the critic"}
+_NO_CRITIC = dict.fromkeys(("lam", "vf_coef", "critic_path", "critic_learning_rate"), "it has no critic")
+_CONTRADICTS = {
+    "ppo": _NO_BASELINE,
+    "a2c": _NO_BASELINE | _ONE_EPOCH | _NO_CLIPPING,
+    "reinforce": _ONE_EPOCH | _NO_CLIPPING | _NO_CRITIC,
+}
 # Generation settings that leave the sampled distribution alone.
 _NEUTRAL_GENERATION = {"use_cache", "max_time", "cache_config", "cache_implementation", "prefill_chunk_size"}
 
@@ -59,7 +71,9 @@ class PPOConfig(GRPOConfig):
     # -- defaults that differ from GRPO's
     num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt in one rollout."})
     num_generations_eval: int | None = field(default=1, metadata={"help": "Completions per prompt in evaluation."})
-    num_iterations: int = field(default=4, metadata={"help": "PPO epochs over each rollout."})
+    num_iterations: int | None = field(
+        default=None, metadata={"help": "Epochs over each rollout; none: 4 for ppo, 1 for a2c and reinforce."}
+    )
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
     scale_rewards: str = field(default="none", metadata={"help": "Not used by PPO."})
     loss_type: str = field(default="dapo", metadata={"help": "Not used by PPO."})
@@ -77,6 +91,17 @@ class PPOConfig(GRPOConfig):
     )
 
     # -- what only PPO has
+    algorithm: str = field(
+        default="ppo",
+        metadata={
+            "help": "ppo (critic, clipping, several epochs), a2c (critic, no clipping, one epoch) or reinforce "
+            "(reward-to-go, no critic, one epoch)."
+        },
+    )
+    baseline: str = field(
+        default="none",
+        metadata={"help": "What reinforce takes off the reward-to-go: none, moving_average or leave_one_out."},
+    )
     total_episodes: int | None = field(
         default=None, metadata={"help": "Completions to train on in all, rounded up to whole updates; sets max_steps."}
     )
@@ -93,7 +118,9 @@ class PPOConfig(GRPOConfig):
     cliprange_value: float | None = field(
         default=0.2, metadata={"help": "Clip range of the values around the old ones, in score units; none = no clip."}
     )
-    whiten_advantages: bool = field(default=True, metadata={"help": "Whiten advantages over all processes."})
+    whiten_advantages: bool | None = field(
+        default=None, metadata={"help": "Whiten advantages over all processes; none: yes, but not for reinforce."}
+    )
     whiten_rewards: bool = field(
         default=False, metadata={"help": "Divide the token rewards by their standard deviation (usually harmful)."}
     )
@@ -172,6 +199,7 @@ class PPOConfig(GRPOConfig):
             raise UserError(f"generation_kwargs has {names}, which would change the sampled distribution. Remove it.")
         if self.kl_estimator not in KL_ESTIMATORS:
             raise UserError(f"kl_estimator is {self.kl_estimator!r}; choose one of {', '.join(KL_ESTIMATORS)}.")
+        self._validate_algorithm()
         counts = "num_iterations num_mini_batches num_generations gradient_accumulation_steps max_completion_length"
         for name in counts.split():
             if getattr(self, name) is None or getattr(self, name) < 1:
@@ -200,6 +228,35 @@ class PPOConfig(GRPOConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} is {value}; it must be greater than 0.")
+
+    def _validate_algorithm(self) -> None:
+        """Refuses what contradicts the algorithm, and fills in what follows from it."""
+        fields = type(self).__dataclass_fields__
+        for name, choices in (("algorithm", ALGORITHMS), ("baseline", BASELINES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+        for name, why in _CONTRADICTS[self.algorithm].items():
+            value = getattr(self, name)
+            fits = (fields[name].default, None, 1 if name == "num_iterations" else None)
+            if value not in fits:
+                raise UserError(
+                    f"{name} is {value!r}, which contradicts algorithm {self.algorithm}: {why}. Remove it."
+                )
+        if self.algorithm != "ppo":
+            self.cliprange_value = None
+        if self.num_iterations is None:
+            self.num_iterations = 4 if self.algorithm == "ppo" else 1
+        if self.whiten_advantages is None:
+            self.whiten_advantages = self.algorithm != "reinforce"
+        if self.baseline == "moving_average" and self.whiten_advantages:
+            raise UserError(
+                "baseline is moving_average, which whiten_advantages takes away again: set whiten_advantages to false."
+            )
+        if self.baseline == "leave_one_out" and (self.num_generations or 0) < 2:
+            raise UserError(
+                f"baseline is leave_one_out, which compares completions of one prompt, but num_generations is "
+                f"{self.num_generations}: set it to 2 or more."
+            )
 
     def to_dict(self):
         settings = super().to_dict()

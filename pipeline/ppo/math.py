@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
+# e^20 = 5e8: beyond it an exponential says nothing more, and would overflow to inf and then NaN
+_LARGEST_EXPONENT = 20.0
 
 
 # ---------------------------------------------------------------- means over real tokens
@@ -58,20 +60,25 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") ->
     if estimator == "k2":
         return d.square() / 2
     if estimator == "k3":
-        return torch.expm1(-d) + d
+        return torch.expm1((-d).clamp(max=_LARGEST_EXPONENT)) + d
     raise ValueError(f"kl_estimator is {estimator!r}; choose one of {', '.join(KL_ESTIMATORS)}.")
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Reward of each token, (B, T): r_t = -β·kl_t, and the sequence score lands on the last real token.
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, instant: Tensor | None = None) -> Tensor:
+    """Reward of each token, (B, T): r_t = instant_t - β·kl_t, and the rest of the score on the last real token.
 
-    Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, written per token. Args: `scores` (B,), `kl` (B, T), `mask` (B, T).
+    Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, written per token. What `instant` has paid already is not paid again
+    at the end, so the rewards of a row sum to its score less the KL penalty, however it is paid out.
+
+    Args: `scores` (B,), `kl` (B, T), `mask` (B, T), `instant` (B, T) in score units, None = nothing before the end.
     """
-    rewards = torch.where(mask.bool(), -kl_coef * kl, 0)
+    real = mask.bool()
+    instant = torch.zeros_like(kl) if instant is None else torch.where(real, instant, 0)
+    rewards = torch.where(real, instant - kl_coef * kl, 0)
     # argmax over the flipped mask finds the last 1 of each row; rows without any real token get no reward
     last = mask.shape[1] - 1 - mask.flip(1).to(torch.int8).argmax(dim=1)
-    has_tokens = mask.any(dim=1)
-    rewards[torch.arange(len(scores), device=scores.device), last] += torch.where(has_tokens, scores, 0)
+    rest = torch.where(mask.any(dim=1), scores - instant.sum(dim=1), 0)
+    rewards[torch.arange(len(scores), device=scores.device), last] += rest
     return rewards
 
 
@@ -98,8 +105,16 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0)[0]
 
 
+def lambda_returns(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """R_t = r_t + γ ((1-λ) V_{t+1} + λ R_{t+1}) over real tokens: what the critic regresses on. (B, T)
+
+    Sutton & Barto 2018, eq. 12.20; equal to A_t + V_t of `gae`.
+    """
+    return gae(rewards, values, mask, gamma, lam)[1]
+
+
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation: A_t = δ_t + γλ A_{t+1}; returns R_t = A_t + V_t (the λ-return).
+    """Generalised advantage estimation: A_t = δ_t + γλ A_{t+1}; the λ-return is R_t = A_t + V_t.
 
     Schulman et al. 2016 (arXiv 1506.02438), eq. 11-16. The recursion runs over real tokens only.
 
@@ -124,18 +139,33 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, advantages + values
 
 
+def leave_one_out(totals: Tensor, counts: Tensor, group_size: int) -> Tensor:
+    """Mean of the totals of the *other* completions of the same prompt; 0 where there is no other. (B,)
+
+    Kool, van Hoof, Welling 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", eq. 6. It does not depend on the
+    completion itself, so it takes nothing from the expected gradient.
+
+    Args: totals (B,), counts (B,) bool = has a score; rows of one prompt stand together, `group_size` of them.
+    """
+    groups, counted = torch.where(counts, totals, 0).view(-1, group_size), counts.view(-1, group_size)
+    others = groups.sum(dim=1, keepdim=True) - groups
+    number = counted.sum(dim=1, keepdim=True) - counted.to(groups.dtype)
+    return torch.where(number > 0, others / number.clamp(min=1), 0).flatten()
+
+
 # ---------------------------------------------------------------- losses, one number per token
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-min(ρ A, clip(ρ, 1-ε_low, 1+ε_high) A) with ρ = exp(log π - log π_old).
 
-    Schulman et al. 2017 (arXiv 1707.06347), eq. 7, negated. All tensors (B, T).
+    Schulman et al. 2017 (arXiv 1707.06347), eq. 7, negated. All tensors (B, T). With both ε infinite nothing is
+    clipped, which is eq. 6; its gradient at ρ = 1 is the policy gradient of REINFORCE and A2C, -A ∇log π.
 
     Returns:
         loss, ratio ρ, clipped (bool: the clip is what the minimum chose, so the token has no gradient); each (B, T).
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    ratio = torch.exp((logprobs - old_logprobs).clamp(max=_LARGEST_EXPONENT))
     unclipped = -ratio * advantages
     clipped = -ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high) * advantages
     return torch.max(unclipped, clipped), ratio.detach(), (clipped > unclipped).detach()

@@ -15,7 +15,8 @@ class Rollout(NamedTuple):
     scores: Tensor  # (B,) weighted sum of the rewards, penalties included
     old_logprobs: Tensor  # (B, T) nats, at sampling
     ref_logprobs: Tensor  # (B, T) nats, of the reference
-    values: Tensor  # (B, T) score units
+    values: Tensor  # (B, T) score units; 0 without a critic
+    instant: Tensor | None = None  # (B, T) what the rewards paid at each token, in score units; the rest at the end
 
 
 class Experience(NamedTuple):
@@ -46,22 +47,30 @@ def is_finished(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids: 
     return torch.isin(last_ids, torch.tensor(eos_token_ids, device=completion_ids.device))
 
 
-def judge(rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t) -> Experience:
+def judge(rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t, baseline=None) -> Experience:
     """Scores, KL and values -> rewards, advantages, returns, as numbered in Schulman et al. 2016 and 2017.
 
     Args:
-        config: PPOConfig (kl_estimator, gamma, lam, whiten_rewards, whiten_advantages).
+        config: PPOConfig (algorithm, kl_estimator, gamma, lam, whiten_rewards, whiten_advantages).
         reduce_sum: adds a tensor over all processes; whitening spans them all.
+        baseline: for REINFORCE: a function of the returns of whole completions, (B,) -> (B,), that is taken off.
     """
     mask = rollout.loss_mask
     # 1. the price of leaving the reference
     kl = torch.where(mask.bool(), math.kl_penalty(rollout.old_logprobs, rollout.ref_logprobs, config.kl_estimator), 0)
     # 2. the reward of every token
-    rewards = math.token_rewards(rollout.scores, kl, mask, kl_coef)
+    rewards = math.token_rewards(rollout.scores, kl, mask, kl_coef, rollout.instant)
     if config.whiten_rewards:
         rewards = math.whiten(rewards, mask, *math.moments(rewards, mask, reduce_sum), shift_mean=False)
     # 3. credit: how much better than expected each token was
-    advantages, returns = math.gae(rewards, rollout.values, mask, config.gamma, config.lam)
+    if config.algorithm == "reinforce":
+        returns = math.reward_to_go(rewards, mask, config.gamma)
+        total = returns.gather(1, mask.to(torch.int8).argmax(dim=1, keepdim=True)).squeeze(
+            1
+        )  # at the first real token
+        advantages = returns if baseline is None else torch.where(mask.bool(), returns - baseline(total)[:, None], 0)
+    else:
+        advantages, returns = math.gae(rewards, rollout.values, mask, config.gamma, config.lam)
     # 4. one scale for every batch
     if config.whiten_advantages:
         advantages = math.whiten(advantages, mask, *math.moments(advantages, mask, reduce_sum))

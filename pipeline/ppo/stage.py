@@ -111,6 +111,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
 def _summary(trainer, before, after, kl: float, seconds: float) -> dict:
     """Held-out means before and after: sampled as in training, and greedy."""
     return {
+        "algorithm": trainer.args.algorithm,
         "before": before[0].means(),
         "after": after[0].means(),
         "greedy": {"before": before[1].means(), "after": after[1].means()},
@@ -186,20 +187,21 @@ class _Exam:
 def _show(summary, rows, judged_before, judged_after, count, folder: Path, report: Path) -> None:
     console = Console(soft_wrap=False)
     table = Table(title=f"{summary['heldout']} held-out prompts", title_justify="left")
-    for column in ("", "SFT", "PPO", "SFT greedy", "PPO greedy"):
+    name = summary["algorithm"].upper()
+    for column in ("", "SFT", name, "SFT greedy", f"{name} greedy"):
         table.add_column(column, justify="left" if not column else "right")
     greedy = summary["greedy"]
-    for name in summary["before"]:
+    for score in summary["before"]:
         cells = (summary["before"], summary["after"], greedy["before"], greedy["after"])
-        table.add_row(escape(name), *(f"{cell[name]:.3f}" for cell in cells))
+        table.add_row(escape(score), *(f"{cell[score]:.3f}" for cell in cells))
     table.add_row("KL, nats", "0", f"{summary['kl']:.2f}")
     console.print(table)
     pairs = zip(rows, judged_before.completions, judged_after.completions, strict=True)
     for row, before, after in list(pairs)[:count]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         console.print(f"[bold]{escape(prompt.strip())}[/bold]")
-        console.print(f"  SFT  {escape(before.strip())}")
-        console.print(f"  PPO  {escape(after.strip())}\n")
+        console.print(f"  {'SFT':<{len(name)}}  {escape(before.strip())}")
+        console.print(f"  {name}  {escape(after.strip())}\n")
     speed = f"{summary['episodes']} episodes in {summary['seconds']:.0f} s"
-    say(f"PPO: {speed}. The result lies in {folder}; the report with the curves is {report}.")
+    say(f"{name}: {speed}. The result lies in {folder}; the report with the curves is {report}.")
     say("Next: open the report in a browser.")

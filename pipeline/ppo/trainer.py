@@ -19,7 +19,9 @@ from pipeline.ppo import checkpoint, math, setup
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.metrics import Journal
+from pipeline.ppo.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.ppo.rollout import Rollout, is_finished, judge, pack, weigh
+from pipeline.ppo.scoring import Scoring
 from rewards.mixture import Shaped
 
 # GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS
@@ -27,7 +29,7 @@ _NOT_LOGGED = {"reward", "reward_std", "frac_reward_zero_std", "num_tokens", "st
 _NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
 
 
-class PPOTrainer(GRPOTrainer):
+class PPOTrainer(OwnLoop, GRPOTrainer):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:
@@ -36,7 +38,8 @@ class PPOTrainer(GRPOTrainer):
         reward_funcs: as in TRL, one or several of: a function `f(prompts, completions, **columns)` that returns one
             number or None a completion, a reward of the package `rewards`, a sequence classifier or its name.
         args: PPOConfig.
-        train_dataset: rows with a `prompt` (text or messages) and whatever columns the rewards read.
+        train_dataset: rows with a `prompt` (text or messages) and whatever columns the rewards read. Both may be left
+            out by those who call `generate` and `step` themselves.
         peft_config: LoRA settings when `model` has no adapter yet; default: rank 16 on all linear layers.
         The other arguments are those of `trl.GRPOTrainer`.
 
@@ -67,14 +70,16 @@ class PPOTrainer(GRPOTrainer):
         **kwargs,
     ):
         args = PPOConfig("ppo") if args is None else args
-        setup.check_prompts(train_dataset, args)
+        self._no_prompts = train_dataset is None
+        if not self._no_prompts:
+            setup.check_prompts(train_dataset, args)
         set_seed(args.seed)  # before adapters are made, so that they are the same on every process and in every run
         starts_from_adapter = isinstance(model, PeftModel)
         model = setup.with_policy_adapter(model, peft_config, args)
         self.reference_adapter = REFERENCE if starts_from_adapter else None  # None: the base with every adapter off
         if starts_from_adapter:
             copy_adapter(model, POLICY, REFERENCE)
-        self.critic = Critic(model, args.critic_path)
+        self.critic = Critic(model, args.critic_path) if args.algorithm != "reinforce" else None
         if args.gradient_checkpointing:
             args = copy.copy(args)  # the caller's settings stay plain values
             args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = {
@@ -87,9 +92,9 @@ class PPOTrainer(GRPOTrainer):
         model.requires_grad_(False)
         super().__init__(
             model=model,
-            reward_funcs=reward_funcs,
+            reward_funcs=no_rewards if reward_funcs is None else reward_funcs,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=placeholder() if self._no_prompts else train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
@@ -100,12 +105,15 @@ class PPOTrainer(GRPOTrainer):
                 "PPO does not run under FSDP or DeepSpeed ZeRO-3 yet: the critic's pass goes around the wrapper that "
                 "gathers sharded weights. Use DDP or ZeRO-2 (recipes/accelerate/gpus.yaml, zero2.yaml)."
             )
-        train_only(model, [POLICY, CRITIC], extra=[self.critic.head])
+        train_only(
+            model, [POLICY, CRITIC] if self.critic else [POLICY], extra=[self.critic.head] if self.critic else []
+        )
         setup.check_all_learns(model)
         setup.switch_dropout_off(model)
         setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)
         setup.count_positions_from_the_mask(model)
         self.kl_coef = args.kl_coef
+        self.baseline = 0.0  # REINFORCE's moving average of the returns, score units
         self.journal = Journal(self.accelerator)  # of training; evaluation between two logs must not mix with it
         self._eval_journal = Journal(self.accelerator)
 
@@ -117,12 +125,12 @@ class PPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         # 1. Sample completions and score them (TRL; _calculate_rewards below keeps what each reward said)
         batch = super()._generate_and_score_completions(inputs)
-        mask, scores, finished = self._scores(batch)
+        mask, scores, instant, finished = self._scores(batch)
         # 2. Log-probabilities of the sampled tokens and values of their states, all without dropout or gradient
         with self._notes.clock("forward"), torch.no_grad():
-            rollout = Rollout(mask, scores, *self._logprobs_and_values(batch))
+            rollout = Rollout(mask, scores, *self._logprobs_and_values(batch), instant)
         # 3. Token rewards, advantages, returns; whitened over all processes
-        experience = judge(rollout, self.args, self.kl_coef, self.journal.sum)
+        experience = judge(rollout, self.args, self.kl_coef, self.journal.sum, self._baseline(mask.any(dim=1)))
         # 4. What the update reads
         batch |= {
             "loss_mask": mask,
@@ -143,8 +151,14 @@ class PPOTrainer(GRPOTrainer):
         for reward in self.reward_funcs:
             if isinstance(reward, Shaped):
                 reward.training = self.model.training  # running statistics are those of training alone
-        with self._notes.clock("scoring"):
-            scores_per_reward = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        scoring = Scoring(self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
+        self.reward_funcs, rewards = scoring.functions, self.reward_funcs  # TRL's loop asks through them
+        try:
+            with self._notes.clock("scoring"):
+                scores_per_reward = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finally:
+            self.reward_funcs = rewards
+        self._scoring = scoring
         start = self.accelerator.process_index * len(prompts)
         self._scores_per_reward = scores_per_reward[start : start + len(prompts)]  # (B, F), this process's rows
         for name, column in zip(self.reward_func_names, scores_per_reward.T, strict=True):
@@ -158,16 +172,42 @@ class PPOTrainer(GRPOTrainer):
         return scores_per_reward
 
     def _scores(self, batch):
-        """Loss mask (B, T), scores with penalties (B,), finished (B,)."""
+        """Loss mask (B, T), scores with penalties (B,), token rewards (B, T) or None, finished (B,)."""
         completion_mask = batch["completion_mask"]
-        scores, scorable = weigh(self._scores_per_reward, self.reward_weights.to(completion_mask.device))
+        weights = self.reward_weights.to(completion_mask.device)
+        scores, scorable = weigh(self._scores_per_reward, weights)
+        instant = self._scoring.instant(weights, completion_mask.shape[1])
         self._notes.add("score", scores, scorable)
         for name, column in zip(self.reward_func_names, self._scores_per_reward.T, strict=True):
             self._notes.add(f"score/{name}", column, ~torch.isnan(column))
         finished = is_finished(batch["completion_ids"], completion_mask, self.eos_token_ids)
         if self.args.missing_eos_penalty is not None:
             scores = scores - self.args.missing_eos_penalty * ~finished
-        return _sampled(batch) * scorable[:, None], scores, finished
+        return _sampled(batch) * scorable[:, None], scores, instant, finished
+
+    def _baseline(self, counts):
+        """What REINFORCE takes off: a function of the returns of whole completions, (B,) -> (B,); else None."""
+        if self.args.baseline == "leave_one_out":
+            group = self.num_generations if self.model.training else self.num_generations_eval
+
+            def leave_one_out(totals):  # the completions of one prompt may lie on two processes
+                everyone = self.accelerator.gather(torch.stack([totals, counts.to(totals.dtype)], dim=1))
+                start = self.accelerator.process_index * len(totals)
+                return math.leave_one_out(everyone[:, 0], everyone[:, 1].bool(), group)[start : start + len(totals)]
+
+            return leave_one_out
+        if self.args.baseline == "moving_average":
+
+            def moving_average(totals):  # of earlier rollouts alone: this one must not be its own baseline
+                taken_off = torch.full_like(totals, self.baseline)
+                if self.model.training:
+                    sums = self.journal.sum(torch.stack([(totals * counts).sum(), counts.sum().to(totals.dtype)]))
+                    mean = (sums[0] / sums[1].clamp(min=1)).item()
+                    self.baseline = 0.9 * self.baseline + 0.1 * mean if self.baseline else mean
+                return taken_off
+
+            return moving_average
+        return None
 
     def _logprobs_and_values(self, batch):
         """Log-probabilities of policy and reference, and values; each (B, T), in micro-batches."""
@@ -184,6 +224,8 @@ class PPOTrainer(GRPOTrainer):
         old_logprobs = logprobs() if old_logprobs is None else old_logprobs
         with use_adapter(self.model, self.reference_adapter):
             ref_logprobs = logprobs()
+        if self.critic is None:
+            return old_logprobs, ref_logprobs, torch.zeros_like(old_logprobs)
         chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
         values = torch.cat([self._values(ids, mask, num_tokens) for ids, mask in chunks])
         return old_logprobs, ref_logprobs, values
@@ -225,20 +267,25 @@ class PPOTrainer(GRPOTrainer):
         logprobs, entropy, aux_loss = self._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, num_tokens, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
         )
-        values = self._values(input_ids, attention_mask, num_tokens)
 
         # 2. The two losses, per token
+        clip = (self.epsilon_low, self.epsilon_high) if self.args.algorithm == "ppo" else (torch.inf, torch.inf)
         policy_loss, ratio, policy_clipped = math.policy_loss(
-            logprobs, inputs["old_per_token_logps"], inputs["advantages"], self.epsilon_low, self.epsilon_high
+            logprobs, inputs["old_per_token_logps"], inputs["advantages"], *clip
         )
         if "importance_sampling_ratio" in inputs:  # vLLM's sampler is not quite the policy (TRL's correction)
             policy_loss = policy_loss * inputs["importance_sampling_ratio"]
-        value_loss, value_clipped = math.value_loss(
-            values, inputs["old_values"], inputs["returns"], self.args.cliprange_value
-        )
+        token_loss = policy_loss - self.entropy_coef * entropy
+        if self.critic is not None:
+            values = self._values(input_ids, attention_mask, num_tokens)
+            value_loss, value_clipped = math.value_loss(
+                values, inputs["old_values"], inputs["returns"], self.args.cliprange_value
+            )
+            token_loss = token_loss + self.args.vf_coef * value_loss
+            self._notes.add("loss/value", value_loss, mask)
+            self._notes.add("clip_fraction/value", value_clipped, mask)
 
         # 3. Their sum over real tokens, divided by the tokens of the whole mini-batch (DDP averages over processes)
-        token_loss = policy_loss + self.args.vf_coef * value_loss - self.entropy_coef * entropy
         tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes if self.model.training else mask.sum()
         loss = torch.where(mask.bool(), token_loss, 0).sum() / tokens.clamp(min=1)
         if self.aux_loss_enabled:
@@ -249,9 +296,7 @@ class PPOTrainer(GRPOTrainer):
         for name, x in {
             "entropy": entropy,
             "loss/policy": policy_loss,
-            "loss/value": value_loss,
             "clip_fraction/policy": policy_clipped,
-            "clip_fraction/value": value_clipped,
             "approx_kl": torch.expm1(log_ratio) - log_ratio,
             "ratio": ratio,
         }.items():
@@ -280,15 +325,16 @@ class PPOTrainer(GRPOTrainer):
         lengths = _sampled(batch).sum(dim=1)
         kl, counts = experience.kl.sum(dim=1), mask.any(dim=1)
         journal.add("kl", kl, counts)
-        journal.add("values", rollout.values, mask)
         journal.add("returns", experience.returns, mask)
         journal.add("length/mean", lengths)
         journal.largest("length/max", lengths)
         journal.largest("length/min", -lengths)  # the largest of the negatives; turned round in log()
         journal.add("finished", finished)
         journal.add("kl_coef", torch.tensor([self.kl_coef], device=mask.device))
-        explained = math.explained_variance(rollout.values, experience.returns, mask, self.journal.sum)
-        journal.add("explained_variance", explained[None])
+        if self.critic is not None:
+            explained = math.explained_variance(rollout.values, experience.returns, mask, self.journal.sum)
+            journal.add("explained_variance", explained[None])
+            journal.add("values", rollout.values, mask)
         # TRL's completions table has a column for the advantage: give it the mean over the completion
         advantage = experience.advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
         advantage = self.accelerator.gather(advantage).tolist()
@@ -326,7 +372,8 @@ class PPOTrainer(GRPOTrainer):
         folder = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
         model.save_pretrained(folder, selected_adapters=[POLICY])
-        self.critic.save(folder / CRITIC)
+        if self.critic is not None:
+            self.critic.save(folder / CRITIC)
         self.processing_class.save_pretrained(folder)
 
     def _save_checkpoint(self, model, trial):

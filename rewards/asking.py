@@ -1,0 +1,147 @@
+"""Asking a reward about completions, so that one bad row does not sink the others and nothing is hidden."""
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from .base import RewardError, log_name_of
+from .text import text_of
+
+logger = logging.getLogger(__name__)
+
+
+def ask(
+    function: Callable, prompts: Sequence, completions: Sequence, columns: dict[str, Any], name: str | None = None
+) -> list:
+    """What `function` says of each completion; None where it has nothing to say or fails.
+
+    A function that raises is asked again row by row. Rows on which it fails, or returns NaN, are reported in the log
+    and get None, never 0.
+
+    Args:
+        function: a reward, or the `token_rewards` of one.
+        columns: every column as a list, and what else TRL passes to a reward.
+        name: how the reports call it; default: its name in the logs.
+
+    Raises:
+        RewardError: when it fails for every row, or returns something else than one number (or None) for each. An
+            error of its own kind goes through: it speaks of the settings or the data, not of one row.
+    """
+    questions = _questions(prompts, completions, columns, name or log_name_of(function))
+    question = next(questions)
+    while True:
+        try:
+            answer = function(**question)
+        except Exception as error:
+            answer = error
+        try:
+            question = questions.send(answer)
+        except StopIteration as end:
+            return end.value
+
+
+async def ask_async(
+    function: Callable, prompts: Sequence, completions: Sequence, columns: dict[str, Any], name: str | None = None
+) -> list:
+    """`ask` for a coroutine function (TRL's convention for rewards that call a server)."""
+    questions = _questions(prompts, completions, columns, name or log_name_of(function))
+    question = next(questions)
+    while True:
+        try:
+            answer = await function(**question)
+        except Exception as error:
+            answer = error
+        try:
+            question = questions.send(answer)
+        except StopIteration as end:
+            return end.value
+
+
+def _questions(prompts: Sequence, completions: Sequence, columns: dict[str, Any], name: str) -> Generator:
+    """Yields the arguments of one call after the other, is sent its answer or its exception, returns the answers."""
+    whole = yield {"prompts": prompts, "completions": completions, **columns}
+    if isinstance(whole, RewardError):
+        raise whole
+    if not isinstance(whole, Exception):
+        return _checked(whole, prompts, name)
+    answers: list = []
+    errors: dict[int, Exception] = {}
+    for row in range(len(prompts)):
+        answer = yield _one_row(row, prompts, completions, columns)
+        if isinstance(answer, RewardError):
+            raise answer
+        if isinstance(answer, Exception):
+            answers.append(None)
+            errors[row] = answer
+        else:
+            answers += _checked(answer, [prompts[row]], name)
+    return _report(answers, errors, whole, prompts, name)
+
+
+def is_async(function: Callable) -> bool:
+    """Whether calling `function` gives a coroutine; a callable object may have it on its `__call__`."""
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _one_row(row: int, prompts: Sequence, completions: Sequence, columns: dict[str, Any]) -> dict[str, Any]:
+    n = len(prompts)
+    one = {k: [v[row]] if isinstance(v, list | tuple) and len(v) == n else v for k, v in columns.items()}
+    return {"prompts": [prompts[row]], "completions": [completions[row]], **one}
+
+
+def _checked(answers: Any, prompts: Sequence, name: str) -> list:
+    """One number, list of numbers or None for each prompt, with None for NaN."""
+    if not hasattr(answers, "__len__") or isinstance(answers, str | dict):
+        raise RewardError(
+            f"Reward '{name}': it returned {answers!r}; return a list with one number for each completion."
+        )
+    if len(answers) != len(prompts):
+        raise RewardError(
+            f"Reward '{name}': it returned {len(answers)} scores for {len(prompts)} completions; return one for each."
+        )
+    return [_number(answer, row, prompts, name) for row, answer in enumerate(answers)]
+
+
+def _number(answer: Any, row: int, prompts: Sequence, name: str) -> Any:
+    if answer is None:
+        return None
+    if isinstance(answer, list | tuple):  # one number for each token
+        tokens = [_number(x, row, prompts, name) for x in answer]
+        return None if None in tokens else tokens
+    try:
+        if isinstance(answer, str):
+            raise TypeError
+        number = float(answer)
+    except (TypeError, ValueError):
+        raise RewardError(
+            f"Reward '{name}': it returned {answer!r} for {_excerpt(prompts[row])}; return a number, or None."
+        ) from None
+    if math.isnan(number):
+        logger.warning("Reward '%s' returned NaN for %s; the row goes without it.", name, _excerpt(prompts[row]))
+        return None
+    return number
+
+
+def _report(answers: list, errors: dict[int, Exception], whole: Exception, prompts: Sequence, name: str) -> list:
+    if errors and len(errors) == len(answers):
+        raise RewardError(f"Reward '{name}' failed for every completion: {_words(whole)}.") from whole
+    if not errors:
+        logger.warning("Reward '%s' failed for all rows together, but for none alone: %s.", name, _words(whole))
+    for row, error in errors.items():
+        logger.warning(
+            "Reward '%s' failed for %s, which goes without it: %s.", name, _excerpt(prompts[row]), _words(error)
+        )
+    return answers
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": .")
+
+
+def _excerpt(prompt: Any) -> str:
+    text = " ".join(text_of(prompt).split())
+    return f"the prompt '{text[:80]}{'...' if len(text) > 80 else ''}'"

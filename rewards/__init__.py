@@ -1,6 +1,7 @@
 """Rewards: text in, numbers out. They know no trainer, and TRL's trainers take them as they are."""
 
 from .base import Reward, RewardError, WeightedReward, build_rewards, log_name_of
+from .code import Code
 from .fluency import Length, Repetition
 from .keyword import Keyword, first_hit
 from .learned import Learned
@@ -11,6 +12,7 @@ from .tokens import pays_tokens, token_ends
 
 __all__ = [
     "Bleu",
+    "Code",
     "Keyword",
     "Learned",
     "Length",

@@ -34,6 +34,7 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rouge2": ("overlap", "Rouge", {"type": "rouge2"}),
     "rougeL": ("overlap", "Rouge", {"type": "rougeL"}),
     "keyword": ("keyword", "Keyword", {}),
+    "code": ("code", "Code", {}),
     "learned": ("learned", "Learned", {}),
     "length": ("fluency", "Length", {}),
     "repetition": ("fluency", "Repetition", {}),

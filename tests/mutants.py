@@ -47,10 +47,8 @@ def main(chosen: list[int]) -> int:
             started = time.perf_counter()
             caught = try_out(copy, **mutant)
             rows.append((number, mutant["file"], mutant["what"], caught))
-            print(
-                f"{number:>3} {caught or SURVIVED.upper():<60} {mutant['what']} ({time.perf_counter() - started:.0f} s)"
-            )
-            sys.stdout.flush()
+            seconds = time.perf_counter() - started
+            print(f"{number:>3} {caught or SURVIVED.upper():<60} {mutant['what']} {seconds:.0f} s", flush=True)
     survivors = [row for row in rows if row[3] is None]
     print(f"{len(rows) - len(survivors)} of {len(rows)} caught")
     if not chosen:

@@ -3,9 +3,10 @@
 from .base import Reward, RewardError, WeightedReward, build_rewards, log_name_of
 from .code import Code
 from .fluency import Length, Repetition
+from .instant import Instant
 from .keyword import Keyword, first_hit
 from .learned import Learned
-from .mixture import Mixture, Shaped, load_state, raw, state_of
+from .mixture import Mixture, Shaped, load_state, raw, set_training, state_of, token_rewards_of
 from .overlap import Bleu, Rouge
 from .text import text_of
 from .tokens import pays_tokens, token_ends
@@ -13,6 +14,7 @@ from .tokens import pays_tokens, token_ends
 __all__ = [
     "Bleu",
     "Code",
+    "Instant",
     "Keyword",
     "Learned",
     "Length",
@@ -29,7 +31,9 @@ __all__ = [
     "log_name_of",
     "pays_tokens",
     "raw",
+    "set_training",
     "state_of",
     "text_of",
     "token_ends",
+    "token_rewards_of",
 ]

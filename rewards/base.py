@@ -41,7 +41,7 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mixture": ("mixture", "Mixture", {}),
 }
 HOW_TO_NAME = "write it like {name: bleu, weight: 0.5}"
-COMMON_OPTIONS = ("weight", "clip", "normalize", "log_name")
+COMMON_OPTIONS = ("weight", "instant", "clip", "normalize", "log_name")
 
 
 class RewardError(ValueError):
@@ -53,8 +53,18 @@ class Reward:
 
     Args:
         log_name: the name under which TRL and the reports log the score.
+
+    A reward that knows which token earned what also has
+
+        token_rewards(prompts, completions, completion_ids, token_ends, **columns) -> list[list[float] | None]
+
+    one number for each sampled token, None for a row without a score; the sum over a row is the score. `token_ends`
+    says which token completes which character (see `rewards.token_ends`). A trainer asks for it where `instant` is
+    true. The rewards here pay the whole score at the last token unless they are asked with `instant: true`; a reward
+    of your own that has `token_rewards` and no `instant` is always asked.
     """
 
+    instant = False  # whether a trainer asks for token_rewards
     python_only: tuple[str, ...] = ()  # options that take Python objects and so have no place in YAML
 
     def __init__(self, log_name: str):
@@ -68,6 +78,10 @@ class Reward:
             columns: every column of the data set as a list, one entry a completion, and what else TRL passes.
         """
         raise NotImplementedError
+
+    def potential(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+        """What an unfinished completion is worth; `Instant` pays its differences. The score, if it grows evenly."""
+        return self(prompts=prompts, completions=completions, **columns)
 
     def column(self, columns: dict[str, Any], name: str) -> list:
         """The column `name`, or a `RewardError` that says which columns there are."""
@@ -105,6 +119,8 @@ def build_rewards(specs: Iterable[Any]) -> list[WeightedReward]:
 
     Options that every reward takes:
         weight: its factor in the sum (1.0).
+        instant: `true` = pay at the tokens that earn it, not all at the last token; `words` or `tokens` = by the
+            difference that each word or token makes to the score (see `rewards.Instant`).
         normalize: `running` = subtract the running mean of the scores so far and divide by their standard deviation.
         clip: [lowest, highest], after normalizing.
         log_name: the name in logs and reports (default: the reward's own, made unique by _2, _3, ...).
@@ -181,7 +197,7 @@ def _as_mapping(spec: Any) -> dict[str, Any]:
 
 def _build(spec: dict[str, Any], taken: set[str]) -> Callable:
     name = spec.pop("name")
-    common = {key: spec.pop(key) for key in ("clip", "normalize", "log_name") if key in spec}
+    common = {key: spec.pop(key) for key in ("instant", "clip", "normalize", "log_name") if key in spec}
     if callable(name):
         reward = name
     elif ":" in str(name):
@@ -195,6 +211,11 @@ def _build(spec: dict[str, Any], taken: set[str]) -> Callable:
         raise RewardError(f"Two rewards are called '{log_name}' in the logs; give each its own log_name.")
     if isinstance(reward, Reward):
         reward.__name__ = log_name
+    instant = choice(common.pop("instant", False), "instant", (True, False, "words", "tokens"), log_name)
+    if instant:
+        from .instant import Instant
+
+        reward = Instant(reward, at="auto" if instant is True else instant, log_name=log_name)
     if common or log_name != log_name_of(reward):
         from .mixture import Shaped
 

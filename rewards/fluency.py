@@ -1,10 +1,12 @@
 """Rewards that need no reference: how long a completion is, and how much it repeats itself."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from .base import Reward, choice, number
-from .text import text_of, words
+from .text import located_words, text_of, words
+from .tokens import pay, settle
 
 UNITS = ("words", "characters", "tokens")
 
@@ -43,6 +45,30 @@ class Length(Reward):
         texts = map(text_of, completions)
         return [self.score(len(words(text) if self.unit == "words" else text)) for text in texts]
 
+    def token_rewards(
+        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+    ) -> list[list[float] | None]:
+        """What each unit beyond `max` costs where it stands; a lack at the last token.
+
+        Shapes and arguments: `Instant.token_rewards`.
+        """
+        scores = self(prompts, completions, completion_ids=completion_ids)
+        rows = zip(scores, map(text_of, completions), completion_ids, token_ends, strict=True)
+        if self.unit == "tokens":
+            return [settle(self._costs(len(ids)), score) for score, _, ids, _ in rows]
+        return [pay(score, self._payments(text), len(ids), ends) for score, text, ids, ends in rows]
+
+    def _payments(self, text: str) -> list[tuple[int, float]]:
+        """(where a unit ends, what it costs)."""
+        in_words = self.unit == "words"
+        ends = [end for _, end in located_words(text)] if in_words else range(1, len(text) + 1)
+        return list(zip(ends, self._costs(len(ends)), strict=True))
+
+    def _costs(self, length: int) -> list[float]:
+        """What the 1st, 2nd, ... unit adds to the score by being beyond `max`."""
+        excess = [0.0 if self.max is None or n <= self.max else self.score(n) for n in range(length + 1)]
+        return [now - before for before, now in pairwise(excess)]
+
     def score(self, length: int) -> float:
         """The score of a completion of `length` units."""
         if self.max is not None and length > self.max:
@@ -76,6 +102,27 @@ class Repetition(Reward):
 
     def score(self, completion: str) -> float:
         """The score of one completion."""
-        tokens = words(completion)
-        ngrams = [tuple(tokens[i : i + self.n]) for i in range(len(tokens) - self.n + 1)]
+        ngrams = [ngram for ngram, _ in self._ngrams(completion)]
         return len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0
+
+    def token_rewards(
+        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+    ) -> list[list[float] | None]:
+        """-1 / n-grams at each token that completes an n-gram said before.
+
+        Shapes and arguments: `Instant.token_rewards`.
+        """
+        rows = zip(map(text_of, completions), completion_ids, token_ends, strict=True)
+        return [pay(self.score(text), self._payments(text), len(ids), ends) for text, ids, ends in rows]
+
+    def _payments(self, text: str) -> list[tuple[int, float]]:
+        ngrams = self._ngrams(text)
+        seen: set[tuple[str, ...]] = set()
+        again = [end for ngram, end in ngrams if ngram in seen or seen.add(ngram)]
+        return [(end, -1 / len(ngrams)) for end in again]
+
+    def _ngrams(self, text: str) -> list[tuple[tuple[str, ...], int]]:
+        """The n-grams of `text`, each with where it ends."""
+        found = located_words(text)
+        groups = [found[i : i + self.n] for i in range(len(found) - self.n + 1)]
+        return [(tuple(word for word, _ in group), group[-1][1]) for group in groups]

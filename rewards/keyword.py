@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .base import Reward, RewardError, choice, number
 from .text import is_unspaced, is_word_char, text_of
+from .tokens import pay
 
 MODES = ("fraction", "all", "any")
 # Typographic apostrophes and hyphens as the typed ones; the emoji/text variation selectors do not count.
@@ -89,13 +90,44 @@ class Keyword(Reward):
         """The score of one completion; None if there is neither a wanted nor an unwanted keyword."""
         if not wanted and not unwanted:
             return None
-        said = sum(self.hit(completion, keyword) is not None for keyword in wanted)
-        wrong = sum(self.hit(completion, keyword) is not None for keyword in unwanted)
-        if self.mode == "fraction":
-            share = said / len(wanted) if wanted else 0.0
-        else:
-            share = float(bool(wanted) and (said == len(wanted) if self.mode == "all" else said > 0))
-        return share - min(1.0, self.unwanted_cost * wrong)
+        share = len(self._earned(self._hits(completion, wanted), len(wanted)))
+        share = share / len(wanted) if self.mode == "fraction" and wanted else float(share)
+        return share - min(1.0, self.unwanted_cost * len(self._hits(completion, unwanted)))
+
+    def token_rewards(
+        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+    ) -> list[list[float] | None]:
+        """Each wanted keyword's share at the token that completes it, once; what an unwanted one costs at its token.
+
+        With `mode: all` the 1 is paid at the token that completes the last one, with `any` the first one. Unwanted
+        keywords cost nothing more once they have taken off 1. Shapes and arguments: `Instant.token_rewards`.
+        """
+        rows = zip(completions, completion_ids, token_ends, strict=True)
+        paid = []
+        for row, (completion, ids, ends) in enumerate(rows):
+            text, (wanted, unwanted) = text_of(completion), self.lists(columns, row)
+            score = self.score(text, wanted, unwanted)
+            paid.append(pay(score, self._payments(text, wanted, unwanted), len(ids), ends))
+        return paid
+
+    def _payments(self, text: str, wanted: Sequence[str], unwanted: Sequence[str]) -> list[tuple[int, float]]:
+        """(characters said by then, what they earn)."""
+        earned = self._earned(self._hits(text, wanted), len(wanted))
+        payments = [(end, 1 / len(wanted) if self.mode == "fraction" else 1.0) for end in earned]
+        for count, end in enumerate(self._hits(text, unwanted)):
+            so_far, now = (min(1.0, self.unwanted_cost * n) for n in (count, count + 1))
+            payments.append((end, so_far - now))
+        return payments
+
+    def _earned(self, hits: list[int], wanted: int) -> list[int]:
+        """Of the `hits`, in their order, those that pay."""
+        if self.mode == "all":
+            return hits[-1:] if len(hits) == wanted else []
+        return hits[:1] if self.mode == "any" else hits
+
+    def _hits(self, text: str, keywords: Sequence[str]) -> list[int]:
+        """Where those of `keywords` that are said are complete, in the order of the text."""
+        return sorted(end for keyword in keywords if (end := self.hit(text, keyword)) is not None)
 
     def hit(self, completion: str, keyword: str) -> int | None:
         """Where `keyword` is complete in `completion`: see `first_hit`."""

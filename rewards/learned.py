@@ -49,6 +49,9 @@ class Learned(Reward):
     a reward model has only ever read a score at the end of a text. What it costs not to end is PPO's
     `missing_eos_penalty`. A score does not depend on padding or on the other texts of the batch.
 
+    With `instant: true` each word is paid by the difference that it makes to the score, the text scored as if it ended
+    there. That takes one pass of the model for each word of each completion, in batches of like length.
+
     In Python `model` (anything with `.config` and `model(input_ids=, attention_mask=).logits`) and `tokenizer` can be
     handed in, already loaded; then `path` is not needed.
     """

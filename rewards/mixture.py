@@ -1,14 +1,15 @@
-"""Rewards put together: weights, clipping, running normalization."""
+"""Rewards put together: weights, clipping, running normalization; what is paid per token goes along."""
 
-import functools
-import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed
 
-from .base import Reward, WeightedReward, build_rewards, log_name_of, number
+from .asking import ask, is_async
+from .base import Reward, RewardError, WeightedReward, build_rewards, log_name_of, number
+from .tokens import pay, pays_tokens, settle
 
 
 class RunningStats:
@@ -45,7 +46,15 @@ class RunningStats:
         return std if std > 1e-8 else 1.0
 
 
-class Shaped(Reward):
+class Wrapper(Reward):
+    """A reward around another one, `raw`."""
+
+    def __init__(self, reward: Callable[..., list[float | None]], log_name: str | None = None):
+        super().__init__(log_name or log_name_of(reward))
+        self.raw = reward
+
+
+class Shaped(Wrapper):
     """A reward whose scores are normalized, then clipped. `build_rewards` makes it from the options.
 
     Args:
@@ -54,6 +63,9 @@ class Shaped(Reward):
             With several processes all of them must call the reward, and all use the statistics of all.
         clip: [lowest, highest].
         log_name: name in the logs.
+
+    It pays per token where `reward` does: the token rewards divided by the standard deviation, and what the mean and
+    the clip take or give at the last token.
 
     Attributes:
         raw: the reward as it was. Held-out scores are reported from it: normalized ones have no fixed unit.
@@ -67,10 +79,9 @@ class Shaped(Reward):
         clip: Sequence[float] | None = None,
         log_name: str | None = None,
     ):
-        super().__init__(log_name or log_name_of(reward))
-        self.raw = reward
+        super().__init__(reward, log_name)
         self.training = True
-        if _is_async(reward):
+        if is_async(reward):
             raise self.error("clip, normalize and log_name are not for async functions; do it inside the function.")
         if normalize not in (None, False, "none", "running"):
             raise self.error(f"normalize is {normalize!r}; give running, or leave it out.")
@@ -78,16 +89,31 @@ class Shaped(Reward):
         self.clip = None if clip is None else self._bounds(clip)
 
     def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
-        scores = list(self.raw(prompts=prompts, completions=completions, **columns))
+        scores = ask(self.raw, prompts, completions, columns)
+        if self.stats is not None and self.training:
+            self._see([float(score) for score in scores if is_score(score)])
+        return [self.shape(float(score)) if is_score(score) else None for score in scores]
+
+    def shape(self, score: float) -> float:
+        """`score` normalized with the statistics as they are, and clipped."""
         if self.stats is not None:
-            if self.training:
-                self._see([float(score) for score in scores if is_score(score)])
-            mean, std = self.stats.mean, self.stats.std
-            scores = [(score - mean) / std if is_score(score) else None for score in scores]
-        if self.clip is not None:
-            low, high = self.clip
-            scores = [min(max(float(score), low), high) if is_score(score) else None for score in scores]
-        return scores
+            score = (score - self.stats.mean) / self.stats.std
+        return score if self.clip is None else min(max(score, self.clip[0]), self.clip[1])
+
+    @property
+    def instant(self) -> bool:
+        return pays_tokens(self.raw)
+
+    def token_rewards(
+        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+    ) -> list[list[float] | None]:
+        """See `Shaped`; (B, T) ragged. The statistics stay as they are: `__call__` has seen these completions."""
+        paid = token_rewards_of(self.raw, prompts, completions, completion_ids, token_ends, **columns)
+        std = 1.0 if self.stats is None else self.stats.std
+        return [
+            None if row is None else settle([reward / std for reward in row], self.shape(math.fsum(row)))
+            for row in paid
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         state = {} if self.stats is None else {"stats": vars(self.stats).copy()}
@@ -123,6 +149,9 @@ class Mixture(Reward):
     what TRL does with a list of rewards, so a mixture can stand where one function is asked for. In a trainer each
     part's mean is logged as `<mixture>/<part>`.
 
+    It pays per token where at least one part does (that part has `instant`): each such part at its own tokens, the
+    others at the last one. These others are scored a second time for it.
+
         {name: mixture, log_name: quality, clip: [0, 1], rewards: [{name: bleu, weight: 0.5}, {name: rougeL}]}
 
     Options:
@@ -139,13 +168,28 @@ class Mixture(Reward):
     def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
         totals: list[float | None] = [None] * len(completions)
         for reward, weight in self.parts:
-            scores = list(reward(prompts=prompts, completions=completions, **columns))
-            if len(scores) != len(totals):
-                raise self.error(f"'{log_name_of(reward)}' gave {len(scores)} scores for {len(totals)} completions.")
+            scores = ask(reward, prompts, completions, columns)
             self._log(columns.get("log_metric"), log_name_of(reward), scores)
             for row, score in enumerate(scores):
                 if is_score(score):
                     totals[row] = (totals[row] or 0.0) + weight * float(score)
+        return totals
+
+    @property
+    def instant(self) -> bool:
+        return any(pays_tokens(reward) for reward, _ in self.parts)
+
+    def token_rewards(
+        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+    ) -> list[list[float] | None]:
+        """See `Mixture`; (B, T) ragged."""
+        totals: list[list[float] | None] = [None] * len(completions)
+        for reward, weight in self.parts:
+            paid = token_rewards_of(reward, prompts, completions, completion_ids, token_ends, **columns)
+            for i, row in enumerate(paid):
+                if row is not None:
+                    total = totals[i] or [0.0] * len(row)
+                    totals[i] = [sum_ + weight * reward for sum_, reward in zip(total, row, strict=True)]
         return totals
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,8 +210,70 @@ def is_score(score: float | None) -> bool:
 
 
 def raw(reward: Callable) -> Callable:
-    """The reward without normalization and clipping, for reports."""
-    return reward.raw if isinstance(reward, Shaped) else reward
+    """The reward without normalization, clipping and payment per token, for reports."""
+    while isinstance(reward, Wrapper):
+        reward = reward.raw
+    return reward
+
+
+def token_rewards_of(
+    reward: Callable,
+    prompts: Sequence,
+    completions: Sequence,
+    completion_ids: Sequence[Sequence[int]],
+    token_ends: Sequence[Sequence[int] | None],
+    **columns: Any,
+) -> list[list[float] | None]:
+    """What any reward pays for each sampled token: its `token_rewards` if it has them, else its score at the last one.
+
+    Nothing is logged by it, and running statistics stay as they are: both are for the reward's own call.
+
+    Args:
+        completion_ids: B lists of sampled ids, without padding.
+        token_ends: B lists from `token_ends`, or None where the text is not aligned with the ids.
+        prompts, completions, columns: as in the reward's call.
+
+    Returns:
+        B lists as long as the ids; None where there is no score.
+
+    Raises:
+        RewardError: `token_rewards` gives another number of rows, or of numbers in a row.
+    """
+    rows = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    columns = silent(columns)
+    with at_rest(reward):
+        if not pays_tokens(reward):
+            scores = [float(score) if is_score(score) else None for score in reward(**rows, **columns)]
+            return [pay(score, (), len(ids), None) for score, ids in zip(scores, completion_ids, strict=True)]
+        paid = list(reward.token_rewards(**rows, token_ends=token_ends, **columns))
+    name = log_name_of(reward)
+    if len(paid) != len(completion_ids):
+        raise RewardError(f"Reward '{name}': token_rewards gave {len(paid)} rows for {len(completion_ids)}.")
+    for i, (row, ids) in enumerate(zip(paid, completion_ids, strict=True)):
+        if row is not None and len(row) != len(ids):
+            raise RewardError(
+                f"Reward '{name}': token_rewards gave {len(row)} numbers for the {len(ids)} tokens of completion {i}; "
+                "give one for each sampled token."
+            )
+    return paid
+
+
+def set_training(reward: Callable, training: bool) -> None:
+    """Whether running statistics inside `reward`, however deep, go on with each call (True) or stay as they are."""
+    for shaped in _shaped_in(reward):
+        shaped.training = training
+
+
+@contextmanager
+def at_rest(reward: Callable) -> Iterator[None]:
+    """Inside, the running statistics in `reward` stay as they are."""
+    before = [(shaped, shaped.training) for shaped in _shaped_in(reward)]
+    set_training(reward, False)
+    try:
+        yield
+    finally:
+        for shaped, training in before:
+            shaped.training = training
 
 
 def state_of(rewards: Iterable[WeightedReward]) -> dict[str, Any]:
@@ -183,10 +289,18 @@ def load_state(rewards: Iterable[WeightedReward], state: dict[str, Any]) -> None
             reward.load_state_dict(state[log_name_of(reward)])
 
 
-def _is_async(reward: Callable) -> bool:
-    while isinstance(reward, functools.partial):
-        reward = reward.func
-    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
+def _shaped_in(reward: Callable) -> Iterator[Shaped]:
+    """Every `Shaped` of a reward: itself, what it wraps, the parts of a mixture."""
+    if isinstance(reward, Shaped):
+        yield reward
+    inner = [reward.raw] if isinstance(reward, Wrapper) else []
+    for part in [part for part, _ in reward.parts] if isinstance(reward, Mixture) else inner:
+        yield from _shaped_in(part)
+
+
+def silent(columns: dict[str, Any]) -> dict[str, Any]:
+    """`columns` with TRL's log functions replaced by ones that do nothing."""
+    return columns | {key: lambda *args, **kwargs: None for key in ("log_metric", "log_extra") if key in columns}
 
 
 def _from_every_process(stats: RunningStats) -> list[RunningStats]:

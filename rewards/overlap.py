@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class Bleu(Reward):
         lowercase (false): ignore case.
         smoothing ("exp"): exp, floor, add-k or none.
 
+    With `instant: true` each word is paid by what it adds to GLEU (see `potential`), the rest to BLEU at the end.
+
     Source: Papineni et al. 2002, "BLEU"; Post 2018, "A Call for Clarity in Reporting BLEU Scores".
     """
 
@@ -56,6 +59,24 @@ class Bleu(Reward):
     def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
         rows = zip(completions, self.column(columns, self.column_name), strict=True)
         return [self.score(text_of(completion), references_of(refs, self.column_name)) for completion, refs in rows]
+
+    def potential(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+        """GLEU of each unfinished completion, from 0 to 1, the best over the references: see `gleu`.
+
+        BLEU itself is no measure of progress: its brevity penalty keeps a prefix near 0 until the last few words, and
+        without it the first right word has precision 1 and no later one can add to that. GLEU, made for rewards of
+        single sentences, grows evenly: up to the length of the reference each word adds the n-grams that it matches
+        (up to four, ending in it), a wrong word adds nothing, and past that length it costs.
+        """
+        rows = zip(completions, self.column(columns, self.column_name), strict=True)
+        return [self._gleu(text_of(completion), references_of(refs, self.column_name)) for completion, refs in rows]
+
+    def _gleu(self, completion: str, references: list[str]) -> float | None:
+        if not references:
+            return None
+        options = (bleu_tokenizer(references) if self.tokenize == "auto" else self.tokenize, self.lowercase)
+        said = _ngrams(completion, *options)
+        return max(gleu(said, _reference_ngrams(ref, *options)) for ref in references)
 
     def score(self, completion: str, references: list[str]) -> float | None:
         """BLEU of one completion in 0..1; None without references."""
@@ -108,6 +129,25 @@ class Rouge(Reward):
         rows = zip(completions, self.column(columns, self.column_name), strict=True)
         return [self.score(text_of(completion), references_of(refs, self.column_name)) for completion, refs in rows]
 
+    def potential(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+        """The score of each unfinished completion. ROUGE-L by a faster way: rouge_score takes 2 ms for 130 words."""
+        if self.type != "rougeL":
+            return self(prompts, completions, **columns)
+        rows = zip(completions, self.column(columns, self.column_name), strict=True)
+        return [self._rouge_l(text_of(completion), references_of(refs, self.column_name)) for completion, refs in rows]
+
+    def _rouge_l(self, completion: str, references: list[str]) -> float | None:
+        if not references:
+            return None
+        tokenize = rouge_tokenizer(references) if self.tokenize == "auto" else self.tokenize
+        said = _rouge_words(completion, tokenize, self.stemmer)
+        best = 0.0
+        for reference in (_rouge_words(ref, tokenize, self.stemmer) for ref in references):
+            common = lcs_length(said, reference)
+            over = {"precision": len(said), "recall": len(reference), "fmeasure": (len(said) + len(reference)) / 2}
+            best = max(best, common / max(over[self.measure], 1))
+        return best
+
     def score(self, completion: str, references: list[str]) -> float | None:
         """ROUGE of one completion in 0..1, the best over `references`; None without references."""
         if not references:
@@ -117,6 +157,30 @@ class Rouge(Reward):
         tokenize = rouge_tokenizer(references) if self.tokenize == "auto" else self.tokenize
         scorer = _rouge(self.type, tokenize, self.stemmer)
         return max(float(getattr(scorer.score(ref, completion)[self.type], self.measure)) for ref in references)
+
+
+def gleu(said: Counter, reference: Counter) -> float:
+    """Matched n-grams over the n-grams of the longer text: the smaller of precision and recall, n = 1 to 4 together.
+
+    Source: Wu et al. 2016, "Google's Neural Machine Translation System", section 5, where it is the reward.
+    """
+    return (said & reference).total() / max(said.total(), reference.total(), 1)
+
+
+def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a word of `a` at a time against all of `b` in one integer.
+
+    Source: Hyyrö 2004, "Bit-parallel LCS-length computation revisited".
+    """
+    places: dict[str, int] = {}
+    for i, word in enumerate(b):
+        places[word] = places.get(word, 0) | 1 << i
+    everything = (1 << len(b)) - 1
+    unmatched = everything
+    for word in a:
+        here = unmatched & places.get(word, 0)
+        unmatched = (unmatched + here | unmatched - here) & everything
+    return len(b) - unmatched.bit_count()
 
 
 def references_of(value: str | Sequence[str] | None, column: str) -> list[str]:
@@ -158,9 +222,23 @@ class WordTokenizer:
     tokenize = staticmethod(words)
 
 
+def _ngrams(text: str, tokenize: str, lowercase: bool) -> Counter:
+    """How often each n-gram, n = 1 to 4, occurs in `text`."""
+    words = _bleu(tokenize, lowercase, "exp").tokenizer(text.lower() if lowercase else text).split()
+    return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
+
+
+_reference_ngrams = functools.lru_cache(maxsize=1024)(_ngrams)  # asked again for each prefix
+
+
 @functools.cache
 def _bleu(tokenize: str, lowercase: bool, smoothing: str) -> BLEU:
     return BLEU(tokenize=tokenize, lowercase=lowercase, smooth_method=smoothing, effective_order=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rouge_words(text: str, tokenize: str, stemmer: bool) -> tuple[str, ...]:
+    return tuple(_rouge("rougeL", tokenize, stemmer)._tokenizer.tokenize(text))
 
 
 @functools.cache

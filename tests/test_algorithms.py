@@ -6,12 +6,13 @@ import pytest
 import torch
 import toy
 from test_ppo_config import config
-from toy import ANSWERS, EOS, PROMPTS, A, C, D
+from toy import AB, ANSWERS, EOS, PROMPTS, A, B, C, D, E
 from transformers import TrainerCallback
 
 from pipeline.adapters import CRITIC, POLICY
 from pipeline.errors import UserError
 from pipeline.ppo import math
+from rewards import Instant, build_rewards
 
 
 def numbers(x) -> list:
@@ -190,6 +191,32 @@ def test_token_rewards_are_paid_where_they_say(tmp_path):
         expected[-1] += 0.5 * letters[row] - (row in cut)
         assert batch["advantages"][row, : len(expected)].tolist() == pytest.approx(expected, abs=1e-4)
     assert trainer.journal.read()["score/placed"] == pytest.approx(sum(map(sum, placed.values())) / 8)
+
+
+def test_a_keyword_pays_at_the_token_that_completes_it(tmp_path):
+    [(keyword, _)] = build_rewards([{"name": "keyword", "wanted": ["ab", "e"], "whole_words": False, "instant": True}])
+    # "cab" by [C, A, B] and by [C, AB]; "e" wanted as well, half a point each
+    answers = {"c": [C, A, B, EOS], "d": [C, AB, D, E, EOS], "e": [A, A, EOS]}
+    trainer = toy.make_trainer(
+        tmp_path, reward=keyword, rollout_func=toy.canned(answers), lam=0.0, whiten_advantages=False
+    )
+    batch = toy.sample(trainer, ["c", "d", "e"])
+    expected = [[0, 0, 0.5, 0, 0], [0, 0.5, 0, 0.5, 0], [0, 0, 0, 0, 0]]
+    assert batch["advantages"].tolist() == numbers(expected)
+
+
+def test_a_reward_without_token_rewards_by_differences(tmp_path):
+    """letters counts a's less d's: each pays where it stands, whatever the tokens are."""
+    instant = Instant(toy.letters, at="tokens")
+    trainer = toy.make_trainer(
+        tmp_path,
+        reward=instant,
+        rollout_func=toy.canned({"c": [A, D, C, AB, EOS], "d": [B, EOS]}),
+        lam=0.0,
+        whiten_advantages=False,
+    )
+    batch = toy.sample(trainer, ["c", "d"])
+    assert batch["advantages"].tolist() == numbers([[1, -1, 0, 1, 0], [0, 0, 0, 0, 0]])
 
 
 def test_a_row_without_token_rewards_goes_without(tmp_path):

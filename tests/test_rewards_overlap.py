@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from rewards import Bleu, RewardError, Rouge
-from rewards.overlap import bleu_tokenizer, has_mecab
+from rewards.overlap import bleu_tokenizer, has_mecab, lcs_length
 from rewards.text import words
 
 SHARED = Path(os.environ.get("PLUMBLINE_SHARED", Path(__file__).resolve().parents[1] / ".." / "shared"))
@@ -54,6 +54,29 @@ def test_rouge_is_rouge_scores(type, stemmer, completion, references):
         expected = max(getattr(scorer.score(ref, completion)[type], field) for ref in references)
         reward = Rouge(type=type, measure=measure, stemmer=stemmer)
         assert reward(["p"], [completion], references=[references]) == [pytest.approx(expected, abs=1e-6)]
+
+
+@pytest.mark.parametrize("measure", ["f", "precision", "recall"])
+@settings(max_examples=40, deadline=None)
+@given(completion=TEXTS, references=REFERENCES)
+def test_rouge_l_of_a_prefix_is_rouge_scores_too(measure, completion, references):
+    field = {"f": "fmeasure", "precision": "precision", "recall": "recall"}[measure]
+    scorer = RougeScorer(["rougeL"])
+    expected = max(getattr(scorer.score(ref, completion)["rougeL"], field) for ref in references)
+    potential = Rouge(type="rougeL", measure=measure).potential(["p"], [completion], references=[references])
+    assert potential == [pytest.approx(expected, abs=1e-9)]
+
+
+def test_longest_common_subsequence_by_pencil():
+    # b, d, a, b of the textbook's abcbdab and bdcaba (Cormen et al., section 15.4): 4
+    assert lcs_length("abcbdab", "bdcaba") == lcs_length("bdcaba", "abcbdab") == 4
+    assert [lcs_length(a, b) for a, b in [("", "ab"), ("ab", ""), ("ab", "ab"), ("ab", "ba"), ("aa", "a")]] == [
+        0,
+        0,
+        2,
+        1,
+        1,
+    ]
 
 
 def test_rouge_by_pencil():

@@ -1,13 +1,12 @@
 """Asking the reward functions about one rollout: a score for each completion, or a reward for each token."""
 
-import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
-from rewards import pays_tokens, token_ends
+from rewards import pays_tokens, token_ends, token_rewards_of
 from rewards.asking import ask, ask_async, is_async
 
 
@@ -44,26 +43,24 @@ class Scoring:
         return token_ends(self._completion_ids, self._completions, self._tokenizer)
 
     def _asked(self, i: int, reward: Callable, name: str) -> Callable:
-        """`reward` as TRL calls it; one that pays per token is asked for its tokens, and its score is their sum."""
-        dense = pays_tokens(reward)
-        function = reward.token_rewards if dense else reward
+        """`reward` as TRL calls it. One that pays per token is then asked for that too, and it is kept."""
 
-        def more(columns):
-            return columns | {"token_ends": self._ends} if dense else columns
+        def pay(prompts, completions, columns):
+            if pays_tokens(reward):
+                columns = columns | {"token_ends": self._ends}
+                self._paid[i] = ask(partial(token_rewards_of, reward), prompts, completions, columns, name)
 
-        def scores(answers):
-            if not dense:
-                return answers
-            self._paid[i] = answers
-            return [None if tokens is None else math.fsum(tokens) for tokens in answers]
-
-        if is_async(function):
+        if is_async(reward):
 
             async def asked(prompts, completions, **columns):
-                return scores(await ask_async(function, prompts, completions, more(columns), name))
+                scores = await ask_async(reward, prompts, completions, columns, name)
+                pay(prompts, completions, columns)
+                return scores
         else:
 
             def asked(prompts, completions, **columns):
-                return scores(ask(function, prompts, completions, more(columns), name))
+                scores = ask(reward, prompts, completions, columns, name)
+                pay(prompts, completions, columns)
+                return scores
 
         return asked

@@ -20,7 +20,7 @@ from pipeline.report import SAMPLES, write_report
 from pipeline.run_folder import RunFolder, say
 from pipeline.sft import check_context
 from pipeline.worlds import referee as world_referee
-from rewards import build_rewards, raw
+from rewards import build_rewards, raw, set_training
 
 
 @dataclass
@@ -147,6 +147,8 @@ class _Exam:
     def take(self, adapter: str | None) -> list[evaluation.Judged]:
         """Answers with `adapter`, sampled as in training and then greedy, judged by every reward and the referee."""
         judged, trainer = [], self.trainer
+        for reward in trainer.reward_funcs:
+            set_training(reward, False)  # held-out scores do not move running statistics
         if trainer.accelerator.is_main_process:
             with use_adapter(self.model, adapter):
                 judged = [

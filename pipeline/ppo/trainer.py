@@ -22,7 +22,7 @@ from pipeline.ppo.metrics import Journal
 from pipeline.ppo.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.ppo.rollout import Rollout, is_finished, judge, pack, weigh
 from pipeline.ppo.scoring import Scoring
-from rewards.mixture import Shaped
+from rewards import set_training
 
 # GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS
 _NOT_LOGGED = {"reward", "reward_std", "frac_reward_zero_std", "num_tokens", "step_time"}
@@ -149,8 +149,7 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         for reward in self.reward_funcs:
-            if isinstance(reward, Shaped):
-                reward.training = self.model.training  # running statistics are those of training alone
+            set_training(reward, self.model.training)  # running statistics are those of training alone
         scoring = Scoring(self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
         self.reward_funcs, rewards = scoring.functions, self.reward_funcs  # TRL's loop asks through them
         try:

@@ -2,23 +2,29 @@
 
 from .base import Reward, RewardError, WeightedReward, build_rewards, log_name_of
 from .code import Code
+from .coverage import Coverage
 from .fluency import Length, Repetition
 from .instant import Instant
 from .keyword import Keyword, first_hit
 from .learned import Learned
 from .mixture import Mixture, Shaped, load_state, raw, set_training, state_of, token_rewards_of
 from .overlap import Bleu, Rouge
+from .perplexity import Perplexity
+from .relevance import Relevance
 from .text import text_of
 from .tokens import pays_tokens, token_ends
 
 __all__ = [
     "Bleu",
     "Code",
+    "Coverage",
     "Instant",
     "Keyword",
     "Learned",
     "Length",
     "Mixture",
+    "Perplexity",
+    "Relevance",
     "Repetition",
     "Reward",
     "RewardError",

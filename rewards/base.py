@@ -26,7 +26,7 @@ __all__ = ["Reward", "RewardError", "WeightedReward", "build_rewards", "log_name
 # What TRL hands to a reward besides the columns of the data set.
 NOT_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 
-# name in YAML -> (module, class, fixed options). Imported when asked for: `learned` needs torch, the others do not.
+# name in YAML -> (module, class, fixed options). Imported when asked for: some need torch.
 REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bleu": ("overlap", "Bleu", {}),
     "rouge": ("overlap", "Rouge", {}),
@@ -38,6 +38,9 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "learned": ("learned", "Learned", {}),
     "length": ("fluency", "Length", {}),
     "repetition": ("fluency", "Repetition", {}),
+    "perplexity": ("perplexity", "Perplexity", {}),
+    "relevance": ("relevance", "Relevance", {}),
+    "coverage": ("coverage", "Coverage", {}),
     "mixture": ("mixture", "Mixture", {}),
 }
 HOW_TO_NAME = "write it like {name: bleu, weight: 0.5}"
@@ -90,6 +93,18 @@ class Reward:
         there = sorted(set(columns) - NOT_COLUMNS)
         has = f"it has {', '.join(there)}" if there else "it has none besides the prompt"
         raise self.error(f"the data has no column '{name}'; {has}{nearest(name, there)}.")
+
+    def texts(self, prompts: Sequence, columns: dict[str, Any], name: str) -> list[str]:
+        """The text of each row in the column `name`, where `prompt` is the prompt; a list of texts is read as one."""
+        if name == "prompt":
+            return [text_of(prompt) for prompt in prompts]
+        try:
+            return [
+                "\n".join(x) if isinstance(x, list) and x and isinstance(x[0], str) else text_of(x)
+                for x in self.column(columns, name)
+            ]
+        except (TypeError, AttributeError):
+            raise self.error(f"the column '{name}' must hold a text, or a list of texts, in each row.") from None
 
     def error(self, message: str) -> RewardError:
         """`message` as an error of this reward."""

@@ -18,18 +18,32 @@ class Length(Reward):
                 -min(1, (min - length) / min)  below min
 
         {name: length, max: 40}    {name: length, min: 10, max: 30, unit: tokens}
+        {name: length, column: source, max: 0.3}
 
     Options:
         min, max: the bounds, both included; one of them may be left out.
+        column (none): a column with a text in each row, or `prompt`. The bounds are then multiples of that text's
+            length: with max 0.3 a summary may be as long as three tenths of its source (the compression rate of
+            summarization). A row where that text is empty scores None.
         unit ("words"): words (in scripts without spaces, characters), characters, or tokens: those that the policy
             sampled, end-of-text token included (from `completion_ids`).
     """
 
-    def __init__(self, min: int | None = None, max: int | None = None, unit: str = "words", log_name: str = "length"):
+    def __init__(
+        self,
+        min: float | None = None,
+        max: float | None = None,
+        unit: str = "words",
+        column: str | None = None,
+        log_name: str = "length",
+    ):
         super().__init__(log_name)
         self.min = None if min is None else number(min, "min", log_name)
         self.max = None if max is None else number(max, "max", log_name)
         self.unit = choice(unit, "unit", UNITS, log_name)
+        self.column_name = column
+        if column is not None and unit == "tokens":
+            raise self.error("unit: tokens is for the completion alone; with column, count words or characters.")
         if self.min is None and self.max is None:
             raise self.error("give min, max or both.")
         if (self.min or 0) < 0 or (self.max is not None and (self.max <= 0 or self.max < (self.min or 0))):
@@ -42,8 +56,15 @@ class Length(Reward):
             if completion_ids is None:
                 raise self.error("unit: tokens needs completion_ids; use words or characters outside a trainer.")
             return [self.score(len(ids)) for ids in completion_ids]
-        texts = map(text_of, completions)
-        return [self.score(len(words(text) if self.unit == "words" else text)) for text in texts]
+        lengths = [self.length(text_of(completion)) for completion in completions]
+        if self.column_name is None:
+            return [self.score(length) for length in lengths]
+        of = [self.length(text) for text in self.texts(prompts, columns, self.column_name)]
+        return [self.score(length / whole) if whole else None for length, whole in zip(lengths, of, strict=True)]
+
+    def length(self, text: str) -> int:
+        """The length of `text` in words or characters."""
+        return len(words(text) if self.unit == "words" else text)
 
     def token_rewards(
         self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
@@ -52,25 +73,32 @@ class Length(Reward):
 
         Shapes and arguments: `Instant.token_rewards`.
         """
-        scores = self(prompts, completions, completion_ids=completion_ids)
+        scores = self(prompts, completions, completion_ids=completion_ids, **columns)
         rows = zip(scores, map(text_of, completions), completion_ids, token_ends, strict=True)
         if self.unit == "tokens":
             return [settle(self._costs(len(ids)), score) for score, _, ids, _ in rows]
-        return [pay(score, self._payments(text), len(ids), ends) for score, text, ids, ends in rows]
+        of = [1] * len(scores)
+        if self.column_name is not None:
+            of = [self.length(text) for text in self.texts(prompts, columns, self.column_name)]
+        return [
+            pay(score, self._payments(text, whole) if whole else (), len(ids), ends)
+            for (score, text, ids, ends), whole in zip(rows, of, strict=True)
+        ]
 
-    def _payments(self, text: str) -> list[tuple[int, float]]:
+    def _payments(self, text: str, whole: int) -> list[tuple[int, float]]:
         """(where a unit ends, what it costs)."""
         in_words = self.unit == "words"
         ends = [end for _, end in located_words(text)] if in_words else range(1, len(text) + 1)
-        return list(zip(ends, self._costs(len(ends)), strict=True))
+        return list(zip(ends, self._costs(len(ends), whole), strict=True))
 
-    def _costs(self, length: int) -> list[float]:
+    def _costs(self, length: int, whole: int = 1) -> list[float]:
         """What the 1st, 2nd, ... unit adds to the score by being beyond `max`."""
-        excess = [0.0 if self.max is None or n <= self.max else self.score(n) for n in range(length + 1)]
+        lengths = [n / whole for n in range(length + 1)]
+        excess = [0.0 if self.max is None or x <= self.max else self.score(x) for x in lengths]
         return [now - before for before, now in pairwise(excess)]
 
-    def score(self, length: int) -> float:
-        """The score of a completion of `length` units."""
+    def score(self, length: float) -> float:
+        """The score of a completion of `length` units, or of that multiple of the column's length."""
         if self.max is not None and length > self.max:
             return -min(1.0, (length - self.max) / self.max)
         if self.min is not None and length < self.min:

@@ -1,35 +1,33 @@
 """A learned scorer: a reward model from the reward stage, or any sequence-classification model."""
 
-import copy
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import cached_file, find_adapter_config_file, logging
+from transformers.utils import cached_file
 
-from .base import Reward, RewardError, choice, nearest, number
+from .base import RewardError, choice, nearest
+from .model_based import ModelBased, adapter_config, load_adapter, load_options, loading
 from .text import text_of
 
 HEADS = ("score", "classifier")  # what transformers calls the last layer of a sequence classifier
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-class Learned(Reward):
+class Learned(ModelBased):
     """What a sequence-classification model says of prompt + completion.
 
     A model with one output is a reward model: the score is its logit, without bounds, in the units in which it was
     trained (a difference of 1 means odds of e : 1 that the higher one is preferred). A model with several outputs is a
-    classifier: the score is the probability of `label`, from 0 to 1.
+    classifier: the score is the probability of `label`, from 0 to 1: a softmax over the labels, or where the model's
+    `problem_type` says that several may hold at once (multi_label_classification) a sigmoid. With problem_type
+    regression it is the output named `label` as it is.
 
         {name: learned, path: runs/tiny/reward}
         {name: learned, path: my-org/sentiment, label: positive, include_prompt: false}
+        {name: learned, path: my-org/toxicity, label: toxic, include_prompt: false, weight: -1.0}
 
     Options:
         path: a folder of the reward stage (adapter with its score head), or a folder or hub name of any sequence
@@ -56,8 +54,6 @@ class Learned(Reward):
     handed in, already loaded; then `path` is not needed.
     """
 
-    python_only = ("model", "tokenizer")
-
     def __init__(
         self,
         path: str | None = None,
@@ -73,36 +69,15 @@ class Learned(Reward):
         tokenizer: Any = None,
         log_name: str = "learned",
     ):
-        super().__init__(log_name)
-        if (path is None) == (model is None) or (model is None) != (tokenizer is None):
-            raise self.error("give either path, or (in Python) model and tokenizer together.")
-        self.path = None if path is None else str(path)
+        super().__init__(path, model, tokenizer, max_length, batch_size, device, dtype, log_name)
         self.label = label
         self.include_prompt = include_prompt
         self.append_eos = choice(append_eos, "append_eos", ("auto", True, False), log_name)
         self.template = template
-        self.max_length = None if max_length is None else int(number(max_length, "max_length", log_name))
-        self.batch_size = max(1, int(number(batch_size, "batch_size", log_name)))
-        self.device = device
-        self.dtype = choice(dtype, "dtype", DTYPES, log_name)
-        self._model, self._tokenizer = model, tokenizer
-        self._ready = False
 
     def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
         rows = zip(prompts, completions, strict=True)
         return self.score_ids([self.encode(prompt, completion) for prompt, completion in rows])
-
-    @property
-    def model(self) -> Any:
-        """The model, loaded at the first use."""
-        self._prepare()
-        return self._model
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's own tokenizer."""
-        self._prepare()
-        return self._tokenizer
 
     def encode(self, prompt: str | list[dict], completion: str | list[dict]) -> list[int]:
         """The ids of one text as the model reads it; see the class for how."""
@@ -128,47 +103,21 @@ class Learned(Reward):
     def score_ids(self, rows: Sequence[list[int]]) -> list[float]:
         """Scores of texts given as ids of the model's tokenizer, of any lengths."""
         self._prepare()
-        scores = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # like lengths together: less padding
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            logits = self._model(**self._pad([rows[i] for i in batch])).logits.float()
-            for i, score in zip(batch, self._read(logits).tolist(), strict=True):
-                scores[i] = score
-        return scores
+        return self._in_batches(rows, len, lambda batch: self._read(self._model(**self._pad(batch)).logits.float()))
 
     def _read(self, logits: torch.Tensor) -> torch.Tensor:
         """logits (B, labels) -> scores (B,)."""
         if self._label_id is None:
             return logits[:, 0]
-        several = getattr(self._model.config, "problem_type", None) == "multi_label_classification"
-        return (logits.sigmoid() if several else logits.softmax(dim=-1))[:, self._label_id]
+        kind = getattr(self._model.config, "problem_type", None)
+        if kind == "multi_label_classification":
+            logits = logits.sigmoid()
+        elif kind != "regression":
+            logits = logits.softmax(dim=-1)
+        return logits[:, self._label_id]
 
-    def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
-        """Right-padded input_ids and attention_mask, both (B, T); the mask comes from the lengths, not the ids."""
-        ids = [torch.tensor(row, dtype=torch.long) for row in rows]
-        padded = pad_sequence(ids, batch_first=True, padding_value=self._tokenizer.pad_token_id)
-        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-        return {"input_ids": padded.to(self.device), "attention_mask": mask.to(self.device)}
-
-    def _prepare(self) -> None:
-        """Loads what was not handed in, and settles what the options leave open."""
-        if self._ready:
-            return
-        if self._model is None:
-            if self.device is None:
-                from accelerate import PartialState
-
-                self.device = PartialState().device  # each process loads its own, onto its own device
-            self._model, self._tokenizer = load_scorer(self.path, self.__name__, self.dtype)
-            self._model.to(self.device)
-        elif self.device is None:
-            self.device = getattr(self._model, "device", "cpu")
-        if isinstance(self._model, torch.nn.Module) and self.path is not None:
-            self._model.eval().requires_grad_(False)
-        self._tokenizer = copy.copy(self._tokenizer) if self.path else copy.deepcopy(self._tokenizer)
-        self._settle()
-        self._ready = True
+    def _load(self) -> tuple[Any, Any]:
+        return load_scorer(self.path, self.__name__, self.dtype)
 
     def _settle(self) -> None:
         config, tokenizer = self._model.config, self._tokenizer
@@ -196,9 +145,7 @@ class Learned(Reward):
             is_file = "{" not in self.template and file.is_file()
             tokenizer.chat_template = file.read_text("utf-8") if is_file else self.template
         tokenizer.truncation_side = "left"
-        # RoBERTa numbers positions from pad + 1, so its tokenizer's limit is the true one; some tokenizers have none.
-        longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
-        self._limit = min(self.max_length or longest, longest, 10**9)
+        self._limit = self._longest()
 
     def _find_label(self, labels: dict[int, str]) -> int:
         names = list(labels.values())
@@ -217,12 +164,18 @@ def load_scorer(path: str, name: str = "learned", dtype: str = "auto") -> tuple[
     Raises:
         RewardError: nothing loadable there, or a model whose score head is missing, so that scores would be random.
     """
-    options = {"use_safetensors": True, "trust_remote_code": False, "dtype": dtype}
-    try:
-        with _whole_weights():
-            if find_adapter_config_file(path) is not None:
-                return _load_adapter(path, name, options)
-            model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
+    options = load_options(dtype)
+    with loading(path, name):
+        adapter = adapter_config(path)
+        if adapter is not None:
+            if adapter.get("task_type") != "SEQ_CLS":
+                raise RewardError(
+                    f"Reward '{name}': '{path}' is an adapter of type {adapter.get('task_type')}, not a reward model "
+                    "(SEQ_CLS); train one with recipes/reward.py."
+                )
+            options["num_labels"] = _head_size(path, name)
+            return load_adapter(path, name, adapter, AutoModelForSequenceClassification, options)
+        model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
         fresh = sorted(key for key in info["missing_keys"] if _is_head(key))
         if fresh:
             raise RewardError(
@@ -230,38 +183,6 @@ def load_scorer(path: str, name: str = "learned", dtype: str = "auto") -> tuple[
                 "give a reward model or a sequence classifier."
             )
         return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        if isinstance(error, RewardError):
-            raise
-        kind = "" if os.path.isdir(path) else " (no such folder, and no model of that name in the cache or on the hub)"
-        raise RewardError(f"Reward '{name}': cannot load '{path}'{kind}: {str(error).splitlines()[0]}") from error
-
-
-def _load_adapter(path: str, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    from peft import PeftModel
-
-    config = json.loads(Path(find_adapter_config_file(path)).read_text("utf-8"))
-    if config.get("task_type") != "SEQ_CLS":
-        raise RewardError(
-            f"Reward '{name}': '{path}' is an adapter of type {config.get('task_type')}, not a reward model "
-            "(SEQ_CLS); train one with recipes/reward.py."
-        )
-    labels = _head_size(path, name)
-    base = config["base_model_name_or_path"]
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=labels, revision=config.get("revision"), **options
-        )
-    except OSError as error:
-        raise RewardError(
-            f"Reward '{name}': the adapter '{path}' stands on the base '{base}', which cannot be loaded from "
-            f"{os.getcwd()}: {str(error).splitlines()[0]}"
-        ) from error
-    has_tokenizer = cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is not None
-    tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base, trust_remote_code=False)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    return PeftModel.from_pretrained(model, path, use_safetensors=True).eval(), tokenizer
 
 
 def _head_size(path: str, name: str) -> int:
@@ -291,27 +212,3 @@ def _reads_last(model: Any) -> bool:
 
 def _messages(prompt: str | list[dict], role: str) -> list[dict]:
     return [{"role": role, "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-@contextmanager
-def _whole_weights() -> Iterator[None]:
-    """Inside, models load whole on every process, though a sharding trainer (ZeRO-3, FSDP) has set itself up."""
-    from accelerate.state import AcceleratorState
-
-    before = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
-    plugin: Callable | Any = AcceleratorState().deepspeed_plugin if AcceleratorState._shared_state else None
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # true gives real weights to the first process only
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the base has no score head, and need not have: it comes with the adapter
-    try:
-        if plugin is not None:
-            with plugin.zero3_init_context_manager(enable=False):
-                yield
-        else:
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if before is None:
-            del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
-        else:
-            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = before

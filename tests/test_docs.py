@@ -4,7 +4,11 @@ import importlib.util
 import re
 from pathlib import Path
 
+import yaml
+
 from pipeline.ppo.metrics import METRICS
+from rewards import build_rewards
+from rewards.base import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +22,15 @@ def test_links_between_documents_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")]:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_table_of_rewards_has_every_reward_and_its_lines_can_be_built():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("| reward | range |")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(REGISTRY) - {"rouge"}  # rouge1, rouge2 and rougeL stand for it
+    lines = re.search(r"Lines to copy:\n\n```yaml\n(.*?)```", text, re.DOTALL).group(1)
+    assert len(build_rewards(yaml.safe_load(lines)["rewards"])) == lines.count("{name:")
 
 
 def test_seeds_move_every_path_to_the_folder_of_the_seed():

@@ -47,3 +47,30 @@ def test_tokens_need_the_sampled_ids():
 )
 def test_repetition(text, n, score):
     assert Repetition(n=n)(["p"], [text]) == [pytest.approx(score)]
+
+
+@pytest.mark.parametrize("count, score", [(0, 0.0), (3, 0.0), (4, -1 / 3), (5, -2 / 3), (6, -1.0), (50, -1.0)])
+def test_brevity_is_a_length_in_shares_of_a_source(count, score):
+    """A source of 10 words and a share of 0.3: 3 words are free, each one more costs a third, down to -1."""
+    source, completion = "a b c d e f g h i j", "x " * count
+    assert Length(column="source", max=0.3)(["p"], [completion], source=[source]) == [pytest.approx(score)]
+    assert Length(column="prompt", max=0.3)([source], [completion]) == [pytest.approx(score)]
+
+
+def test_a_share_of_a_source_in_other_units_scripts_and_bounds():
+    # 4 of 8 characters; 1/4 allowed: (1/2 - 1/4) / (1/4)
+    assert Length(column="source", max=0.25, unit="characters")(["p"], ["abcd"], source=["a" * 8]) == [-1.0]
+    # 2 of 10 words, at least 4 wanted
+    assert Length(column="source", min=0.4)(["p"], ["x x"], source=["a " * 10]) == [pytest.approx(-0.5)]
+    # 4 characters of 6
+    assert Length(column="source", max=0.5)(["p"], ["猫坐在上"], source=["猫坐在床上了"]) == [pytest.approx(-1 / 3)]
+    # each row has its own source; one that is empty says nothing
+    scores = Length(column="source", max=1)(["p"] * 3, ["x x"] * 3, source=["a", "a a", None])
+    assert scores == [-1.0, 0.0, None]
+
+
+def test_a_share_needs_a_text_and_a_unit_that_it_has():
+    with pytest.raises(RewardError, match="unit: tokens is for the completion alone"):
+        Length(column="source", max=0.3, unit="tokens")
+    with pytest.raises(RewardError, match="no column 'source'"):
+        Length(column="source", max=0.3)(["p"], ["x"], text=["y"])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -12,7 +13,7 @@ from test_rewards_learned import make_tokenizer, tiny_config
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 
-from rewards import Bleu, Learned, build_rewards
+from rewards import Bleu, Learned, Perplexity, Relevance, build_rewards
 
 REFERENCES = [["the cat sat", "a cat sat"], ["the dog ran"]]
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -21,6 +22,14 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}
 def plain(prompts, completions, facts, **columns):
     """A user's function: what it takes is the row's own facts."""
     return [float(len(wanted)) if wanted else None for wanted in facts]
+
+
+class Letters:
+    """A sentence embedding by hand: how often each byte occurs."""
+
+    def encode(self, texts, normalize_embeddings, **options):
+        counts = np.array([np.bincount(list(text.encode()), minlength=256) for text in texts], dtype=float)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
 def train(reward_funcs, prompts, tmp_path, tokenizer, **columns):
@@ -56,9 +65,13 @@ def test_rewards_run_in_trls_grpo_trainer(tmp_path):
     rewards = build_rewards(
         [
             {"name": "bleu", "weight": 0.5},
-            {"name": "keyword", "column": "facts", "weight": 2.0, "log_name": "coverage"},
+            {"name": "keyword", "column": "facts", "weight": 2.0, "log_name": "facts"},
             {"name": "length", "max": 3, "unit": "tokens", "normalize": "running", "clip": [-2, 2]},
             {"name": Learned(model=scorer, tokenizer=make_tokenizer()), "weight": 0.1},
+            {"name": Perplexity(model=LlamaForCausalLM(tiny_config()).eval(), tokenizer=make_tokenizer())},
+            {"name": Relevance(model=Letters())},
+            {"name": "coverage", "column": "source"},
+            {"name": "length", "column": "source", "max": 0.5, "log_name": "brevity"},
             {"name": "mixture", "rewards": [{"name": "rougeL"}, {"name": "repetition", "n": 1}]},
             plain,
         ]
@@ -70,12 +83,26 @@ def test_rewards_run_in_trls_grpo_trainer(tmp_path):
         make_tokenizer(),
         references=REFERENCES,
         facts=[["a"], ["b", "c"]],
+        source=["the cat sat on the mat", "the dog ran home"],
     )
     assert len(logs) == 2
-    names = ["bleu", "coverage", "length", "learned", "mixture", "plain"]
+    names = [
+        "bleu",
+        "facts",
+        "length",
+        "learned",
+        "perplexity",
+        "relevance",
+        "coverage",
+        "brevity",
+        "mixture",
+        "plain",
+    ]
     for log in logs:
         means = [log[f"rewards/{name}/mean"] for name in names]
         assert all(mean == mean for mean in means)
+        assert log["rewards/perplexity/mean"] < 0 and -1 <= log["rewards/brevity/mean"] <= 0
+        assert 0 <= log["rewards/relevance/mean"] <= 1 and 0 <= log["rewards/coverage/mean"] <= 1
         # both rows twice: (1 + 2) / 2
         assert log["rewards/plain/mean"] == 1.5
         assert log["reward"] == pytest.approx(sum(w * m for (_, w), m in zip(rewards, means, strict=True)), abs=1e-5)
@@ -94,13 +121,14 @@ def test_rewards_run_on_messages_in_trls_grpo_trainer(tmp_path):
 
     tokenizer = make_tokenizer(chat_template=CHAT)
     learned = Learned(model=scorer, tokenizer=tokenizer)
-    rewards = build_rewards(["bleu", learned, spy])
+    perplexity = Perplexity(model=LlamaForCausalLM(tiny_config()).eval(), tokenizer=tokenizer)
+    rewards = build_rewards(["bleu", learned, perplexity, spy])
     prompts = [[{"role": "user", "content": text}] for text in ("the cat", "the dog")]
     logs = train(rewards, prompts, tmp_path, tokenizer, references=REFERENCES)
     assert len(logs) == 2 and len(seen) == 8
     prompts, completions, references = map(list, zip(*seen, strict=True))
     assert completions[0][0]["role"] == "assistant"
-    for name, reward in (("bleu", Bleu()), ("learned", learned)):
+    for name, reward in (("bleu", Bleu()), ("learned", learned), ("perplexity", perplexity)):
         scores = reward(prompts[:4], completions[:4], references=references[:4])
         assert logs[0][f"rewards/{name}/mean"] == pytest.approx(sum(scores) / 4, abs=1e-5)
 

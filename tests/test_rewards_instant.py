@@ -116,6 +116,10 @@ def test_length_costs_where_the_units_stand():
     assert paid(Length(max=2.5, unit="tokens"), "a", "b", "c", "d") == near(0, 0, -0.2, -0.4)
     assert paid(Length(min=4), "a", " b", "!") == near(0, 0, -0.5)
     assert paid(Length(min=2, max=3), "a", " b", "!") == near(0, 0, 0)
+    # half of the source's four words are free; each further one is a quarter of it: (0.75 - 0.5) / 0.5
+    half = Length(max=0.5, column="source")
+    assert paid(half, "a", " b", " c", " d", source="w x y z") == near(0, 0, -0.5, -0.5)
+    assert paid(half, "a", " b", source="") is None
     # 猫坐在 is three words
     assert paid(Length(max=1), "猫坐", "在") == near(-1, 0)
 

@@ -1,6 +1,7 @@
 """The learned scorer against TRL's RewardTrainer and transformers' own classifiers, on tiny random models."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -257,6 +258,60 @@ def test_several_labels_at_once_are_sigmoids(classifier, tmp_path):
     with torch.no_grad():
         logits = model(input_ids=make_tokenizer()("a b", return_tensors="pt")["input_ids"]).logits
     assert reward(["a"], [" b"]) == [pytest.approx(logits.sigmoid()[0, 1].item(), abs=1e-6)]
+
+
+def saved(folder, model):
+    model.save_pretrained(folder)
+    make_tokenizer(padding_side="right", model_max_length=24).save_pretrained(folder)
+    return str(folder)
+
+
+def test_sentiment_with_two_classes(classifier, tmp_path):
+    """softmax of (0, log 3) is (1/4, 3/4), whatever the text."""
+    names = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}, "num_labels": 2}
+    config = BertConfig.from_pretrained(classifier, **names)
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([0.0, math.log(3)]))
+    path = saved(tmp_path, model)
+    for label, score in (("positive", 3 / 4), ("negative", 1 / 4)):
+        ((reward, _),) = build_rewards([{"name": "learned", "path": path, "label": label, "device": "cpu"}])
+        assert reward(["a", "b"], ["good", ""]) == pytest.approx([score] * 2)
+
+
+def test_toxicity_with_several_labels_at_once_as_a_penalty(classifier, tmp_path):
+    """Sigmoids of (0, log 3, -log 3) are 1/2, 3/4 and 1/4: they need not sum to 1."""
+    names = {"toxic": 0, "insult": 1, "threat": 2}
+    config = BertConfig.from_pretrained(
+        classifier,
+        id2label={i: name for name, i in names.items()},
+        label2id=names,
+        problem_type="multi_label_classification",
+    )
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([0.0, math.log(3), -math.log(3)]))
+    path = saved(tmp_path, model)
+    specs = [{"name": "learned", "path": path, "label": name, "weight": -1.0, "device": "cpu"} for name in names]
+    built = build_rewards(specs)
+    assert [weight * reward(["p"], ["c"])[0] for reward, weight in built] == pytest.approx([-1 / 2, -3 / 4, -1 / 4])
+
+
+def test_a_regression_head_gives_its_number_as_it_is(classifier, tmp_path):
+    one = BertForSequenceClassification(
+        BertConfig.from_pretrained(classifier, num_labels=1, problem_type="regression")
+    )
+    several = BertForSequenceClassification(BertConfig.from_pretrained(classifier, problem_type="regression"))
+    with torch.no_grad():
+        for model, values in ((one, [4.5]), (several, [0.5, -2.0, 3.0])):
+            model.classifier.weight.zero_()
+            model.classifier.bias.copy_(torch.tensor(values))
+    assert Learned(saved(tmp_path / "one", one), device="cpu")(["p"], ["c"]) == pytest.approx([4.5])
+    path = saved(tmp_path / "several", several)
+    for label, score in (("negative", 0.5), ("neutral", -2.0), ("Positive", 3.0)):
+        assert Learned(path, label=label, device="cpu")(["p"], ["c"]) == pytest.approx([score])
 
 
 def test_messages_for_a_classifier_without_a_template_are_their_text(classifier):

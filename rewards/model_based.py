@@ -1,0 +1,187 @@
+"""What the rewards that ask a model have in common: how it is loaded, and how texts go through it in batches."""
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer
+from transformers.utils import cached_file, find_adapter_config_file, logging
+
+from .base import Reward, RewardError, choice, number
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class ModelBased(Reward):
+    """A reward that asks a frozen model of transformers. Text goes in, so the model brings its own tokenizer.
+
+    A subclass says how the two are loaded (`_load`), settles what its options leave open (`_settle`) and scores.
+    Nothing is loaded before the first use.
+    """
+
+    python_only = ("model", "tokenizer")
+
+    def __init__(
+        self,
+        path: str | None,
+        model: Any,
+        tokenizer: Any,
+        max_length: int | None,
+        batch_size: int,
+        device: str | None,
+        dtype: str,
+        log_name: str,
+    ):
+        super().__init__(log_name)
+        if (path is None) == (model is None) or (model is None) != (tokenizer is None):
+            raise self.error("give either path, or (in Python) model and tokenizer together.")
+        self.path = None if path is None else str(path)
+        self.max_length = None if max_length is None else int(number(max_length, "max_length", log_name))
+        self.batch_size = max(1, int(number(batch_size, "batch_size", log_name)))
+        self.device = device
+        self.dtype = choice(dtype, "dtype", DTYPES, log_name)
+        self._model, self._tokenizer = model, tokenizer
+        self._ready = False
+
+    @property
+    def model(self) -> Any:
+        """The model, loaded at the first use."""
+        self._prepare()
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer."""
+        self._prepare()
+        return self._tokenizer
+
+    def _load(self) -> tuple[Any, Any]:
+        """The model at `self.path` and its tokenizer, on the CPU."""
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """Called once, as soon as model and tokenizer are there."""
+
+    def _prepare(self) -> None:
+        """Loads what was not handed in, and settles what the options leave open."""
+        if self._ready:
+            return
+        if self._model is None:
+            self.device = self.device or process_device()
+            self._model, self._tokenizer = self._load()
+            self._model.to(self.device)
+        elif self.device is None:
+            self.device = getattr(self._model, "device", "cpu")
+        if isinstance(self._model, torch.nn.Module) and self.path is not None:
+            self._model.eval().requires_grad_(False)
+        self._tokenizer = copy.copy(self._tokenizer) if self.path else copy.deepcopy(self._tokenizer)
+        self._settle()
+        self._ready = True
+
+    def _longest(self) -> int:
+        """The longest text in tokens: what the model, its tokenizer and `max_length` all allow."""
+        # RoBERTa numbers positions from pad + 1, so its tokenizer's limit is the true one; some tokenizers have none.
+        positions = getattr(self._model.config, "max_position_embeddings", None) or 10**9
+        longest = min(self._tokenizer.model_max_length, positions)
+        return min(self.max_length or longest, longest, 10**9)
+
+    def _in_batches(
+        self, rows: Sequence, length: Callable[[Any], int], score: Callable[[list], torch.Tensor]
+    ) -> list[float]:
+        """`score` (B rows -> B numbers) over all rows, like lengths together for less padding; in the rows' order."""
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: length(rows[i]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for i, value in zip(batch, score([rows[i] for i in batch]).tolist(), strict=True):
+                scores[i] = value
+        return scores
+
+    def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Right-padded input_ids and attention_mask, both (B, T); the mask comes from the lengths, not the ids."""
+        ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+        padded = pad_sequence(ids, batch_first=True, padding_value=self._tokenizer.pad_token_id or 0)
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        return {"input_ids": padded.to(self.device), "attention_mask": mask.to(self.device)}
+
+
+def process_device() -> torch.device:
+    """The device of this process: each one loads its own model, onto its own device."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+@contextmanager
+def loading(path: str, name: str) -> Iterator[None]:
+    """Inside, what goes wrong becomes one `RewardError` of the reward `name`, and models load whole."""
+    try:
+        with _whole_weights():
+            yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, RewardError):
+            raise
+        kind = "" if os.path.isdir(path) else " (no such folder, and no model of that name in the cache or on the hub)"
+        raise RewardError(f"Reward '{name}': cannot load '{path}'{kind}: {str(error).splitlines()[0]}") from error
+
+
+def load_options(dtype: str) -> dict[str, Any]:
+    """What every `from_pretrained` gets: safetensors only, no code that comes with the model."""
+    return {"use_safetensors": True, "trust_remote_code": False, "dtype": dtype}
+
+
+def adapter_config(path: str) -> dict[str, Any] | None:
+    """The configuration of the adapter at `path`; None where there is no adapter."""
+    file = find_adapter_config_file(path)
+    return None if file is None else json.loads(Path(file).read_text("utf-8"))
+
+
+def load_adapter(
+    path: str, name: str, config: dict[str, Any], model_class: Any, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The adapter at `path` on its base, in evaluation mode on the CPU, and its tokenizer (else that of the base)."""
+    from peft import PeftModel
+
+    base = config["base_model_name_or_path"]
+    try:
+        model = model_class.from_pretrained(base, revision=config.get("revision"), **options)
+    except OSError as error:
+        raise RewardError(
+            f"Reward '{name}': the adapter '{path}' stands on the base '{base}', which cannot be loaded from "
+            f"{os.getcwd()}: {str(error).splitlines()[0]}"
+        ) from error
+    has_tokenizer = cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is not None
+    tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base, trust_remote_code=False)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    return PeftModel.from_pretrained(model, path, use_safetensors=True).eval(), tokenizer
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Inside, models load whole on every process, though a sharding trainer (ZeRO-3, FSDP) has set itself up."""
+    from accelerate.state import AcceleratorState
+
+    before = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
+    plugin: Callable | Any = AcceleratorState().deepspeed_plugin if AcceleratorState._shared_state else None
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # true gives real weights to the first process only
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the base has no score head, and need not have: it comes with the adapter
+    try:
+        if plugin is not None:
+            with plugin.zero3_init_context_manager(enable=False):
+                yield
+        else:
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if before is None:
+            del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
+        else:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = before

@@ -52,10 +52,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce seeds test test-all test-cov mutants lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce seeds test test-all test-cov test-latest mutants lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
 
@@ -118,6 +118,9 @@ test: $(STAMP)  ## the tests, without those that take long; no network
 
 test-all: $(STAMP)  ## every test, also the long ones
 	$(PYTEST) $(ARGS)
+
+test-latest: $(STAMP)  ## the tests with the newest trl, transformers and kin, in .venv-latest; may fail, and says how
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/latest.py $(ARGS)
 
 test-cov: $(STAMP)  ## the tests, with the lines that none of them runs
 	$(PYTEST) -m "not slow" --cov --cov-report=term-missing $(ARGS)

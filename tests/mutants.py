@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "tests" / "MUTATIONS.md"
 # Quick ones first: a mutant is done with at the first test that fails.
 TESTS = (
-    "ppo_math algorithms estimator rollout critic adapters traps_rollout traps ppo_trainer ppo_logs "
-    "ppo_config own_loop rewards_asking traps_runs"
+    "ppo_math rollout second_opinion algorithms estimator critic adapters traps_rollout traps ppo_trainer ppo_logs "
+    "ppo_config own_loop rewards_asking traps_runs equivalences"
 ).split()
 SURVIVED, BROKEN = "survived", "the tests fail without any edit"
 

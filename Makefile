@@ -116,8 +116,9 @@ PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" -m pytest
 test: $(STAMP)  ## the tests, without those that take long; no network
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: $(STAMP)  ## every test, also the long ones
+test-all: $(STAMP)  ## every test, also the long ones, and the mutants
 	$(PYTEST) $(ARGS)
+	$(if $(ARGS),,$(MAKE) mutants)
 
 test-latest: $(STAMP)  ## the tests with the newest trl, transformers and kin, in .venv-latest; may fail, and says how
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/latest.py $(ARGS)

@@ -30,7 +30,7 @@ SURVIVED, BROKEN = "survived", "the tests fail without any edit"
 
 
 def main(chosen: list[int]) -> int:
-    mutants = yaml.safe_load((ROOT / "tests" / "mutants.yaml").read_text(encoding="utf-8"))
+    mutants = read_mutants()
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "plumbline"
         shutil.copytree(
@@ -56,12 +56,21 @@ def main(chosen: list[int]) -> int:
     return 1 if survivors else 0
 
 
+def read_mutants() -> list[dict[str, str]]:
+    """The edits of tests/mutants.yaml. SystemExit with a sentence where one no longer fits the code."""
+    mutants = yaml.safe_load((ROOT / "tests" / "mutants.yaml").read_text(encoding="utf-8"))
+    for mutant in mutants:
+        count = (ROOT / "pipeline" / mutant["file"]).read_text(encoding="utf-8").count(mutant["old"])
+        if count != 1:
+            where = f"tests/mutants.yaml, '{mutant['what']}': pipeline/{mutant['file']}"
+            raise SystemExit(f"error: {where} has {mutant['old']!r} {count} times; it must stand there once.")
+    return mutants
+
+
 def try_out(copy: Path, what: str, file: str, old: str, new: str) -> str | None:
     """The first test that fails with the edit, or None."""
     path = copy / "pipeline" / file
     text = path.read_text(encoding="utf-8")
-    if text.count(old) != 1:
-        raise SystemExit(f"error: tests/mutants.yaml, '{what}': pipeline/{file} has {old!r} {text.count(old)} times")
     path.write_text(text.replace(old, new), encoding="utf-8")
     try:
         return first_failure(copy)

@@ -36,7 +36,7 @@ def save(trainer, folder: Path) -> None:
         state = {
             "micro_step": step,
             "kl_coef": trainer.kl_coef,
-            "baseline": trainer.baseline,
+            "baseline": trainer.baseline and trainer.baseline.state,
             "episodes": trainer.journal.episodes,
             "tokens": trainer.journal.tokens,
             "rewards": state_of((reward, 1.0) for reward in trainer.reward_funcs),
@@ -70,7 +70,9 @@ def load(trainer, folder: Path) -> None:
     if not (folder / STATE).exists():
         raise UserError(f"{folder} is not a complete checkpoint of PPO: {STATE} is missing. Give an earlier one.")
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    trainer.kl_coef, trainer.baseline = state["kl_coef"], state["baseline"]
+    trainer.kl_coef = state["kl_coef"]
+    if trainer.baseline is not None:
+        trainer.baseline.state = state["baseline"]
     trainer.journal.episodes, trainer.journal.tokens = state["episodes"], state["tokens"]
     load_state(((reward, 1.0) for reward in trainer.reward_funcs), state["rewards"])
     trainer._step, trainer._buffered_inputs = state["micro_step"], None

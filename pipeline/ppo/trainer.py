@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 
 from pipeline.adapters import CRITIC, POLICY, REFERENCE, checkpoint_contexts, copy_adapter, train_only, use_adapter
 from pipeline.errors import UserError
-from pipeline.ppo import checkpoint, math, setup
+from pipeline.ppo import baseline, checkpoint, math, setup
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.metrics import Journal
@@ -113,7 +113,7 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
         setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)
         setup.count_positions_from_the_mask(model)
         self.kl_coef = args.kl_coef
-        self.baseline = 0.0  # REINFORCE's moving average of the returns, score units
+        self.baseline = baseline.build(args.baseline, self.accelerator)
         self.journal = Journal(self.accelerator)  # of training; evaluation between two logs must not mix with it
         self._eval_journal = Journal(self.accelerator)
 
@@ -130,7 +130,7 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
         with self._notes.clock("forward"), torch.no_grad():
             rollout = Rollout(mask, scores, *self._logprobs_and_values(batch), instant)
         # 3. Token rewards, advantages, returns; whitened over all processes
-        experience = judge(rollout, self.args, self.kl_coef, self.journal.sum, self._baseline(mask.any(dim=1)))
+        experience = judge(rollout, self.args, self.kl_coef, self.journal.sum, self._taken_off(mask.any(dim=1)))
         # 4. What the update reads
         batch |= {
             "loss_mask": mask,
@@ -184,29 +184,13 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
             scores = scores - self.args.missing_eos_penalty * ~finished
         return _sampled(batch) * scorable[:, None], scores, instant, finished
 
-    def _baseline(self, counts):
-        """What REINFORCE takes off: a function of the returns of whole completions, (B,) -> (B,); else None."""
-        if self.args.baseline == "leave_one_out":
-            group = self.num_generations if self.model.training else self.num_generations_eval
-
-            def leave_one_out(totals):  # the completions of one prompt may lie on two processes
-                everyone = self.accelerator.gather(torch.stack([totals, counts.to(totals.dtype)], dim=1))
-                start = self.accelerator.process_index * len(totals)
-                return math.leave_one_out(everyone[:, 0], everyone[:, 1].bool(), group)[start : start + len(totals)]
-
-            return leave_one_out
-        if self.args.baseline == "moving_average":
-
-            def moving_average(totals):  # of earlier rollouts alone: this one must not be its own baseline
-                taken_off = torch.full_like(totals, self.baseline)
-                if self.model.training:
-                    sums = self.journal.sum(torch.stack([(totals * counts).sum(), counts.sum().to(totals.dtype)]))
-                    mean = (sums[0] / sums[1].clamp(min=1)).item()
-                    self.baseline = 0.9 * self.baseline + 0.1 * mean if self.baseline else mean
-                return taken_off
-
-            return moving_average
-        return None
+    def _taken_off(self, counts):
+        """REINFORCE's baseline as a function of the returns of whole completions, (B,) -> (B,); else None."""
+        if self.baseline is None:
+            return None
+        training = self.model.training
+        group_size = self.num_generations if training else self.num_generations_eval
+        return lambda totals: self.baseline(totals, counts, group_size, training)
 
     def _logprobs_and_values(self, batch):
         """Log-probabilities of policy and reference, and values; each (B, T), in micro-batches."""

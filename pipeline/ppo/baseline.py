@@ -1,0 +1,51 @@
+"""What REINFORCE takes off the reward-to-go. A baseline that does not depend on the completion itself takes nothing
+from the expected gradient, only from its variance (Williams 1992)."""
+
+import torch
+from torch import Tensor
+
+from pipeline.ppo import math
+
+DECAY = 0.9
+
+
+class LeaveOneOut:
+    """The mean return of the other completions of the same prompt, which may lie on another process."""
+
+    state = None
+
+    def __init__(self, accelerator):
+        self._accelerator = accelerator
+
+    def __call__(self, totals: Tensor, counts: Tensor, group_size: int, training: bool) -> Tensor:
+        """Returns of whole completions (B,), which of them have a score (B,) -> what is taken off (B,)."""
+        everyone = self._accelerator.gather(torch.stack([totals, counts.to(totals.dtype)], dim=1))
+        start = self._accelerator.process_index * len(totals)
+        found = math.leave_one_out(everyone[:, 0], everyone[:, 1].bool(), group_size)
+        return found[start : start + len(totals)]
+
+
+class MovingAverage:
+    """b ← 0.9 b + 0.1 · mean return, of earlier rollouts alone: a rollout must not be its own baseline. 0 at first.
+
+    `state` is what a checkpoint keeps.
+    """
+
+    def __init__(self, accelerator):
+        self._accelerator = accelerator
+        self.state: float | None = None
+
+    def __call__(self, totals: Tensor, counts: Tensor, group_size: int, training: bool) -> Tensor:
+        """Returns of whole completions (B,), which of them have a score (B,) -> what is taken off (B,)."""
+        taken_off = torch.full_like(totals, self.state or 0.0)
+        if training:
+            sums = torch.stack([torch.where(counts, totals, 0).sum(), counts.sum().to(totals.dtype)])
+            total, count = self._accelerator.reduce(sums, reduction="sum").tolist()
+            mean = total / max(count, 1)
+            self.state = mean if self.state is None else DECAY * self.state + (1 - DECAY) * mean
+        return taken_off
+
+
+def build(name: str, accelerator) -> LeaveOneOut | MovingAverage | None:
+    """The baseline of the setting `baseline`; None for `none`."""
+    return {"leave_one_out": LeaveOneOut, "moving_average": MovingAverage}.get(name, lambda _: None)(accelerator)

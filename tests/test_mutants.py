@@ -1,4 +1,4 @@
-"""The list of wrong edits fits the code as it is, and says of each what it is. The edits are tried by `make mutants`."""
+"""The list of wrong edits fits the code as it is, and its table is up to date. `make mutants` tries the edits."""
 
 import ast
 

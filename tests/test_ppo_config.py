@@ -62,7 +62,14 @@ def test_every_refused_setting_is_tried():
 @pytest.mark.parametrize(
     "name, value",
     [(n, v) for n in ("num_mini_batches", "num_generations") for v in (0, -1, None)]
-    + [("num_iterations", 0), ("num_iterations", -1), ("algorithm", "trpo"), ("baseline", "critic")]
+    + [
+        ("num_iterations", 0),
+        ("num_iterations", -1),
+        ("replay", -1),
+        ("replay", 4),
+        ("algorithm", "trpo"),
+        ("baseline", "critic"),
+    ]
     + [("gradient_accumulation_steps", 0), ("max_completion_length", 0)]
     + [("gamma", 1.01), ("gamma", -0.1), ("lam", 1.5), ("lam", -1)]
     + [(n, -0.1) for n in ("learning_rate", "max_grad_norm", "epsilon", "epsilon_high", "kl_coef", "vf_coef")]

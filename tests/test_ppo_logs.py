@@ -15,7 +15,7 @@ SUMMARY = {"train_runtime", "train_samples_per_second", "train_steps_per_second"
 
 
 def test_metrics_table_and_real_runs_agree(tmp_path):
-    trainer = toy.make_trainer(tmp_path, toy.with_sft_adapter(), total_episodes=16)
+    trainer = toy.make_trainer(tmp_path, toy.with_sft_adapter(), total_episodes=16, replay=1)
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == 2

@@ -198,6 +198,7 @@ CHANGES = {
     "ddp_find_unused_parameters": None,  # refused
     "total_episodes": 12,
     "num_mini_batches": 2,
+    "replay": 1,
     "kl_coef": 0.5,
     "kl_estimator": "k3",
     "kl_target": 1.0,

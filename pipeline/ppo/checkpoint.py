@@ -1,5 +1,5 @@
 """What a checkpoint of PPO holds besides Trainer's files: policy, critic, KL coefficient, counters, rewards' running
-statistics, and, when it was taken in the middle of a rollout, the rest of that rollout.
+statistics, the rollouts that are kept for replay, and, when it was taken in the middle of a rollout, its rest.
 
 A run that is stopped after N optimizer steps and resumed from there does the same as one that was never stopped.
 """
@@ -32,6 +32,10 @@ def save(trainer, folder: Path) -> None:
         }
         # clones: micro-batches share what is one number for all of them, and safetensors refuses shared memory
         save_file({name: value.cpu().clone() for name, value in tensors.items()}, _rollout_file(trainer, folder))
+    if trainer.args.replay:
+        # never empty: there is a number for the file to hold before the first rollout as well
+        tensors = {"kept": torch.tensor(len(trainer.replay.kept))} | trainer.replay.state()
+        save_file({n: x.cpu().contiguous().clone() for n, x in tensors.items()}, _replay_file(trainer, folder))
     if trainer.args.should_save:
         state = {
             "micro_step": step,
@@ -78,6 +82,9 @@ def load(trainer, folder: Path) -> None:
     trainer._step, trainer._buffered_inputs = state["micro_step"], None
     if state["micro_step"] and _rollout_file(trainer, folder).exists():
         trainer._buffered_inputs = _load_rollout(trainer, folder)
+    if trainer.args.replay and _replay_file(trainer, folder).exists():
+        tensors = load_file(_replay_file(trainer, folder))
+        trainer.replay.load_state({n: x.to(trainer.args.device) for n, x in tensors.items() if n != "kept"})
     _pass_over_epochs(trainer)
 
 
@@ -91,6 +98,10 @@ def _load_rollout(trainer, folder: Path) -> list[dict]:
 
 def _rollout_file(trainer, folder: Path) -> Path:
     return folder / f"rollout_{trainer.args.process_index}.safetensors"
+
+
+def _replay_file(trainer, folder: Path) -> Path:
+    return folder / f"replay_{trainer.args.process_index}.safetensors"
 
 
 def _pass_over_epochs(trainer) -> None:

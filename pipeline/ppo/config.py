@@ -106,6 +106,12 @@ class PPOConfig(GRPOConfig):
         default=None, metadata={"help": "Completions to train on in all, rounded up to whole updates; sets max_steps."}
     )
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in one epoch over a rollout."})
+    replay: int = field(
+        default=0,
+        metadata={
+            "help": "So many of the num_iterations epochs of an update go over the rollouts before the new one."
+        },
+    )
     kl_coef: float = field(default=0.05, metadata={"help": "β of the per-token KL penalty against the reference."})
     kl_estimator: str = field(default="k1", metadata={"help": "Estimator of the KL penalty: k1, k2 or k3."})
     kl_target: float | None = field(
@@ -204,6 +210,11 @@ class PPOConfig(GRPOConfig):
         for name in counts.split():
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if not 0 <= self.replay < self.num_iterations:
+            raise UserError(
+                f"replay is {self.replay}, but of num_iterations {self.num_iterations} epochs at least one goes over "
+                "the new rollout: give a number from 0 up, below num_iterations."
+            )
         if self.ddp_find_unused_parameters:
             raise UserError(
                 "ddp_find_unused_parameters is True, but the critic's pass goes around the DDP wrapper, which would "

@@ -171,6 +171,14 @@ def policy_loss(
     return torch.max(unclipped, clipped), ratio.detach(), (clipped > unclipped).detach()
 
 
+def truncated_weight(logprobs: Tensor, sampled_logprobs: Tensor, cap: float) -> Tensor:
+    """min(c, π / π_sampled): importance weight of each token that an older policy sampled. (B, T)
+
+    Espeholt et al. 2018 (arXiv 1802.01561), ρ_t in section 4.1. Truncation bounds the variance at the price of a bias.
+    """
+    return torch.exp((logprobs - sampled_logprobs).clamp(max=_LARGEST_EXPONENT)).clamp(max=cap)
+
+
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float | None) -> tuple[Tensor, Tensor]:
     """½ max((V - R)², (clip(V, V_old ± c) - R)²). All tensors (B, T); `cliprange` None means no clipping.
 

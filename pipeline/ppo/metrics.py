@@ -21,6 +21,7 @@ METRICS = {
     "approx_kl": "mean over tokens of ρ - 1 - log ρ, in nats: how far the update moved from the sampling policy",
     "ratio": "mean over tokens of ρ = π/π_old",
     "ratio/max": "largest ρ",
+    "replay/weight": "mean over tokens of earlier rollouts of min(2, π/π_sampled), with `replay` only",
     "explained_variance": "1 - Var(R - V)/Var(R) of the critic before the update",
     "values": "mean over tokens of V before the update",
     "returns": "mean over tokens of R = A + V, before whitening",

@@ -20,6 +20,7 @@ from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.metrics import Journal
 from pipeline.ppo.own_loop import OwnLoop, no_rewards, placeholder
+from pipeline.ppo.replay import Replay
 from pipeline.ppo.rollout import Rollout, is_finished, judge, pack, weigh
 from pipeline.ppo.scoring import Scoring
 from rewards import set_training
@@ -114,6 +115,7 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
         setup.count_positions_from_the_mask(model)
         self.kl_coef = args.kl_coef
         self.baseline = baseline.build(args.baseline, self.accelerator)
+        self.replay = Replay(args.replay)
         self.journal = Journal(self.accelerator)  # of training; evaluation between two logs must not mix with it
         self._eval_journal = Journal(self.accelerator)
 
@@ -139,6 +141,8 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
             "advantages": experience.advantages,
             "returns": experience.returns,
         }
+        if self.model.training and self.args.replay:
+            self.replay.keep(batch, rollout)
         # 5. Log, and let the KL coefficient follow its target
         self._log_rollout(batch, rollout, experience, finished)
         return batch
@@ -192,7 +196,7 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
         group_size = self.num_generations if training else self.num_generations_eval
         return lambda totals: self.baseline(totals, counts, group_size, training)
 
-    def _logprobs_and_values(self, batch):
+    def _logprobs_and_values(self, batch, ref_logprobs=None):
         """Log-probabilities of policy and reference, and values; each (B, T), in micro-batches."""
         input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
@@ -205,8 +209,9 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
 
         old_logprobs = batch.get("old_per_token_logps")
         old_logprobs = logprobs() if old_logprobs is None else old_logprobs
-        with use_adapter(self.model, self.reference_adapter):
-            ref_logprobs = logprobs()
+        if ref_logprobs is None:
+            with use_adapter(self.model, self.reference_adapter):
+                ref_logprobs = logprobs()
         if self.critic is None:
             return old_logprobs, ref_logprobs, torch.zeros_like(old_logprobs)
         chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
@@ -223,10 +228,28 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
             self._buffered_inputs is None or self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         )
         inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return inputs
         if is_new:
             self._buffered_inputs = self._by_mini_batch(self._buffered_inputs)
-            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
-        return inputs
+        pass_index, micro_step = divmod(self._step, self.args.steps_per_generation)
+        if self.args.replay and micro_step == 0:
+            self._begin_pass(pass_index % self.num_iterations)
+        return (self.replay.micro_batches or self._buffered_inputs)[micro_step]
+
+    def _begin_pass(self, index):
+        def refresh(batch, rollout):
+            """What the policy and the critic of now say of an earlier rollout."""
+            logprobs, _, values = self._logprobs_and_values(batch, rollout.ref_logprobs)
+            rollout = rollout._replace(old_logprobs=logprobs, values=values)
+            return rollout, judge(rollout, self.args, self.kl_coef, self.journal.sum)
+
+        with self.journal.clock("forward"), torch.no_grad():
+            self.replay.begin_pass(index, self.num_iterations, refresh, self.args.steps_per_generation)
+        if self.replay.micro_batches is not None:
+            self.replay.micro_batches = self._by_mini_batch(self.replay.micro_batches)
+            for batch in self.replay.micro_batches:
+                self.journal.add("replay/weight", batch["importance_sampling_ratio"], batch["loss_mask"])
 
     def _by_mini_batch(self, micro_batches):
         """Packs each mini-batch, and writes into its micro-batches how many tokens it has over all processes.

@@ -144,36 +144,6 @@ def test_tool_tokens_have_no_gradient(tmp_path):
     torch.testing.assert_close(toy.loss_of(trainer, batch | junk), loss)
 
 
-def test_a_tool_loop_through_trl(tmp_path):
-    """TRL itself runs the tool; what it put into the completion is not trained on."""
-
-    def lookup(word: str) -> str:
-        """Looks a word up.
-
-        Args:
-            word: The word.
-        """
-        return "dd"
-
-    trainer = toy.make_trainer(tmp_path, whiten_advantages=False)
-    calls = {"n": 0}
-
-    def tool_call_loop(prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
-        calls["n"] += 1
-        ids = [[A, D, D, EOS] for _ in prompts]
-        mask = [[1, 0, 0, 1] for _ in prompts]
-        texts = ["add" for _ in prompts]
-        return mask, texts, ids, None, 1, 0, [[] for _ in prompts]
-
-    trainer.tools, trainer._tool_call_loop = [lookup], tool_call_loop
-    trainer._standalone_tools, trainer.environments = [lookup], None
-    batch = toy.sample(trainer)
-    assert calls["n"] == 1 and batch["loss_mask"].tolist() == [[1, 0, 0, 1]] * 8
-    trainer.train()
-    logged = trainer.state.log_history[0]
-    assert logged["length/mean"] == 2.0 and logged["tools/call_frequency"] == pytest.approx(1 / 8)
-
-
 # ---------------------------------------------------------------- rewards with nothing to say
 def test_rows_without_a_score_teach_nothing(tmp_path):
     def some(prompts, completions, **columns):

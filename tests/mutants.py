@@ -24,7 +24,7 @@ TABLE = ROOT / "tests" / "MUTATIONS.md"
 # Quick ones first: a mutant is done with at the first test that fails.
 TESTS = (
     "ppo_math rollout second_opinion algorithms estimator critic adapters traps_rollout traps ppo_trainer ppo_logs "
-    "ppo_config own_loop rewards_asking traps_runs equivalences"
+    "ppo_config own_loop replay rewards_asking traps_runs equivalences"
 ).split()
 SURVIVED, BROKEN = "survived", "the tests fail without any edit"
 

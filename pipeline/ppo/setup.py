@@ -1,12 +1,13 @@
 """What PPO does to the model, and asks of model and data, before it trains."""
 
+import copy
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipeline.adapters import POLICY
+from pipeline.adapters import POLICY, checkpoint_contexts
 from pipeline.errors import UserError
 
 
@@ -40,6 +41,26 @@ def check_prompts(dataset, args) -> None:
             f"train_dataset has {len(dataset)} prompts, but one rollout takes {prompts}. Give more prompts, or lower "
             "per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches."
         )
+
+
+def refuse_sharding(trainer) -> None:
+    zero3 = trainer.is_deepspeed_enabled and trainer.args.deepspeed_plugin.zero_stage == 3
+    if trainer.is_fsdp_enabled or zero3:
+        raise UserError(
+            "PPO does not run under FSDP or DeepSpeed ZeRO-3 yet: the critic's pass goes around the wrapper that "
+            "gathers sharded weights. Use DDP or ZeRO-2 (recipes/accelerate/gpus.yaml, zero2.yaml)."
+        )
+
+
+def checkpoint_through_adapters(args, model: PeftModel):
+    """A copy of the settings (the caller's stay plain values) in which recomputation sees the right adapter."""
+    args = copy.copy(args)
+    args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = {
+        **(args.gradient_checkpointing_kwargs or {}),
+        "use_reentrant": False,
+        "context_fn": checkpoint_contexts(model),
+    }
+    return args
 
 
 def check_all_learns(model) -> None:

@@ -4,7 +4,6 @@
 What is relied on of TRL is private there, so it is pinned to one minor version and held by tests/test_trl_contract.py.
 """
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, set_seed
 from trl import GRPOTrainer
 
-from pipeline.adapters import CRITIC, POLICY, REFERENCE, checkpoint_contexts, copy_adapter, train_only, use_adapter
+from pipeline.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only, use_adapter
 from pipeline.errors import UserError
 from pipeline.ppo import baseline, checkpoint, math, setup
 from pipeline.ppo.config import PPOConfig
@@ -82,12 +81,7 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
             copy_adapter(model, POLICY, REFERENCE)
         self.critic = Critic(model, args.critic_path) if args.algorithm != "reinforce" else None
         if args.gradient_checkpointing:
-            args = copy.copy(args)  # the caller's settings stay plain values
-            args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = {
-                **(args.gradient_checkpointing_kwargs or {}),
-                "use_reentrant": False,
-                "context_fn": checkpoint_contexts(model),
-            }
+            args = setup.checkpoint_through_adapters(args, model)
         # Nothing is trainable while TRL sets up: on a quantized base it would round what is to bfloat16, so that the
         # policy is no longer its reference and the value head no longer float32
         model.requires_grad_(False)
@@ -100,15 +94,11 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        zero3 = self.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3
-        if self.is_fsdp_enabled or zero3:
-            raise UserError(
-                "PPO does not run under FSDP or DeepSpeed ZeRO-3 yet: the critic's pass goes around the wrapper that "
-                "gathers sharded weights. Use DDP or ZeRO-2 (recipes/accelerate/gpus.yaml, zero2.yaml)."
-            )
-        train_only(
-            model, [POLICY, CRITIC] if self.critic else [POLICY], extra=[self.critic.head] if self.critic else []
-        )
+        setup.refuse_sharding(self)
+        if self.critic is None:
+            train_only(model, [POLICY])
+        else:
+            train_only(model, [POLICY, CRITIC], extra=[self.critic.head])
         setup.check_all_learns(model)
         setup.switch_dropout_off(model)
         setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)

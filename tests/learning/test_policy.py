@@ -160,8 +160,8 @@ def test_it_learns_nothing_from_noise(run):
 
     Measured (seeds 0, 1, 2): the word's share 0.215, 0.165, 0.225 before and 0.210, 0.250, 0.260 after, 1.60 standard
     errors together; KL 0.26, 0.25, 0.20 nats; entropy 9.27 ± 0.18 before and 9.27 ± 0.19 after, in nats a completion.
-    With kl_coef 0.02, tried first, the drift was larger: KL 1.34, 1.51, 1.35 nats, 2.14 standard errors. 0.1 was chosen
-    after that look, so the bound is not quite one in a thousand.
+    With kl_coef 0.02, tried first, the drift was larger: KL 1.34, 1.51, 1.35 nats, 2.14 standard errors. 0.1 was
+    chosen after that look, so the bound is not quite one in a thousand.
     """
     outcomes = [run("noise", seed) for seed in SEEDS]
     before, after = (together(outcomes, when, "said") for when in ("before", "after"))

@@ -63,8 +63,10 @@ def test_separable_pairs(seed, tmp_path, tiny_model_folder, monkeypatch):
 
 @pytest.mark.slow
 def test_shuffled_labels(tmp_path, tiny_model_folder, monkeypatch):
-    """Held-out labels are fair coins, so whatever was learned is right on a binomial share: ½ ± √(¼/n). Measured on 300 pairs each: 0.490, 0.517, 0.500 (seeds 0, 1, 2), together 0.502 ± 0.017;
-    training loss 0.694 = log 2.
+    """Held-out labels are fair coins, so whatever was learned is right on a binomial share: ½ ± √(¼/n).
+
+    Measured on 300 pairs each: 0.490, 0.517, 0.500 (seeds 0, 1, 2), together 0.502 ± 0.017; training loss 0.694 =
+    log 2.
     """
     monkeypatch.chdir(tmp_path)
     right = pairs = 0

@@ -24,9 +24,9 @@ from .text import text_of
 __all__ = ["Reward", "RewardError", "WeightedReward", "build_rewards", "log_name_of", "nearest", "text_of"]
 
 # What TRL hands to a reward besides the columns of the data set.
-NOT_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+NOT_COLUMNS = {"completion_ids", "token_ends", "trainer_state", "log_extra", "log_metric", "environments"}
 
-# name in YAML -> (module, class, fixed options). Imported when asked for: some need torch.
+# name in YAML -> (module, class, fixed options). Imported when asked for.
 REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bleu": ("overlap", "Bleu", {}),
     "rouge": ("overlap", "Rouge", {}),

@@ -39,7 +39,7 @@ def two_processes(tmp_path_factory) -> Path:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -66,6 +66,12 @@ def test_trap_13_two_processes_whiten_together(tmp_path, two_processes):
     # and the metrics are those of all rows
     ours = trainer.journal.read()
     assert parts[0]["metrics"] == pytest.approx({n: ours[n] for n in parts[0]["metrics"]}, rel=1e-4, abs=1e-6)
+
+
+def test_leave_one_out_of_a_group_on_two_processes(two_processes):
+    scores = [1, 0, 0, 2, -1, 0, 0, 1]  # letters of ANSWERS: 3 in all
+    found = torch.cat([reported(two_processes, rank)["group"] for rank in (0, 1)])
+    assert found.tolist() == pytest.approx([s - (3 - s) / 7 for s in scores], abs=1e-5)
 
 
 def test_trap_28_ranks_hold_the_same_weights(tmp_path, two_processes):

@@ -27,15 +27,32 @@ trainer.train()
 trainer.save_model(str(folder / "saved"))
 
 # sampled rollouts: what is left of the one that step 3 lies in, and the random state, must come from the checkpoint
-whole = build(folder / "whole", save_strategy="steps", save_steps=3)
+whole = build(folder / "whole", save_strategy="steps", save_steps=3, replay=1)
 whole.train()
-again = build(folder / "again")
+again = build(folder / "again", replay=1)
 again.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-3"))
+
+# eight completions of one prompt, four on each process: each is compared with all the others
+mine = list(toy.ANSWERS.values())[4 * rank : 4 * rank + 4]
+group = build(
+    folder / "group",
+    rollout_func=lambda prompts, trainer: {
+        "prompt_ids": trainer.processing_class(text=prompts)["input_ids"],
+        "completion_ids": mine,
+        "logprobs": None,
+    },
+    algorithm="reinforce",
+    num_iterations=None,
+    baseline="leave_one_out",
+    num_generations=8,
+)
+group_advantages = toy.sample(group, ["c"] * 4)["advantages"][:, 0]
 
 report = {
     "rows": toy.real(batch),
     "advantages": batch["advantages"],
     "returns": batch["returns"],
+    "group": group_advantages,
     "metrics": metrics,
     "learned": toy.learned(trainer),
     "whole": toy.learned(whole),

@@ -123,8 +123,9 @@ test-all: $(STAMP)  ## every test, also the long ones, and the mutants
 test-latest: $(STAMP)  ## the tests with the newest trl, transformers and kin, in .venv-latest; may fail, and says how
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/latest.py $(ARGS)
 
-test-cov: $(STAMP)  ## the tests, with the lines that none of them runs
+test-cov: $(STAMP)  ## the tests, with the lines that none of them runs; PPO and the rewards must have 95%
 	$(PYTEST) -m "not slow" --cov --cov-report=term-missing $(ARGS)
+	"$(PY)" -m coverage report --include="pipeline/ppo/*,rewards/*" --fail-under=95
 
 mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must catch each (about 15 minutes)
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/mutants.py $(ARGS)

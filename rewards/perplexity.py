@@ -26,8 +26,8 @@ class Perplexity(ModelBased):
 
         score = 1/T * sum over t of log p(y_t | prompt, y_1 .. y_t-1) = -log(perplexity)
 
-    over the T tokens y of the completion, as the model's own tokenizer cuts it. Higher is more fluent: a model that
-    guesses among V tokens at random gives -log V (-10.8 for GPT-2's 50,257), good English has about -3 under GPT-2.
+    over the T tokens y of the completion, as the model's own tokenizer cuts it. Higher is more fluent; a model that
+    guesses among V tokens at random gives -log V (-10.8 for GPT-2's 50,257).
 
         {name: perplexity, path: runs/tiny/base, clip: [-8, 0]}
 

@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce seeds test test-all test-cov test-latest mutants lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare test test-all test-cov test-latest mutants lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,7 +82,7 @@ BASE := $(if $(wildcard $(RECIPE_)/base.yaml),$(RUN)/base/model.safetensors)
 base: $(or $(BASE),$(STAMP))  ## the small base model and the data that a recipe makes on the spot; kept for the next run
 
 $(RUN)/base/model.safetensors: | $(STAMP)
-	"$(PY)" recipes/base.py --config $(RECIPE_)/base.yaml $(if $(filter sft reward ppo a2c reinforce,$(MAKECMDGOALS)),,$(ARGS))
+	"$(PY)" recipes/base.py --config $(RECIPE_)/base.yaml $(if $(filter sft reward ppo a2c reinforce grpo rloo compare,$(MAKECMDGOALS)),,$(ARGS))
 
 sft: $(STAMP) | $(BASE)  ## stage 1: supervised fine-tuning, gives runs/<recipe>/sft
 	$(LAUNCH) recipes/sft.py --config $(RECIPE_)/sft.yaml $(ARGS)
@@ -98,16 +98,25 @@ a2c reinforce: $(STAMP) | $(BASE)
 a2c:  ## the same trainer with a critic, one epoch, no clipping, gives runs/<recipe>/a2c
 reinforce:  ## the same trainer without a critic, gives runs/<recipe>/reinforce
 
+grpo rloo: $(STAMP) | $(BASE)
+	$(LAUNCH) recipes/$@.py --config $(RECIPE_)/$@.yaml $(ARGS)
+grpo:  ## TRL's own GRPO on the same data and rewards, gives runs/<recipe>/grpo
+rloo:  ## TRL's own RLOO on the same data and rewards, gives runs/<recipe>/rloo
+
 SEEDS ?= 0 1 2
 seeds: $(STAMP) | $(BASE)  ## the three stages with several seeds (SEEDS="0 1 2"), and a table of what came out
 	"$(PY)" recipes/seeds.py $(RECIPE_) $(SEEDS)
 
+JOBS ?= 2
+compare: $(STAMP) | $(BASE)  ## PPO against GRPO and RLOO, after sft and reward: SEEDS="0 1 2", JOBS=2 at once; table and curves
+	"$(PY)" recipes/compare.py $(RECIPE_) --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
 # Asked for together, the stages run in this order, however they were typed.
 ifneq ($(filter sft,$(MAKECMDGOALS)),)
-reward ppo a2c reinforce: | sft
+reward ppo a2c reinforce grpo rloo compare: | sft
 endif
 ifneq ($(filter reward,$(MAKECMDGOALS)),)
-ppo a2c reinforce: | reward
+ppo a2c reinforce grpo rloo compare: | reward
 endif
 
 # --- tests and style ------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.errors import UserError
-from pipeline.run_folder import CONFIG, METRICS, SUMMARY, read_metrics
+from pipeline.run_folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics
 
 SAMPLES = "samples.jsonl"
 REPORT = "report.html"
@@ -118,7 +118,7 @@ def environment() -> jinja2.Environment:
 
 
 def read_stage(folder: Path) -> Stage:
-    rows = read_metrics(folder) if (folder / METRICS).is_file() else []
+    rows = (read_metrics(folder) if (folder / METRICS).is_file() else []) + heldout_points(folder)
     summary: dict[str, Any] = {}
     if (folder / SUMMARY).is_file():
         try:
@@ -127,6 +127,17 @@ def read_stage(folder: Path) -> Stage:
             raise UserError(f"{folder / SUMMARY} is not JSON: {error}") from error
     config = (folder / CONFIG).read_text("utf-8") if (folder / CONFIG).is_file() else ""
     return Stage(folder.name, rows, summary, config)
+
+
+def heldout_points(folder: Path) -> list[dict[str, Any]]:
+    """Exams on held-out prompts as metrics `eval/…`; before and after alone are in the table, and make no curve."""
+    exams = read_heldout(folder)
+    counters = {"step", "update", "episodes", "tokens", "seconds"}
+    return [
+        {"step": exam["step"]}
+        | {f"eval/{n}": x for n, x in flatten({k: v for k, v in exam.items() if k not in counters})}
+        for exam in (exams if len(exams) > 2 else [])
+    ]
 
 
 def read_jsonl(path: Path, limit: int) -> list[dict[str, Any]]:

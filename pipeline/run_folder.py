@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from pipeline import __version__
 from pipeline.errors import UserError
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, HELDOUT = "config.yaml", "metrics.jsonl", "summary.json", "heldout.jsonl"
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
 SECRETS = ("hub_token", "push_to_hub_token", "mp_parameters")
 # Where this process ran, not what was asked for.
@@ -122,6 +122,12 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
                 break
             raise UserError(f"{path}, line {number} is not JSON: {error.msg}") from error
     return rows
+
+
+def read_heldout(folder: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's `heldout.jsonl` (see pipeline/exam.py); none when there is no such file."""
+    path = Path(folder, HELDOUT)
+    return read_metrics(path) if path.is_file() else []
 
 
 def versions() -> dict[str, str]:

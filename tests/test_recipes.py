@@ -24,6 +24,11 @@ def settings_for(stage: str) -> tuple[type, ...]:
         from pipeline.ppo.stage import PPOStage, RewardArguments
 
         return ModelArguments, DataArguments, RewardArguments, PPOStage
+    if stage in ("grpo", "rloo"):
+        from pipeline.exam import RewardArguments
+        from pipeline.trl_stage import GRPOStage, RLOOStage
+
+        return ModelArguments, DataArguments, RewardArguments, GRPOStage if stage == "grpo" else RLOOStage
     from pipeline.worlds.base import WorldSettings  # recipes/base.py
 
     return (WorldSettings,)
@@ -34,7 +39,7 @@ def stage_of(path: Path) -> str:
     return "ppo" if stage in ("a2c", "reinforce") else stage  # algorithms of the PPO stage
 
 
-STAGES = [path for path in RECIPES if stage_of(path) in ("sft", "reward", "ppo")]
+STAGES = [path for path in RECIPES if stage_of(path) in ("sft", "reward", "ppo", "grpo", "rloo")]
 
 
 def name(path: Path) -> str:
@@ -42,6 +47,7 @@ def name(path: Path) -> str:
 
 
 def test_recipes_are_found():
+    assert {"tiny/grpo.yaml", "tiny/rloo.yaml", "e2e/grpo.yaml"} <= {name(p) for p in STAGES}
     assert {"tiny/sft.yaml", "tiny/reward.yaml", "hh/reward_4bit.yaml", "tldr/sft.yaml"} <= {name(p) for p in RECIPES}
 
 
@@ -73,7 +79,7 @@ def test_a_misspelt_key_in_any_recipe_is_named(path, tmp_path):
         parse(*settings_for(stage_of(path)), argv=["--config", str(broken)])
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "rloo"])
 def test_recipe_scripts_are_thin_and_import_without_running(stage):
     path = ROOT / "recipes" / f"{stage}.py"
     assert len(path.read_text("utf-8").splitlines()) <= 80
@@ -81,3 +87,15 @@ def test_recipe_scripts_are_thin_and_import_without_running(stage):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert callable(module.main)
+
+
+@pytest.mark.parametrize("path", [p for p in STAGES if p.stem in ("grpo", "rloo")], ids=name)
+def test_trls_trainers_get_what_ppo_gets(path):
+    """Same data, rewards, completions in all and in an update; only the algorithm differs."""
+    theirs, ours = (yaml.safe_load(p.read_text("utf-8")) for p in (path, path.with_name("ppo.yaml")))
+    same = "model_name_or_path adapter_path dtype dataset eval_dataset rewards referee missing_eos_penalty "
+    same += "total_episodes per_device_train_batch_size gradient_accumulation_steps max_completion_length seed"
+    for spec in ours["rewards"]:
+        spec.pop("instant", None)  # TRL's take one score a completion
+    assert {key: theirs[key] for key in same.split()} == {key: ours[key] for key in same.split()}
+    assert not {"top_k", "top_p", "min_p", "temperature", "repetition_penalty"} & set(theirs)

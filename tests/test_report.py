@@ -251,3 +251,15 @@ def test_numbers_as_people_write_them():
     assert {value: number(value) for value in shown} == shown
     assert number(None) == number(float("nan")) == "–"
     assert (duration(9.5), duration(95), duration(7260)) == ("9.5 s", "1 min 35 s", "2 h 1 min")
+
+
+def test_exams_during_training_become_curves(tmp_path):
+    def exam(step):
+        return {"step": step, "tokens": 10 * step, "score": 0.5 * step, "rewards": {"keyword": 0.25 * step}}
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    for count, names in ((2, []), (3, ["eval/score", "eval/rewards/keyword"])):
+        (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(exam(i)) + "\n" for i in range(count)))
+        groups = {group["title"]: group["curves"] for group in curve_groups(read_stage(tmp_path))}
+        assert [curve.name for curve in groups.get("Held out", [])] == names
+    assert groups["Held out"][1].label.startswith("eval/rewards/keyword over 3 points: from 0 to 0.5")

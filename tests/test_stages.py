@@ -24,6 +24,17 @@ STAGES = {
         "num_iterations": 2,
         "rewards": [{"name": "keyword", "column": "facts"}, {"name": "learned", "path": "out/reward", "weight": 0.5}],
     },
+    "grpo": {
+        "adapter_path": "out/sft",
+        "dataset": "prompts.jsonl",
+        "eval_fraction": 0.25,
+        "eval_samples": 4,
+        "eval_every": 1,
+        "max_completion_length": 8,
+        "num_generations": 2,
+        "beta": 0.1,
+        "rewards": [{"name": "keyword", "column": "facts"}, {"name": "learned", "path": "out/reward", "weight": 0.5}],
+    },
 }
 
 
@@ -73,6 +84,15 @@ def test_ppo_leaves_what_the_next_person_needs(runs):
     assert files >= {"adapter_model.safetensors", "critic", "config.yaml", "metrics.jsonl", "samples.jsonl"}
     assert files >= {"tokenizer.json", "report.html"} and not list(folder.rglob("*.bin"))
     assert said.count("The result lies in out/ppo") == 1 and "out/ppo/report.html" in said.replace("\n", "")
+
+
+def test_grpo_counts_and_examines_once_for_both_processes(runs):
+    rows = [json.loads(line) for line in (runs[0] / "out/grpo/heldout.jsonl").read_text().splitlines()]
+    # 2 updates of one optimizer step; a rollout is 2 completions on each of the 2 processes
+    assert [(row["step"], row["episodes"]) for row in rows] == [(0, 0), (1, 4), (2, 8)]
+    assert 8 <= rows[-1]["tokens"] <= 8 * 8
+    summary = json.loads((runs[0] / "out/grpo/summary.json").read_text())
+    assert (summary["algorithm"], summary["episodes"], summary["tokens"]) == ("grpo", 8, rows[-1]["tokens"])
 
 
 def test_a_finished_folder_is_never_overwritten(runs):

@@ -90,6 +90,11 @@ class Journal:
             inside = sum(self.seconds.values()) - before
             self.seconds[name] += time.perf_counter() - start - inside
 
+    def leave_out(self, seconds: float) -> None:
+        """These last seconds were not training: `tokens_per_second` must not count them."""
+        if self._since is not None:
+            self._since += seconds
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
         return self._accelerator.reduce(tensor, reduction="sum")

@@ -1,0 +1,15 @@
+"""TRL's own RLOO, to compare with PPO:
+`accelerate launch recipes/rloo.py --config recipes/tiny/rloo.yaml [--setting value ...]`.
+"""
+
+from pipeline import cli, trl_stage
+from pipeline.config import DataArguments, ModelArguments
+from pipeline.exam import RewardArguments
+
+
+def main() -> None:
+    trl_stage.run(*cli.parse(ModelArguments, DataArguments, RewardArguments, trl_stage.RLOOStage))
+
+
+if __name__ == "__main__":
+    cli.launch(main)

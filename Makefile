@@ -136,7 +136,7 @@ test-cov: $(STAMP)  ## the tests, with the lines that none of them runs; PPO and
 	$(PYTEST) -m "not slow" --cov --cov-report=term-missing $(ARGS)
 	"$(PY)" -m coverage report --include="pipeline/ppo/*,rewards/*" --fail-under=95
 
-mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must catch each (about 15 minutes)
+mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must catch each
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/mutants.py $(ARGS)
 
 lint: $(STAMP)  ## style and simple mistakes (ruff)

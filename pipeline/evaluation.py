@@ -27,8 +27,9 @@ class Judged(NamedTuple):
         """Mean of every score (rows without one left out), of the length in tokens, and the share that finished; and
         the corpus metrics."""
         means = {name: _mean([s for s in column if s is not None]) for name, column in self.scores.items()}
+        length = "tokens" if "length" in means else "length"  # a reward may have the name
         lengths = [len(ids) for ids in self.completion_ids]
-        return means | self.corpus | {"length": _mean(lengths), "finished": _mean(self.finished)}
+        return means | self.corpus | {length: _mean(lengths), "finished": _mean(self.finished)}
 
 
 def judge(

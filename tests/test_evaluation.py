@@ -114,6 +114,11 @@ def test_judge_puts_rewards_and_referee_side_by_side(model):
     assert means["finished"] == pytest.approx(sum(row[-1] == EOS for row in ids) / 8)
 
 
+def test_a_reward_called_length_keeps_its_name():
+    found = evaluation.Judged(["a", "b"], [[3], [3, 4]], [True, False], {"length": [-1.0, 0.0]}, {})
+    assert found.means() == {"length": -0.5, "tokens": 1.5, "finished": 0.5}
+
+
 def test_messages_go_through_the_chat_template(model):
     tokenizer = toy.tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ 'd' + m['content'] }}{% endfor %}{{ 'e' }}"

@@ -91,12 +91,20 @@ def launch(main: Callable[[], Any]) -> None:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     try:
         main()
+        _leave_together()
     except ValueError as error:
         if "--debug" in sys.argv or not _is_ours(error):
             raise
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _leave_together() -> None:
+    """Several processes end at the same time: one that goes too early may make another abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -4,6 +4,7 @@ Every check names the setting that is wrong. YAML values bypass argparse's `choi
 """
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch
@@ -20,6 +21,16 @@ def setting(default: Any, text: str) -> Any:
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
+
+
+def steps_for(total_episodes: int, per_update: int, steps_per_update: int, max_steps: int) -> int:
+    """Optimizer steps of `total_episodes` completions in whole updates; `max_steps`, unless -1, must agree."""
+    steps = ceil(total_episodes / per_update) * steps_per_update
+    if max_steps not in (-1, steps):
+        raise UserError(
+            f"max_steps is {max_steps}, but total_episodes {total_episodes} makes it {steps}: give one of them."
+        )
+    return steps
 
 
 def check(good: bool, key: str, value: Any, wants: str) -> None:

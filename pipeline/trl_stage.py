@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from pipeline import rl
 from pipeline.adapters import POLICY, copy_adapter
-from pipeline.config import DataArguments, ModelArguments, StageDefaults, check, setting
+from pipeline.config import DataArguments, ModelArguments, StageDefaults, check, setting, steps_for
 from pipeline.errors import UserError
 from pipeline.exam import RewardArguments, random_state_kept
 from pipeline.ppo.metrics import Journal
@@ -61,13 +60,9 @@ class GroupStage(StageDefaults):
         if once_an_update:
             self.logging_steps = max(1, steps_per_update)
         if self.total_episodes is not None:
-            max_steps = ceil(self.total_episodes / self.generation_batch_size) * steps_per_update
-            if self.max_steps not in (-1, max_steps):
-                raise UserError(
-                    f"max_steps is {self.max_steps}, but total_episodes {self.total_episodes} makes it {max_steps}: "
-                    "give one of them."
-                )
-            self.max_steps = max_steps
+            self.max_steps = steps_for(
+                self.total_episodes, self.generation_batch_size, steps_per_update, self.max_steps
+            )
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .base import RewardError, log_name_of
@@ -29,54 +29,39 @@ def ask(
         RewardError: when it fails for every row, or returns something else than one number (or None) for each. An
             error of its own kind goes through: it speaks of the settings or the data, not of one row.
     """
-    questions = _questions(prompts, completions, columns, name or log_name_of(function))
-    question = next(questions)
-    while True:
-        try:
-            answer = function(**question)
-        except Exception as error:
-            answer = error
-        try:
-            question = questions.send(answer)
-        except StopIteration as end:
-            return end.value
+
+    async def at_once(**question):
+        return function(**question)
+
+    asking = ask_async(at_once, prompts, completions, columns, name or log_name_of(function))
+    try:
+        asking.send(None)  # nothing in it waits, so it runs to its end without an event loop
+    except StopIteration as end:
+        return end.value
 
 
 async def ask_async(
     function: Callable, prompts: Sequence, completions: Sequence, columns: dict[str, Any], name: str | None = None
 ) -> list:
     """`ask` for a coroutine function (TRL's convention for rewards that call a server)."""
-    questions = _questions(prompts, completions, columns, name or log_name_of(function))
-    question = next(questions)
-    while True:
-        try:
-            answer = await function(**question)
-        except Exception as error:
-            answer = error
-        try:
-            question = questions.send(answer)
-        except StopIteration as end:
-            return end.value
-
-
-def _questions(prompts: Sequence, completions: Sequence, columns: dict[str, Any], name: str) -> Generator:
-    """Yields the arguments of one call after the other, is sent its answer or its exception, returns the answers."""
-    whole = yield {"prompts": prompts, "completions": completions, **columns}
-    if isinstance(whole, RewardError):
-        raise whole
-    if not isinstance(whole, Exception):
-        return _checked(whole, prompts, name)
+    name = name or log_name_of(function)
+    try:
+        return _checked(await function(prompts=prompts, completions=completions, **columns), prompts, name)
+    except RewardError:
+        raise
+    except Exception as error:
+        whole = error
     answers: list = []
     errors: dict[int, Exception] = {}
     for row in range(len(prompts)):
-        answer = yield _one_row(row, prompts, completions, columns)
-        if isinstance(answer, RewardError):
-            raise answer
-        if isinstance(answer, Exception):
-            answers.append(None)
-            errors[row] = answer
-        else:
+        try:
+            answer = await function(**_one_row(row, prompts, completions, columns))
             answers += _checked(answer, [prompts[row]], name)
+        except RewardError:
+            raise
+        except Exception as error:
+            answers.append(None)
+            errors[row] = error
     return _report(answers, errors, whole, prompts, name)
 
 

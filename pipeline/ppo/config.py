@@ -1,10 +1,10 @@
 """Settings of PPO. What TRL has keeps TRL's name and meaning; what only PPO has keeps TRL 1.12's name."""
 
 from dataclasses import dataclass, field
-from math import ceil
 
 from trl import GRPOConfig
 
+from pipeline.config import steps_for
 from pipeline.errors import UserError
 from pipeline.ppo.math import KL_ESTIMATORS
 
@@ -178,13 +178,9 @@ class PPOConfig(GRPOConfig):
                 "update: kl_coef would leap, even below 0. Raise kl_horizon."
             )
         if self.total_episodes is not None:
-            max_steps = ceil(self.total_episodes / self.generation_batch_size) * steps_per_update
-            if self.max_steps not in (-1, max_steps):
-                raise UserError(
-                    f"max_steps is {self.max_steps}, but total_episodes {self.total_episodes} makes it {max_steps}: "
-                    "give one of them."
-                )
-            self.max_steps = max_steps
+            self.max_steps = steps_for(
+                self.total_episodes, self.generation_batch_size, steps_per_update, self.max_steps
+            )
 
     def _batch_arithmetic(self) -> str:
         return (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.report import (
+from pipeline.report.page import (
     MAX_POINTS,
     MAX_SAMPLES,
     all_points,

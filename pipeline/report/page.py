@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -111,7 +110,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
 def environment() -> jinja2.Environment:
     """Templates with autoescape on for every file; a name that the template expects and does not get is an error."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    loader = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
     env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     env.filters["number"] = number
     return env
@@ -385,20 +384,3 @@ def inline_svg(svg: str) -> str:
 
 def tenth(found: re.Match[str]) -> str:
     return f"{float(found[0]):.1f}".removesuffix(".0")
-
-
-def main(argv: Sequence[str]) -> int:
-    """`python -m pipeline.report runs/tiny/ppo [page.html]`"""
-    if len(argv) not in (1, 2) or argv[0].startswith("-"):
-        print(main.__doc__.strip("`"), file=sys.stderr)
-        return 2
-    try:
-        print(write_report(*argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,10 +1,12 @@
 """Several algorithms, several seeds, the same rewards: held-out score against generated tokens and against time.
 
-Reads the `heldout.jsonl` of finished runs (see pipeline/exam.py). Three definitions decide the table:
+Reads the `heldout.jsonl` of finished runs (see pipeline/exam.py). Four definitions decide the table:
 
 - The *curve* of a contestant is the mean over its seeds, exam by exam: seeds of one contestant are examined after the
   same number of updates. The band around it is the lowest and the highest seed.
 - *Tokens to reach* a score: where the curve, drawn with straight lines between the exams, first meets it.
+- *Time* is of training, exams left out: by the clock, or of the processor (`clock="cpu_seconds"`) where several runs
+  with one thread each share a machine.
 - The *best score at KL <= limit* is that of the best exam whose KL to the start is within the limit, seed by seed. It
   is picked on the prompts that it is measured on, so it is a little too good, for all contestants alike.
 """
@@ -21,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.report import number
 
 KL_LIMIT = 10.0  # nats a completion
+CLOCKS = {"seconds": "", "cpu_seconds": " (processor time)"}
 MOST = 0.9  # of the way from the score before to the best score of the contestant that all are held against
 
 
@@ -39,14 +42,14 @@ def value_of(row: dict, name: str) -> float | None:
     return row["score"] if name == "score" else row["referee"].get(name)
 
 
-def curve(runs: Sequence[Sequence[dict]], name: str = "score") -> list[Point]:
+def curve(runs: Sequence[Sequence[dict]], name: str = "score", clock: str = "seconds") -> list[Point]:
     """Exam by exam, the mean over `runs` (rows of heldout.jsonl, one list a seed); exams that all of them have."""
     by_step = [{row["step"]: row for row in rows if value_of(row, name) is not None} for rows in runs]
     points = []
     for step in sorted(set.intersection(*(set(rows) for rows in by_step))):
         rows = [rows[step] for rows in by_step]
         values = [value_of(row, name) for row in rows]
-        tokens, seconds = (mean(row[key] for row in rows) for key in ("tokens", "seconds"))
+        tokens, seconds = (mean(row[key] for row in rows) for key in ("tokens", clock))
         points.append(Point(tokens, seconds, mean(values), min(values), max(values)))
     return points
 
@@ -67,12 +70,13 @@ def best_within(rows: Sequence[dict], kl_limit: float = KL_LIMIT) -> float:
     return max(row["score"] for row in rows if row["kl"] <= kl_limit)
 
 
-def summarize(contestants: dict[str, dict[int, list[dict]]], against: str) -> dict:
+def summarize(contestants: dict[str, dict[int, list[dict]]], against: str, clock: str = "seconds") -> dict:
     """The figures of the table.
 
     Args:
         contestants: name -> seed -> rows of heldout.jsonl.
         against: the contestant whose best score is the one to reach.
+        clock: `seconds` or `cpu_seconds`.
 
     Raises:
         UserError: when a run has no exams, or `against` is not there.
@@ -102,9 +106,16 @@ def summarize(contestants: dict[str, dict[int, list[dict]]], against: str) -> di
             "best_within_kl": _over_seeds(within),
             "episodes": mean(row["episodes"] for row in last.values()),
             "tokens": mean(row["tokens"] for row in last.values()),
-            "minutes": mean(row["seconds"] for row in last.values()) / 60,
+            "minutes": mean(row[clock] for row in last.values()) / 60,
         }
-    return {"against": against, "fixed": fixed, "kl_limit": KL_LIMIT, "most": MOST, "contestants": found}
+    return {
+        "against": against,
+        "fixed": fixed,
+        "clock": clock,
+        "kl_limit": KL_LIMIT,
+        "most": MOST,
+        "contestants": found,
+    }
 
 
 def markdown(summary: dict) -> str:
@@ -138,12 +149,12 @@ def markdown(summary: dict) -> str:
         "Score: the weighted sum of the rewards' means on held-out prompts, sampled; before training "
         f"{number(before, 3)}. The scores to reach are the best of {against} ({number(fixed['best'], 3)}, on its mean "
         f"curve) and {summary['most']:.0%} of the way there; straight lines between exams. Tokens are completion "
-        "tokens sampled in training; minutes are of training, without the exams.",
+        f"tokens sampled in training; minutes are of training{CLOCKS[summary['clock']]}, without the exams.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def draw(contestants: dict[str, dict[int, list[dict]]], path: Path) -> None:
+def draw(contestants: dict[str, dict[int, list[dict]]], path: Path, clock: str = "seconds") -> None:
     """Score and the referee's measures (rows) against generated tokens and minutes of training (columns), as SVG or
     PNG by the ending of `path`. A line is the mean over the seeds, its band the lowest and the highest."""
     some = next(iter(next(iter(contestants.values())).values()))[0]
@@ -153,7 +164,7 @@ def draw(contestants: dict[str, dict[int, list[dict]]], path: Path) -> None:
         all_axes = figure.subplots(len(names), 2, squeeze=False, sharey="row")
         for name, (by_tokens, by_time) in zip(names, all_axes, strict=True):
             for label, runs in contestants.items():
-                points = curve(list(runs.values()), name)
+                points = curve(list(runs.values()), name, clock)
                 for axes, xs in (
                     (by_tokens, [point.tokens for point in points]),
                     (by_time, [point.seconds / 60 for point in points]),
@@ -162,7 +173,7 @@ def draw(contestants: dict[str, dict[int, list[dict]]], path: Path) -> None:
                     low, high = [point.low for point in points], [point.high for point in points]
                     axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
             by_tokens.set(ylabel=f"held-out {name}", xlabel="tokens generated in training")
-            by_time.set(xlabel="minutes of training")
+            by_time.set(xlabel=f"minutes of training{CLOCKS[clock]}")
             for axes in (by_tokens, by_time):
                 axes.spines[["top", "right"]].set_visible(False)
                 axes.grid(alpha=0.2)

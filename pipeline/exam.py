@@ -6,6 +6,8 @@ between is equal to the last bit to one trained without. Each exam is a row of `
     step, update        optimizer steps and rollouts so far
     episodes, tokens    completions and completion tokens sampled in training so far
     seconds             of training so far; what the exams took is left out
+    cpu_seconds         of the processor in the same time, all threads of this process: on a machine shared with other
+                        work, what a run with one thread would have taken alone
     kl                  to the start of the policy: mean over completions of Σ_t log π - log π_start, in nats (k1)
     score               Σ weight · mean of the reward, over the rewards that scored at least one row
     rewards, referee    mean of each, by name, without weight, clipping or normalization
@@ -159,8 +161,7 @@ class ExamCallback(TrainerCallback):
         self.steps_per_update = max(
             1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
         )
-        self.seconds = 0.0  # of training, up to `_since`
-        self._since: float | None = None  # None: not training
+        self.watch = Stopwatch()
 
     def write(self, judged: evaluation.Judged, kl: float) -> None:
         """Adds the row of this step, unless it is there already; for the main process."""
@@ -172,7 +173,7 @@ class ExamCallback(TrainerCallback):
             "update": state.global_step // self.steps_per_update,
             "episodes": journal.episodes,
             "tokens": journal.tokens,
-            "seconds": round(self._trained(), 2),
+            **self.watch.read(),
         }
         with (self.folder / HELDOUT).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row | self.exam.figures(judged, kl), ensure_ascii=False) + "\n")
@@ -183,36 +184,64 @@ class ExamCallback(TrainerCallback):
             if isinstance(args.resume_from_checkpoint, str) and Path(args.resume_from_checkpoint).is_dir():
                 resumed_from = Path(args.resume_from_checkpoint)
             if (resumed_from / CLOCK).exists():
-                self.seconds = json.loads((resumed_from / CLOCK).read_text("utf-8"))["seconds"]
+                self.watch.add(json.loads((resumed_from / CLOCK).read_text("utf-8")))
             if state.is_world_process_zero:  # what came after the checkpoint will come again
                 rows = [row for row in read_heldout(self.folder) if row["step"] <= state.global_step]
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 (self.folder / HELDOUT).write_text(text, encoding="utf-8")
-        self._since = time.perf_counter()
+        self.watch.start()
 
     def on_step_end(self, args, state, control, **kwargs):
         update, rest = divmod(state.global_step, self.steps_per_update)
         if self.every is None or rest or update % self.every or state.global_step >= state.max_steps:
             return
-        self.seconds, started = self._trained(), time.perf_counter()
-        self._since = None
+        self.watch.stop()
+        started = time.perf_counter()
         judged = self.exam.take(POLICY, greedy=False)
         if state.is_world_process_zero:
             self.write(judged[0], self.exam.kl(judged[0]))
         self.exam.trainer.accelerator.wait_for_everyone()
-        self._since = time.perf_counter()
-        self.exam.trainer.journal.leave_out(self._since - started)
+        self.watch.start()
+        self.exam.trainer.journal.leave_out(time.perf_counter() - started)
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             clock = Path(args.output_dir, f"checkpoint-{state.global_step}", CLOCK)
-            clock.write_text(json.dumps({"seconds": self._trained()}), encoding="utf-8")
+            clock.write_text(json.dumps(self.watch.read()), encoding="utf-8")
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.seconds, self._since = self._trained(), None
+        self.watch.stop()
 
-    def _trained(self) -> float:
-        return self.seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+class Stopwatch:
+    """Seconds on the clock and seconds of the processor, while it runs."""
+
+    def __init__(self):
+        self._so_far = dict.fromkeys(("seconds", "cpu_seconds"), 0.0)
+        self._since: dict[str, float] | None = None  # None: stopped
+
+    def start(self) -> None:
+        self._since = self._now()
+
+    def stop(self) -> None:
+        self._so_far, self._since = self._total(), None
+
+    def read(self) -> dict[str, float]:
+        return {name: round(seconds, 2) for name, seconds in self._total().items()}
+
+    def add(self, read: dict[str, float]) -> None:
+        """What an earlier process had read."""
+        self._so_far = {name: seconds + read.get(name, 0.0) for name, seconds in self._so_far.items()}
+
+    def _total(self) -> dict[str, float]:
+        if self._since is None:
+            return self._so_far
+        now = self._now()
+        return {name: seconds + now[name] - self._since[name] for name, seconds in self._so_far.items()}
+
+    @staticmethod
+    def _now() -> dict[str, float]:
+        return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def rows(*exams, gold=None) -> list[dict]:
             "episodes": 64 * i,
             "tokens": tokens,
             "seconds": 60.0 * i,
+            "cpu_seconds": 45.0 * i,
             "kl": kl,
             "score": score,
             "referee": {"gold": score / 4 if gold is None else gold},
@@ -76,6 +77,8 @@ def test_the_summary_and_its_table():
     assert ppo["tokens_to_reach"] == {"best": pytest.approx(1100), "most": pytest.approx(990)}
     assert grpo["tokens_to_reach"] == {"best": pytest.approx(2000), "most": pytest.approx(1800)}
     assert ppo["best_within_kl"] == {"mean": pytest.approx(1.55), "seeds": {"0": 2.1, "1": 1.0}}
+    shared = summarize({"ppo": PPO, "grpo": GRPO}, "grpo", "cpu_seconds")
+    assert shared["contestants"]["ppo"]["minutes"] == 1.5 and "of training (processor time)" in markdown(shared)
     assert (ppo["tokens"], ppo["minutes"], ppo["episodes"], ppo["before"]) == (2200, 2, 128, 1)
     head, _, first, *_ = markdown(summary).splitlines()
     cells = dict(zip(head.split(" | "), first.split(" | "), strict=True))

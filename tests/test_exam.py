@@ -145,9 +145,10 @@ def test_the_figures_of_a_row():
 
 
 def test_seconds_are_those_of_training(monkeypatch, tmp_path):
-    """10 s of training before an exam that takes 100 s, 5 s after it: 10 and 15."""
+    """10 s of training before an exam that takes 100 s, 5 s after it: 10 and 15. The processor works half of it."""
     now = [0.0]
-    monkeypatch.setattr(exam, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clocks = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: 7 + now[0] / 2)
+    monkeypatch.setattr(exam, "time", clocks)
     left_out = []
     judged = Judged(["x"], [[2]], [True], {})
 
@@ -174,7 +175,8 @@ def test_seconds_are_those_of_training(monkeypatch, tmp_path):
     callback.on_train_end(trainer.args, trainer.state, None)
     now[0] += 50  # the exam after training
     callback.write(judged, 0.0)
-    assert [(row["step"], row["seconds"]) for row in read_heldout(tmp_path)] == [(2, 10.0), (4, 15.0)]
+    read = [(row["step"], row["seconds"], row["cpu_seconds"]) for row in read_heldout(tmp_path)]
+    assert read == [(2, 10.0, 5.0), (4, 15.0, 7.5)]
     assert left_out == [100.0]
 
 

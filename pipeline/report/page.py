@@ -131,7 +131,7 @@ def read_stage(folder: Path) -> Stage:
 def heldout_points(folder: Path) -> list[dict[str, Any]]:
     """Exams on held-out prompts as metrics `eval/…`; before and after alone are in the table, and make no curve."""
     exams = read_heldout(folder)
-    counters = {"step", "update", "episodes", "tokens", "seconds"}
+    counters = {"step", "update", "episodes", "tokens", "seconds", "cpu_seconds"}
     return [
         {"step": exam["step"]}
         | {f"eval/{n}": x for n, x in flatten({k: v for k, v in exam.items() if k not in counters})}

@@ -237,6 +237,33 @@ def test_a_row_without_token_rewards_goes_without(tmp_path):
     assert trainer.journal.read()["score"] == pytest.approx(24 / 7)
 
 
+# ---------------------------------------------------------------- warm-up
+def test_the_policy_waits_for_the_critic(tmp_path):
+    """Two updates of 8 completions, two epochs each: in the first, the critic alone learns."""
+
+    class Watch(TrainerCallback):
+        states = {0: {}}
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            self.states[state.global_step] = toy.snapshot(model)
+
+    watch = Watch()
+    trainer = toy.make_trainer(tmp_path, total_episodes=16, critic_warmup=1, entropy_coef=0.1, callbacks=[watch])
+    watch.states[0] = toy.snapshot(trainer.model)
+    trainer.train()
+
+    def moved(role, earlier, later):
+        return any(
+            not torch.equal(p, watch.states[later][n])
+            for n, p in watch.states[earlier].items()
+            if role in n.split(".")
+        )
+
+    assert sorted(watch.states) == [0, 1, 2, 3, 4]
+    assert [moved(POLICY, i, i + 1) for i in range(4)] == [False, False, True, True]
+    assert [moved("value_head", i, i + 1) for i in range(4)] == [True, True, True, True]
+
+
 # ---------------------------------------------------------------- what contradicts
 @pytest.mark.parametrize(
     "algorithm, name, value",
@@ -244,7 +271,7 @@ def test_a_row_without_token_rewards_goes_without(tmp_path):
     + [(a, "num_iterations", 4) for a in ("a2c", "reinforce")]
     + [(a, n, 0.1) for a in ("a2c", "reinforce") for n in ("epsilon", "epsilon_high", "cliprange_value")]
     + [("reinforce", "lam", 0.9), ("reinforce", "vf_coef", 1.0), ("reinforce", "critic_path", "runs/x")]
-    + [("reinforce", "critic_learning_rate", 1e-3)],
+    + [("reinforce", "critic_warmup", 1), ("reinforce", "critic_learning_rate", 1e-3)],
 )
 def test_settings_that_contradict_the_algorithm(algorithm, name, value):
     with pytest.raises(
@@ -265,4 +292,4 @@ def test_what_follows_from_the_algorithm():
         a: (c := config(algorithm=a)) and (c.num_iterations, c.cliprange_value, c.whiten_advantages)
         for a in ("ppo", "a2c", "reinforce")
     }
-    assert found == {"ppo": (4, 0.2, True), "a2c": (1, None, True), "reinforce": (1, None, False)}
+    assert found == {"ppo": (4, None, True), "a2c": (1, None, True), "reinforce": (1, None, False)}

@@ -67,6 +67,7 @@ def test_every_refused_setting_is_tried():
         ("num_iterations", -1),
         ("replay", -1),
         ("replay", 4),
+        ("critic_warmup", -1),
         ("algorithm", "trpo"),
         ("baseline", "critic"),
     ]
@@ -90,6 +91,13 @@ def test_a_rollout_of_one_completion():
 def test_generations_that_do_not_divide_a_rollout():
     with pytest.raises(UserError, match="num_generations is 3, but a rollout has 8 completions"):
         config(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=3)
+
+
+def test_a_critic_that_warms_up_to_the_end():
+    # 16 completions are two updates of 8
+    assert config(total_episodes=16, critic_warmup=1).critic_warmup == 1
+    with pytest.raises(UserError, match="critic_warmup is 2, but the run has 2 updates in all"):
+        config(total_episodes=16, critic_warmup=2)
 
 
 def test_a_horizon_shorter_than_an_update():

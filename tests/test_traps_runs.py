@@ -217,6 +217,7 @@ CHANGES = {
     "whiten_rewards": True,
     "missing_eos_penalty": 1.0,
     "critic_path": None,  # test_critic.py
+    "critic_warmup": 1,
     "critic_learning_rate": 1e-3,
 }
 # GRPO's own settings that a toy run can show

@@ -46,7 +46,9 @@ BASELINES = ("none", "moving_average", "leave_one_out")
 _ONE_EPOCH = {"num_iterations": "it makes one epoch over each rollout"}
 _NO_CLIPPING = dict.fromkeys(("epsilon", "epsilon_high", "cliprange_value"), "it clips nothing")
 _NO_BASELINE = {"baseline": "its baseline is the critic"}
-_NO_CRITIC = dict.fromkeys(("lam", "vf_coef", "critic_path", "critic_learning_rate"), "it has no critic")
+_NO_CRITIC = dict.fromkeys(
+    ("lam", "vf_coef", "critic_path", "critic_warmup", "critic_learning_rate"), "it has no critic"
+)
 _CONTRADICTS = {
     "ppo": _NO_BASELINE,
     "a2c": _NO_BASELINE | _ONE_EPOCH | _NO_CLIPPING,
@@ -122,7 +124,11 @@ class PPOConfig(GRPOConfig):
     lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     cliprange_value: float | None = field(
-        default=0.2, metadata={"help": "Clip range of the values around the old ones, in score units; none = no clip."}
+        default=None,
+        metadata={
+            "help": "Clip range of the values around the old ones, in score units; none: no clip, so that a critic that "
+            "starts far off is not held back (TRL 1.12 had 0.2)."
+        },
     )
     whiten_advantages: bool | None = field(
         default=None, metadata={"help": "Whiten advantages over all processes; none: yes, but not for reinforce."}
@@ -137,6 +143,10 @@ class PPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Reward-stage or critic folder that the critic starts from; none: the base, head at 0."},
     )
+    critic_warmup: int = field(
+        default=0,
+        metadata={"help": "So many first updates train the critic alone, so that the policy never follows a cold one."},
+    )
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of critic adapter and value head; none: learning_rate."}
     )
@@ -146,9 +156,8 @@ class PPOConfig(GRPOConfig):
         given = {name: getattr(self, name) for name in ("steps_per_generation", "generation_batch_size")}
         self.generation_batch_size = None
         self.steps_per_generation = self.gradient_accumulation_steps * self.num_mini_batches
-        steps_per_update = self.num_iterations * self.num_mini_batches
         if self.logging_steps == 0:
-            self.logging_steps = steps_per_update
+            self.logging_steps = self.steps_per_update
         # GRPO insists on groups of two or more. PPO has none, so its check is shown one group per process.
         num_generations, self.num_generations = (
             self.num_generations,
@@ -179,8 +188,18 @@ class PPOConfig(GRPOConfig):
             )
         if self.total_episodes is not None:
             self.max_steps = steps_for(
-                self.total_episodes, self.generation_batch_size, steps_per_update, self.max_steps
+                self.total_episodes, self.generation_batch_size, self.steps_per_update, self.max_steps
             )
+        if self.critic_warmup * self.steps_per_update >= self.max_steps > 0:
+            raise UserError(
+                f"critic_warmup is {self.critic_warmup}, but the run has {self.max_steps // self.steps_per_update} "
+                "updates in all (max_steps or total_episodes): the policy would never learn. Lower it."
+            )
+
+    @property
+    def steps_per_update(self) -> int:
+        """Optimizer steps over one rollout."""
+        return self.num_iterations * self.num_mini_batches
 
     def _batch_arithmetic(self) -> str:
         return (
@@ -206,6 +225,8 @@ class PPOConfig(GRPOConfig):
         for name in counts.split():
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.critic_warmup < 0:
+            raise UserError(f"critic_warmup is {self.critic_warmup}; give the number of updates, from 0 up.")
         if not 0 <= self.replay < self.num_iterations:
             raise UserError(
                 f"replay is {self.replay}, but of num_iterations {self.num_iterations} epochs at least one goes over "

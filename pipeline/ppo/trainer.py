@@ -272,6 +272,8 @@ class PPOTrainer(OwnLoop, GRPOTrainer):
         if "importance_sampling_ratio" in inputs:  # vLLM's sampler is not quite the policy (TRL's correction)
             policy_loss = policy_loss * inputs["importance_sampling_ratio"]
         token_loss = policy_loss - self.entropy_coef * entropy
+        if self.state.global_step < self.args.critic_warmup * self.args.steps_per_update:
+            token_loss = 0.0 * token_loss  # the policy waits for a critic that knows the scale of the rewards
         if self.critic is not None:
             values = self._values(input_ids, attention_mask, num_tokens)
             value_loss, value_clipped = math.value_loss(

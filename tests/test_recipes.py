@@ -94,8 +94,10 @@ def test_trls_trainers_get_what_ppo_gets(path):
     """Same data, rewards, completions in all and in an update; only the algorithm differs."""
     theirs, ours = (yaml.safe_load(p.read_text("utf-8")) for p in (path, path.with_name("ppo.yaml")))
     same = "model_name_or_path adapter_path dtype dataset eval_dataset rewards referee missing_eos_penalty "
-    same += "total_episodes per_device_train_batch_size gradient_accumulation_steps max_completion_length seed"
+    same += "total_episodes per_device_train_batch_size max_completion_length seed"
     for spec in ours["rewards"]:
         spec.pop("instant", None)  # TRL's take one score a completion
     assert {key: theirs[key] for key in same.split()} == {key: ours[key] for key in same.split()}
+    # micro-batches in an update: PPO's mini-batches may be several optimizer steps
+    assert theirs["gradient_accumulation_steps"] == ours["gradient_accumulation_steps"] * ours["num_mini_batches"]
     assert not {"top_k", "top_p", "min_p", "temperature", "repetition_penalty"} & set(theirs)

@@ -4,16 +4,22 @@ import dataclasses
 import itertools
 import json
 import random
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.worlds import WorldSettings, e2e, field_notes, load_world, referee, write_data
+from pipeline.worlds.e2e import keywords
 from pipeline.worlds.field_notes import gold, gold_parts
 from pipeline.worlds.field_notes.grammar import SLOTS, WORDS, realize, skeletons, usable_patterns
 from pipeline.worlds.field_notes.noise import CLEAN, HUMAN, write
+from rewards import Keyword
+
+ROOT = Path(__file__).resolve().parents[1]
 
 OTTER = {"animal": "otter", "place": "old mill", "time": "dusk"}
 SMALL = {
@@ -283,6 +289,28 @@ def restaurants(request):
     return world_settings, e2e.make_data(world_settings)
 
 
+def test_what_a_text_must_not_say():
+    meaning = e2e.parse_mr("name[Aromi], eatType[pub], priceRange[less than £20], familyFriendly[no]")
+    said = {entry.split("|")[0]: entry.split("|") for entry in keywords.unwanted(meaning)}
+    # a slot with another value, slots that were not given; "cheap" and "less than £20" pass for one another
+    assert list(said) == ["coffee shop", "Chinese", "moderate price", "low customer rating", "riverside"]
+    assert "restaurant" not in said["coffee shop"] and not {"cheap", "less than 20 pounds"} & set(
+        said["moderate price"]
+    )
+    assert {"expensive", "£20-25"} <= set(said["moderate price"])
+    assert keywords.wanted_names(meaning) == ["NAME"] and keywords.unwanted_names(meaning) == ["NEAR"]
+    assert len(keywords.wanted(meaning)) == 3
+
+
+def test_people_rarely_say_what_a_text_must_not_say(restaurants):
+    """The patterns are rough and some of the texts are wrong; more than one in twenty would punish good texts."""
+    pairs = e2e.read_pairs(restaurants[0].data_path)
+    reward = Keyword(unwanted_column="unwanted")
+    rows = [keywords.unwanted(meaning) for _, meaning, _ in pairs]
+    scores = reward(prompts=[""] * len(pairs), completions=[text for _, _, text in pairs], unwanted=rows)
+    assert -0.05 < sum(scores) / len(scores) < -0.02
+
+
 def test_slot_patterns_agree_with_people(restaurants):
     """Errors over slots on all human texts. A perfect judge would not reach 0: some of the texts are wrong."""
     pairs = e2e.read_pairs(restaurants[0].data_path)
@@ -313,5 +341,9 @@ def test_e2e_rows(restaurants):
     for row in data["prompts_heldout"]:
         assert not any(row["near"] in text for text in row["references"] if row["near"])
         assert {"mr", "facts", "name", "near", "food"} <= row.keys()
+        for recipe in ("ppo", "grpo"):
+            found = yaml.safe_load((ROOT / f"recipes/e2e/{recipe}.yaml").read_text("utf-8"))
+            named = {value for spec in found["rewards"] for key, value in spec.items() if key.endswith("column")}
+            assert named == {"facts", "unwanted", "names", "unwanted_names"} <= row.keys()
     for row in data["preferences_train"]:
         assert row["chosen"] != row["rejected"]

@@ -126,8 +126,8 @@ class PPOConfig(GRPOConfig):
     cliprange_value: float | None = field(
         default=None,
         metadata={
-            "help": "Clip range of the values around the old ones, in score units; none: no clip, so that a critic that "
-            "starts far off is not held back (TRL 1.12 had 0.2)."
+            "help": "Clip range of the values around the old ones, in score units; none: no clip, so that a cold critic "
+            "is not held back (TRL 1.12 had 0.2)."
         },
     )
     whiten_advantages: bool | None = field(
@@ -145,7 +145,7 @@ class PPOConfig(GRPOConfig):
     )
     critic_warmup: int = field(
         default=0,
-        metadata={"help": "So many first updates train the critic alone, so that the policy never follows a cold one."},
+        metadata={"help": "So many first updates train the critic alone: the policy does not follow a cold one."},
     )
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of critic adapter and value head; none: learning_rate."}

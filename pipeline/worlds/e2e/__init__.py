@@ -29,7 +29,7 @@ from pipeline.errors import UserError
 
 from ..base import Document, WorldData, WorldSettings, progress
 from .errors import SlotErrors, slot_errors
-from .keywords import wanted
+from .keywords import unwanted, unwanted_names, wanted, wanted_names, wordings
 from .slots import NAME, NEAR, SLOTS, VALUES, Meaning, delexicalize, parse_mr, relexicalize
 
 __all__ = [
@@ -126,6 +126,9 @@ def prompt_row(mr: str, meaning: Meaning, references: list[str]) -> dict:
         "mr": mr,
         "references": list(dict.fromkeys(references)),
         "facts": wanted(meaning),
+        "unwanted": unwanted(meaning),
+        "names": wanted_names(meaning),
+        "unwanted_names": unwanted_names(meaning),
         **{slot: " + ".join(meaning.get(slot, [])) for slot in SLOTS},
     }
 
@@ -208,7 +211,7 @@ class _Rejected:
             return " ".join([*words, *words[at : at + 5]])
         if kind == 2:
             return " ".join(w for w in words if self.rng.random() > 0.2)
-        return ", ".join(self.rng.choice(entry.split("|")) for entry in wanted(meaning))
+        return ", ".join(self.rng.choice(entry.split("|")) for entry in wordings(meaning))
 
 
 def _preferences(pairs: list[Pair], count: int, rng: random.Random, what: str) -> list[dict]:

@@ -78,12 +78,52 @@ KEYWORDS: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+# Values that people take for one another: the one is no invention where the other is asked for.
+_ALIKE = (
+    {"cheap", "less than £20"},
+    {"moderate", "£20-25"},
+    {"high", "more than £30"},
+    {"low", "1 out of 5"},
+    {"average", "3 out of 5"},
+    {"high", "5 out of 5"},
+)
+
+
+def wordings(meaning: Meaning) -> list[str]:
+    """One entry for each value of `meaning`: its wordings joined by "|"; a placeholder for a name."""
+    return [
+        {"name": NAME, "near": NEAR}.get(slot) or "|".join(KEYWORDS[slot][value])
+        for slot, values in meaning.items()
+        for value in values
+    ]
+
+
 def wanted(meaning: Meaning) -> list[str]:
-    """One entry for each value of `meaning`: its wordings joined by "|"."""
+    """The wordings without the placeholders."""
+    return [entry for entry in wordings(meaning) if entry not in (NAME, NEAR)]
+
+
+def unwanted(meaning: Meaning) -> list[str]:
+    """One entry for each slot: the wordings of the values that it has not, joined by "|".
+
+    Left out, because they say nothing wrong: "restaurant", which people write of a pub as well, "family-friendly"
+    where "not family-friendly" is asked for, and values that people take for one another.
+    """
     found = []
-    for slot, values in meaning.items():
-        if slot in ("name", "near"):
-            found.append(NAME if slot == "name" else NEAR)
-        else:
-            found += ["|".join(KEYWORDS[slot][value]) for value in values]
+    for slot, values in KEYWORDS.items():
+        asked = set(meaning.get(slot, ()))
+        harmless = asked.union(*(pair for pair in _ALIKE if pair & asked))
+        harmless |= {"eatType": {"restaurant"}, "familyFriendly": {"yes"} if "no" in asked else set()}.get(slot, set())
+        if wordings := [word for value, words in values.items() if value not in harmless for word in words]:
+            found.append("|".join(wordings))
     return found
+
+
+def wanted_names(meaning: Meaning) -> list[str]:
+    """The placeholders that a text needs. They go by their capitals: "near" is another word."""
+    return [entry for entry in wordings(meaning) if entry in (NAME, NEAR)]
+
+
+def unwanted_names(meaning: Meaning) -> list[str]:
+    """The placeholders that it must not have."""
+    return [name for name in (NAME, NEAR) if name not in wordings(meaning)]

@@ -126,8 +126,8 @@ class PPOConfig(GRPOConfig):
     cliprange_value: float | None = field(
         default=None,
         metadata={
-            "help": "Clip range of the values around the old ones, in score units; none: no clip, so that a cold critic "
-            "is not held back (TRL 1.12 had 0.2)."
+            "help": "Clip range of the values around the old ones, in score units; none: no clip, a cold critic "
+            "has far to go (TRL 1.12 had 0.2)."
         },
     )
     whiten_advantages: bool | None = field(

@@ -133,6 +133,7 @@ class StageDefaults:
     save_total_limit: int | None = setting(2, "Keep the newest checkpoints only.")
     dataloader_pin_memory: bool = setting(True, "Pin host memory (on a GPU; resolved to false on a CPU).")
     log_level: str = setting("warning", "Log level of the trainer.")
+    hub_private_repo: bool | None = setting(True, "With push_to_hub: a new repository is private.")
 
     def __post_init__(self):
         check(self.learning_rate >= 0, "learning_rate", self.learning_rate, "a number from 0 up")

@@ -16,11 +16,16 @@ from pipeline import data, models, terminal
 from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.errors import UserError
 from pipeline.folders import Stage, resolve_model
+from pipeline.hub import PushesResults
 from pipeline.run_folder import RunFolder, say
 from pipeline.sft import check_context, origin, save
 
 BINS = 10
 CHECKED_PAIRS = 8  # held-out pairs that the saved model must score as the trained one did
+
+
+class Reward(PushesResults, RewardTrainer):
+    """TRL's RewardTrainer, with our way of pushing to the Hub."""
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStage) -> dict:
@@ -44,7 +49,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     check_context(model, longest, config.max_length)
     if model_args.use_peft:
         model = models.start_score_adapter(model, model_args, stage.adapter)
-    trainer = RewardTrainer(
+    trainer = Reward(
         model=model,
         args=config,
         train_dataset=train,
@@ -78,6 +83,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     summary["seconds"] = round(time.perf_counter() - started, 1)
     folder.write_summary(summary)
     _tell(summary, folder.path)
+    if config.push_to_hub:
+        trainer.push_saved()
     return summary
 
 

@@ -96,7 +96,7 @@ def judge_train_judge(
     if is_main and not config.resume_from_checkpoint:
         callback.write(before[0], kl=0.0)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model(str(folder.path))
+    trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
     after = exam.take(POLICY)
 
     summary = {}
@@ -107,6 +107,8 @@ def judge_train_judge(
         folder.write_summary(summary)
         _write_samples(folder.path / SAMPLES, rows, before[0], after[0])
         _show(summary, rows, before[0], after[0], reward_args.show_samples, folder.path, write_report(folder.path))
+    if config.push_to_hub:
+        trainer.push_saved()
     trainer.accelerator.wait_for_everyone()
     return summary
 

@@ -20,10 +20,15 @@ from pipeline import data, models, terminal
 from pipeline.config import DataArguments, ModelArguments, SFTStage, check
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_WEIGHTS, Stage, fingerprint, resolve_model
+from pipeline.hub import PushesResults
 from pipeline.run_folder import RunFolder, say
 
 # Columns that TRL reads besides the text itself.
 EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
+
+
+class SFT(PushesResults, SFTTrainer):
+    """TRL's SFTTrainer, with our way of pushing to the Hub."""
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) -> dict:
@@ -48,7 +53,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     check_context(model, longest, config.max_length)
     if stage.adapter:
         model = models.load_adapter(model, stage.adapter, trainable=True)
-    trainer = SFTTrainer(
+    trainer = SFT(
         model=model,
         args=config,
         train_dataset=train,
@@ -83,6 +88,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     }
     folder.write_summary(summary)
     _tell(summary, folder.path)
+    if config.push_to_hub:
+        trainer.push_saved()
     return summary
 
 
@@ -138,7 +145,7 @@ def origin(stage: Stage) -> dict:
 
 def save(trainer: Trainer, path: Path) -> None:
     """Writes adapter (or model) and tokenizer, and compares the adapter's file with what was trained."""
-    trainer.save_model(str(path))
+    trainer.save_model(str(path), _internal_call=True)  # not pushed yet: the summary is to come
     if trainer.accelerator.is_main_process:
         # A pickle; config.yaml says the same in plain text.
         (path / "training_args.bin").unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from pipeline.adapters import POLICY, copy_adapter
 from pipeline.config import DataArguments, ModelArguments, StageDefaults, check, setting, steps_for
 from pipeline.errors import UserError
 from pipeline.exam import RewardArguments, random_state_kept
+from pipeline.hub import PushesResults
 from pipeline.ppo.metrics import Journal
 from pipeline.ppo.setup import sample_plainly
 from pipeline.run_folder import say
@@ -75,7 +76,7 @@ class RLOOStage(GroupStage, RLOOConfig):
     """Settings of RLOO: TRL's `RLOOConfig` with our defaults."""
 
 
-class Counted:
+class Counted(PushesResults):
     """Mixed into TRL's trainers: counts what they sample, and saves the policy's adapter alone."""
 
     def __init__(self, *args, **kwargs):

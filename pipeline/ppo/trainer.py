@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 
 from pipeline.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only, use_adapter
 from pipeline.errors import UserError
+from pipeline.hub import PushesResults
 from pipeline.ppo import baseline, checkpoint, math, setup
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
@@ -29,7 +30,7 @@ _NOT_LOGGED = {"reward", "reward_std", "frac_reward_zero_std", "num_tokens", "st
 _NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
 
 
-class PPOTrainer(OwnLoop, GRPOTrainer):
+class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:

@@ -1,0 +1,124 @@
+"""Who is evaluated: models and adapters by name. Adapters on one base share it in memory."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+
+from pipeline import models
+from pipeline.config import ModelArguments
+from pipeline.errors import UserError
+from pipeline.folders import Stage, resolve_model
+
+
+class Candidate(NamedTuple):
+    """A model under the name that the tables give it."""
+
+    name: str
+    path: str
+    stage: Stage  # its base, and the adapter on it
+    tokenizer: object
+
+
+def read_candidates(specs: Iterable[dict], model_args: ModelArguments) -> list[Candidate]:
+    """The candidates in their order, with their tokenizers; the weights are not loaded yet.
+
+    Each spec is `{sft: runs/tiny/sft}`, or `{"name": "sft=runs/tiny/sft"}` or `{"name": "runs/tiny/sft"}` as the
+    command line makes them of `sft=runs/tiny/sft` and `runs/tiny/sft`.
+
+    Raises:
+        UserError: two of one name, or no model there.
+    """
+    found: dict[str, Candidate] = {}
+    for spec in specs:
+        name, path = _name_and_path(spec)
+        if name in found:
+            raise UserError(f"candidates: two are called {name}; name them, e.g. first=runs/a/{name}")
+        try:
+            stage = resolve_model(ModelArguments(model_name_or_path=path))
+            found[name] = Candidate(name, path, stage, models.load_tokenizer(stage, model_args))
+        except UserError as error:
+            raise UserError(f"candidate {name}: {error}") from None
+    return list(found.values())
+
+
+def _name_and_path(spec: dict) -> tuple[str, str]:
+    wants = "name=folder, or name: folder in a YAML file, e.g. sft=runs/tiny/sft"
+    if len(spec) != 1 or not all(isinstance(part, str) and part for part in (*spec, *spec.values())):
+        raise UserError(f"candidates: {spec!r} will not do: each wants the form {wants}")
+    [(name, path)] = spec.items()
+    if name == "name":
+        name, _, path = path.rpartition("=")
+        name = name or Path(path).name
+    if not path or not name.isprintable():
+        raise UserError(f"candidates: {next(iter(spec.values()))!r} will not do: each wants the form {wants}")
+    return name, path
+
+
+def by_base(candidates: Sequence[Candidate], last: str) -> list[list[Candidate]]:
+    """The candidates grouped by the base that they stand on; the group of the one called `last` at the end."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        base = candidate.stage.base
+        groups.setdefault(str(Path(base).resolve()) if Path(base).is_dir() else base, []).append(candidate)
+    return sorted(groups.values(), key=lambda group: last in [candidate.name for candidate in group])
+
+
+def load_group(group: Sequence[Candidate], model_args: ModelArguments) -> torch.nn.Module:
+    """The base of a group, with every adapter of the group on it under its candidate's place in the group.
+
+    Raises:
+        UserError: an adapter does not fit, or a tokenizer has more tokens than the base.
+    """
+    biggest = max((candidate.tokenizer for candidate in group), key=len)
+    model = models.load_base(model_args, base=group[0].stage.base, tokenizer=biggest)
+    for place, candidate in enumerate(group):
+        if candidate.stage.adapter is None:
+            continue
+        if isinstance(model, PeftModel):
+            _add_adapter(model, candidate.stage.adapter, adapter_name(place))
+        else:
+            model = models.load_adapter(model, candidate.stage.adapter, name=adapter_name(place))
+    return model.eval() if models.quantization(model_args) else model.eval().to(PartialState().device)
+
+
+def adapter_name(place: int) -> str:
+    """What PEFT calls the adapter of the candidate at `place` in its group (its own name may have dots in it)."""
+    return f"candidate_{place}"
+
+
+def _add_adapter(model: PeftModel, adapter: str, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        try:
+            model.load_adapter(adapter, adapter_name=name)
+        except (RuntimeError, ValueError, UserWarning) as error:
+            first = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"adapter {adapter} does not fit its base {model.name_or_path}: {first}") from None
+
+
+@contextmanager
+def speaking(model: torch.nn.Module, adapter: str | None) -> Iterator[None]:
+    """Inside, `model` is the base with this adapter, or with None the raw base."""
+    # PEFT's own switches, unlike pipeline.adapters.use_adapter, also switch modules that an adapter has replaced as a
+    # whole (embeddings, say). They touch requires_grad, which nobody needs here.
+    if not isinstance(model, PeftModel):
+        yield
+    elif adapter is None:
+        with model.disable_adapter():
+            yield
+    else:
+        model.set_adapter(adapter, inference_mode=True)
+        yield
+
+
+def eos_token_ids(model: torch.nn.Module, tokenizer) -> list[int]:
+    """The tokens that end a completion, as in training: the tokenizer's and those of the model's generation_config."""
+    named = model.generation_config.eos_token_id
+    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))

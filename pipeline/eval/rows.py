@@ -1,0 +1,78 @@
+"""The prompts of an evaluation, and the plain text file with one answer a line.
+
+A file that has a column `mr` and no column `prompt` holds meaning representations of the E2E data: its rows are
+those of `pipeline/worlds/e2e`, one for each different representation in the order of their first appearance, with the
+texts of a column `ref`, if there is one, as references.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import data
+from pipeline.config import DataArguments
+from pipeline.errors import UserError
+from pipeline.run_folder import say
+from pipeline.worlds.e2e import delexicalize, parse_mr, prompt_of, relexicalize
+from pipeline.worlds.e2e import prompt_row as e2e_row
+
+
+def load_rows(args: DataArguments, limit: int | None = None, complete: bool = False) -> list[dict]:
+    """Rows with `prompt` and further columns, the first `limit` of them.
+
+    Args:
+        complete: rows that would be dropped (an empty prompt) are an error, since each row is to have its line.
+
+    Raises:
+        UserError: data that cannot be read, or that has neither prompts nor meaning representations.
+    """
+    rows, _ = data.load(args, tell=say)
+    if "mr" in rows.column_names and "prompt" not in rows.column_names:
+        return meaning_rows(rows.to_list(), args.dataset)[:limit]
+    rows, notes = data.clean(rows, "prompts", args.dataset)
+    if complete and notes:
+        raise UserError(f"outputs wants an answer to every row, but {notes[0]}")
+    for note in notes:
+        say(note)
+    return rows.select(range(min(limit or len(rows), len(rows)))).to_list()
+
+
+def meaning_rows(rows: Sequence[dict], name: str) -> list[dict]:
+    """E2E rows (prompt, mr, references, facts, slots), one for each different `mr`."""
+    found: dict[str, tuple[dict, list[str]]] = {}
+    for number, row in enumerate(rows, start=1):
+        mr = str(row["mr"] or "")
+        if mr not in found:
+            try:
+                found[mr] = (parse_mr(mr), [])
+            except UserError as error:
+                raise UserError(f"dataset {name}, row {number}: {error}") from None
+        meaning, references = found[mr]
+        if text := " ".join((row.get("ref") or "").split()):
+            references.append(delexicalize(text, meaning))
+    return [e2e_row(mr, meaning, references) for mr, (meaning, references) in found.items()]
+
+
+def line_of(completion: str, row: dict) -> str:
+    """A completion on one line; names are put back where the row is one of the E2E data."""
+    text = " ".join(completion.splitlines()).strip()
+    try:
+        meaning = parse_mr(row.get("mr") or "")
+    except (UserError, TypeError):  # another project's column of that name
+        return text
+    return relexicalize(text, meaning) if row["prompt"] == prompt_of(meaning) else text
+
+
+def check_outputs(path: str) -> Path:
+    """The file to write, or a `UserError`: it is there already, or its folder is not."""
+    file = Path(path)
+    if file.exists():
+        raise UserError(f"outputs {path} exists and is never overwritten: give another name, or remove it")
+    if not file.parent.is_dir():
+        raise UserError(f"outputs {path}: there is no folder {file.parent}; make it first")
+    return file
+
+
+def write_outputs(path: Path, completions: Sequence[str], rows: Sequence[dict]) -> None:
+    """One line a row, in order."""
+    lines = [line_of(text, row) for text, row in zip(completions, rows, strict=True)]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

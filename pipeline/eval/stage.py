@@ -1,0 +1,312 @@
+"""The evaluation stage: every candidate answers the same prompts, greedy and sampled, and the answers are judged.
+
+`output_dir` gets `summary.json` (every figure), `table.md`, `rows.jsonl` (every answer with its scores) and
+`config.yaml`. With `outputs` nothing but that text file is written: one greedy answer a line.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from pipeline.config import DTYPES, DataArguments, ModelArguments, check, setting
+from pipeline.errors import UserError
+from pipeline.eval.candidates import (
+    Candidate,
+    adapter_name,
+    by_base,
+    eos_token_ids,
+    load_group,
+    read_candidates,
+    speaking,
+)
+from pipeline.eval.comparing import compare, figures, read_judges
+from pipeline.eval.measures import Answers, measures_of
+from pipeline.eval.rows import check_outputs, load_rows, write_outputs
+from pipeline.eval.tables import TABLE, markdown, show
+from pipeline.evaluation import Judged, judge, logprobs, tokenize_prompts
+from pipeline.exam import random_state_kept
+from pipeline.run_folder import SUMMARY, RunFolder, say
+from pipeline.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
+from pipeline.worlds import load_world
+from rewards import Perplexity, build_rewards, log_name_of, raw
+from rewards.asking import ask, ask_async, is_async
+
+ROWS = "rows.jsonl"
+GREEDY, SAMPLED = DECODINGS = ("greedy", "sampled")
+_WAIT = timedelta(days=7)  # what other processes give the main one
+
+
+@dataclass
+class EvalArguments:
+    """Who is evaluated, on which prompts, by what."""
+
+    candidates: list[dict] = setting(
+        [], "Models, adapters or stage folders by name: base=runs/tiny/base sft=runs/tiny/sft ppo=runs/tiny/ppo."
+    )
+    reference: str | None = setting(
+        None, "The candidate that the others are compared with, and from which KL is measured; default: the first."
+    )
+    dataset: str | None = setting(
+        None, "Prompts: a file, a folder or a Hub name as for PPO; or a CSV with a column mr of the E2E data."
+    )
+    dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
+    dataset_split: str = setting("train", "Split of a Hub data set or folder.")
+    eval_samples: int | None = setting(None, "Use only the first prompts.")
+    output_dir: str | None = setting(None, "Folder for the result. It must not hold anything yet.")
+    outputs: str | None = setting(
+        None, "Only write the greedy answers of the one candidate into this file, a line each; nothing is judged."
+    )
+    rewards: list[dict] = setting([], "Rewards that score the answers, written as for PPO; unweighted here.")
+    referee: str | None = setting(None, "A world's own judgement of completions (field_notes, e2e).")
+    judges: list[dict] = setting(
+        [], "Who says which of two answers wins: mymodule:function(prompts, completions_a, completions_b, **columns)."
+    )
+    max_completion_length: int = setting(256, "Longest completion in tokens.")
+    temperature: float = setting(1.0, "Of the sampled answers; 1 is the policy's own distribution.")
+    eval_batch_size: int = setting(50, "Prompts answered at once.")
+    seed: int = setting(0, "Seed of the sampling, the bootstrap and the permutation tests.")
+    dtype: str = setting("auto", "Precision of the base weights, as for the other stages.")
+    load_in_4bit: bool = setting(False, "Load the bases in 4 bits (needs bitsandbytes).")
+    use_cpu: bool = setting(False, "Stay on the CPU.")
+
+    def __post_init__(self):
+        self.rewards, self.judges = self.rewards or [], self.judges or []  # the parser gives None for none
+        check(bool(self.candidates), "candidates", self.candidates, "at least one, such as sft=runs/tiny/sft")
+        check(bool(self.dataset), "dataset", self.dataset, "the prompts, e.g. runs/tiny/data/prompts_heldout.jsonl")
+        check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        check(self.temperature > 0, "temperature", self.temperature, "a number above 0; greedy answers come besides")
+        check(self.seed >= 0, "seed", self.seed, "a whole number from 0 up")
+        for key in ("eval_samples", "max_completion_length", "eval_batch_size"):
+            value = getattr(self, key)
+            check((value is None and key == "eval_samples") or value >= 1, key, value, "a whole number from 1 up")
+
+    def model_arguments(self) -> ModelArguments:
+        return ModelArguments(dtype=self.dtype, load_in_4bit=self.load_in_4bit)
+
+
+def run(args: EvalArguments) -> dict:
+    """Runs the stage and returns the summary that it writes; an empty one with `outputs`.
+
+    The main process does the work and the others wait for it.
+
+    Raises:
+        UserError, RewardError: for whatever does not fit; nothing that existed before is touched.
+    """
+    started = time.perf_counter()
+    # whoever set the state up before has chosen device and patience
+    state = PartialState() if PartialState._shared_state else PartialState(cpu=args.use_cpu, timeout=_WAIT)
+    candidates = read_candidates(args.candidates, args.model_arguments())
+    if args.outputs:
+        check(len(candidates) == 1, "outputs", args.outputs, "it wants one candidate, e.g. --candidates runs/e2e/ppo")
+        file = check_outputs(args.outputs) if state.is_main_process else None
+    data_args = DataArguments(args.dataset, args.dataset_config, args.dataset_split)
+    rows = load_rows(data_args, args.eval_samples, complete=bool(args.outputs))
+    summary = {}
+    if args.outputs:
+        if state.is_main_process:
+            write_greedy(args, candidates[0], rows, file)
+    else:
+        evaluation = Evaluation(args, candidates, rows)
+        folder = RunFolder.create(args.output_dir)
+        if state.is_main_process:
+            evaluation.answer_all()
+            summary = evaluation.write(folder, started)
+    state.wait_for_everyone()
+    return summary
+
+
+def write_greedy(args: EvalArguments, candidate: Candidate, rows: list[dict], file: Path) -> None:
+    """Greedy answers of the candidate, one a line."""
+    model = load([candidate], rows, args)
+    with speaking(model, adapter_name(0) if candidate.stage.adapter else None):
+        write_outputs(file, answer(model, candidate, rows, args, GREEDY).completions, rows)
+    say(f"{candidate.name}: {len(rows):,} greedy answers lie in {file}.")
+
+
+class Evaluation:
+    """The answers of all candidates to all rows, and what is made of them.
+
+    Attributes:
+        answers: candidate -> decoding -> its answers, by `answer_all`.
+        higher_wins: score -> whether the higher one is the better one; other scores have no winner.
+        judges: name -> function that says which of two answers wins.
+    """
+
+    def __init__(self, args: EvalArguments, candidates: list[Candidate], rows: list[dict]):
+        """Raises UserError or RewardError for a reference, reward, referee or judge that is not there."""
+        self.args, self.rows = args, rows
+        self.candidates = {candidate.name: candidate for candidate in candidates}
+        self.reference = args.reference or candidates[0].name
+        if self.reference not in self.candidates:
+            known = ", ".join(self.candidates)
+            raise UserError(f"reference is {args.reference}, which is no candidate; choose one of {known}")
+        self.rewards = {log_name_of(reward): asked(raw(reward)) for reward, _ in build_rewards(args.rewards)}
+        self.judges = read_judges(args.judges, [key for key in rows[0] if key != "prompt"])
+        world = load_world(args.referee) if args.referee else None
+        self.referee = world.referee if world else None
+        self.higher_wins = dict.fromkeys(self.rewards, True) | (world.HIGHER_IS_BETTER if world else {})
+        self.answers: dict[str, dict[str, Answers]] = {}
+
+    def answer_all(self) -> None:
+        """Every candidate answers every prompt. Bases are loaded one after the other, that of the reference at the
+        end: base and reference also say how likely the others' answers are to them."""
+        own: dict[str, list[float]] = {}  # log π of the sampled completions
+        said: dict[str, dict[str, Judged]] = {name: {} for name in self.candidates}
+        for group in by_base(list(self.candidates.values()), last=self.reference):
+            model = None  # the one before may go
+            model = load(group, self.rows, self.args)
+            for place, candidate in enumerate(group):
+                since = time.perf_counter()
+                with speaking(model, adapter_name(place) if candidate.stage.adapter else None):
+                    for decoding in DECODINGS:
+                        said[candidate.name][decoding] = answer(
+                            model, candidate, self.rows, self.args, decoding, self.rewards, self.referee
+                        )
+                    own[candidate.name] = self._logprobs(model, candidate, said[candidate.name][SAMPLED])
+                seconds = time.perf_counter() - since
+                say(f"{candidate.name}: {len(self.rows):,} prompts answered, greedy and sampled, in {seconds:.0f} s")
+        reference = self.candidates[self.reference]
+        its_adapter = adapter_name(group.index(reference)) if reference.stage.adapter else None
+        for name, candidate in self.candidates.items():
+            kl = None
+            if candidate is not reference and _same_vocabulary(candidate, reference):
+                with speaking(model, its_adapter):
+                    theirs = self._logprobs(model, reference, said[name][SAMPLED])
+                kl = [mine - their for mine, their in zip(own[name], theirs, strict=True)]
+            with speaking(model, None):
+                self.answers[name] = {
+                    decoding: Answers(judged, *self._perplexity(model, judged), kl if decoding == SAMPLED else None)
+                    for decoding, judged in said[name].items()
+                }
+
+    def write(self, folder: RunFolder, started: float) -> dict:
+        """Everything that the stage writes; returns the summary. `started`: time.perf_counter() at the start."""
+        self._write_rows(folder.path / ROWS)
+        references = [row.get("references") for row in self.rows]
+        measures = {
+            name: {decoding: measures_of(answers, references) for decoding, answers in by_decoding.items()}
+            for name, by_decoding in self.answers.items()
+        }
+        say("Intervals and paired tests ...")
+        comparisons, args = compare(self, measures), self.args
+        summary = {
+            "stage": "eval",
+            "dataset": args.dataset,
+            "prompts": len(self.rows),
+            "seed": args.seed,
+            "temperature": args.temperature,
+            "max_completion_length": args.max_completion_length,
+            "reference": self.reference,
+            "perplexity_model": self.candidates[self.reference].stage.base,
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "permutations": PERMUTATIONS,
+            "tests": sum(comparison["p"] is not None for comparison in comparisons),
+            "candidates": {
+                name: {"path": self.candidates[name].path}
+                | {decoding: figures(found, args.seed) for decoding, found in by_decoding.items()}
+                for name, by_decoding in measures.items()
+            },
+            "comparisons": comparisons,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        folder.write_config(args)
+        (folder.path / TABLE).write_text(markdown(summary), encoding="utf-8")
+        folder.write_summary(summary)
+        show(summary)
+        say(f"The result lies in {folder.path}: {TABLE}, {SUMMARY} with all figures, {ROWS} with every answer.")
+        return summary
+
+    def _logprobs(self, model, candidate: Candidate, judged: Judged) -> list[float]:
+        """log π of each completion, nats, summed over its tokens."""
+        prompts = [row["prompt"] for row in self.rows]
+        args = self.args
+        each = logprobs(
+            model, candidate.tokenizer, prompts, judged.completion_ids, args.temperature, args.eval_batch_size
+        )
+        return [row.double().sum().item() for row in each]
+
+    def _perplexity(self, model, judged: Judged) -> tuple[list[float], list[int]]:
+        """-log p of each completion's text under `model`, nats, and the tokens that it has there; nothing said: 0."""
+        tokenizer = self.candidates[self.reference].tokenizer
+        scorer = Perplexity(model=model, tokenizer=tokenizer, batch_size=self.args.eval_batch_size)
+        pairs = zip((row["prompt"] for row in self.rows), judged.completions, strict=True)
+        encoded = [scorer.encode(prompt, text) for prompt, text in pairs]
+        scores = iter(scorer.score_rows([row for row in encoded if row is not None]))
+        tokens = [0 if row is None else len(row.ids) - row.start for row in encoded]
+        return [-next(scores) * count if count else 0.0 for count in tokens], tokens
+
+    def _write_rows(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            for i, row in enumerate(self.rows):
+                said = {
+                    name: {decoding: _entry(answers, i) for decoding, answers in by_decoding.items()}
+                    for name, by_decoding in self.answers.items()
+                }
+                file.write(json.dumps({"prompt": row["prompt"], "candidates": said}, ensure_ascii=False) + "\n")
+
+
+def load(group: list[Candidate], rows: list[dict], args: EvalArguments) -> torch.nn.Module:
+    """`load_group`, or a `UserError` where a prompt and its completion may not fit into the context."""
+    model = load_group(group, args.model_arguments())
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for candidate in group:
+        longest = max(map(len, tokenize_prompts(candidate.tokenizer, [row["prompt"] for row in rows])))
+        if context and longest + args.max_completion_length > context:
+            raise UserError(
+                f"candidate {candidate.name}: the longest prompt has {longest} tokens and max_completion_length is "
+                f"{args.max_completion_length}, but the context of the model is {context}: lower one of the two"
+            )
+    return model
+
+
+def answer(
+    model, candidate: Candidate, rows: list[dict], args: EvalArguments, decoding: str, rewards=None, referee=None
+) -> Judged:
+    """What `model` says to each row as it is, and its scores. The same seed for every candidate."""
+    with random_state_kept():
+        return judge(
+            model,
+            candidate.tokenizer,
+            rows,
+            rewards or {},
+            referee,
+            max_new_tokens=args.max_completion_length,
+            eos_token_ids=eos_token_ids(model, candidate.tokenizer),
+            temperature=args.temperature if decoding == SAMPLED else 0,
+            batch_size=args.eval_batch_size,
+            seed=args.seed,
+        )
+
+
+def _same_vocabulary(a: Candidate, b: Candidate) -> bool:
+    return a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
+
+
+def _entry(answers: Answers, i: int) -> dict:
+    judged = answers.judged
+    entry = {
+        "completion": judged.completions[i],
+        "scores": {name: column[i] for name, column in judged.scores.items()},
+        "length": len(judged.completion_ids[i]),
+        "finished": judged.finished[i],
+    }
+    return entry if answers.kl is None else entry | {"kl": answers.kl[i]}
+
+
+def asked(reward: Callable) -> Callable:
+    """`reward` so that a row on which it fails gets None, as in training; an async one is waited for."""
+
+    def score(prompts, completions, **columns) -> list[float | None]:
+        if is_async(reward):
+            return asyncio.run(ask_async(reward, prompts, completions, columns))
+        return ask(reward, prompts, completions, columns)
+
+    return score

@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardTrainer
 
 from pipeline import data, models, terminal
+from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.errors import UserError
 from pipeline.folders import Stage, resolve_model
 from pipeline.hub import PushesResults
-from pipeline.run_folder import RunFolder, say
+from pipeline.run_folder import RunFolder, is_main, say
 from pipeline.sft import check_context, origin, save
 
 BINS = 10
@@ -72,7 +73,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         "pairs": len(trainer.train_dataset),
         "steps": trainer.state.global_step,
         "seed": config.seed,
-        **origin(stage),
+        **origin(stage, model_args),
     }
 
     # 4. Save, load again on a fresh base, compare the scores, and say where it is
@@ -82,6 +83,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     trainer.accelerator.wait_for_everyone()
     summary["seconds"] = round(time.perf_counter() - started, 1)
     folder.write_summary(summary)
+    if is_main():
+        write_card(folder.path, force=True)
     _tell(summary, folder.path)
     if config.push_to_hub:
         trainer.push_saved()

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from pipeline import data, evaluation, models, terminal
 from pipeline.adapters import POLICY
+from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, check
 from pipeline.errors import UserError
 from pipeline.exam import Exam, ExamCallback, RewardArguments
 from pipeline.folders import resolve_model
 from pipeline.report import SAMPLES, write_report
 from pipeline.run_folder import RunFolder, say
-from pipeline.sft import check_context
+from pipeline.sft import check_context, origin
 from pipeline.worlds import referee as world_referee
 from rewards import WeightedReward, build_rewards
 
@@ -35,6 +36,7 @@ class Start(NamedTuple):
     weighted: list[WeightedReward]
     referee: object
     folder: RunFolder
+    origin: dict  # for the summary
 
 
 def load(
@@ -60,7 +62,8 @@ def load(
     if start.adapter is not None:
         model = models.load_adapter(model, start.adapter, trainable=True)
     peft_config = None if start.adapter else models.lora_config(model_args)
-    return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder)
+    made_from = origin(start, model_args)
+    return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
 
 
 def judge_train_judge(
@@ -103,9 +106,10 @@ def judge_train_judge(
     if is_main:
         kl = exam.kl(after[0])
         callback.write(after[0], kl)
-        summary = _summary(trainer, algorithm, before, after, kl, time.perf_counter() - started)
+        summary = _summary(trainer, algorithm, before, after, kl, time.perf_counter() - started) | start.origin
         folder.write_summary(summary)
         _write_samples(folder.path / SAMPLES, rows, before[0], after[0])
+        write_card(folder.path, force=True)
         _show(summary, rows, before[0], after[0], reward_args.show_samples, folder.path, write_report(folder.path))
     if config.push_to_hub:
         trainer.push_saved()

@@ -17,11 +17,13 @@ from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
 from pipeline import data, models, terminal
+from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, SFTStage, check
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_WEIGHTS, Stage, fingerprint, resolve_model
 from pipeline.hub import PushesResults
-from pipeline.run_folder import RunFolder, say
+from pipeline.provenance import hardware
+from pipeline.run_folder import RunFolder, is_main, say
 
 # Columns that TRL reads besides the text itself.
 EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
@@ -84,9 +86,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         "steps": trainer.state.global_step,
         "seconds": round(time.perf_counter() - started, 1),
         "seed": config.seed,
-        **origin(stage),
+        **origin(stage, model_args),
     }
     folder.write_summary(summary)
+    if is_main():
+        write_card(folder.path, force=True)
     _tell(summary, folder.path)
     if config.push_to_hub:
         trainer.push_saved()
@@ -138,9 +142,15 @@ def check_context(model: torch.nn.Module, longest: int, max_length: int | None) 
         )
 
 
-def origin(stage: Stage) -> dict:
-    """What the result was made from, for the summary; the next stage checks the fingerprint."""
-    return {"base": stage.base, "started_from": stage.adapter, "base_fingerprint": fingerprint(stage.base)}
+def origin(stage: Stage, model_args: ModelArguments) -> dict:
+    """What the result was made from and on, for the summary; the next stage checks the fingerprint."""
+    return {
+        "base": stage.base,
+        "started_from": stage.adapter,
+        "base_fingerprint": fingerprint(stage.base),
+        "dtype": str(models.resolve_dtype(model_args)).removeprefix("torch."),
+        "hardware": hardware(),
+    }
 
 
 def save(trainer: Trainer, path: Path) -> None:

@@ -13,14 +13,10 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
 from pipeline.adapters import CRITIC
+from pipeline.card import write_card
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_CONFIG, check_safetensors, is_hub_name, read_json
 from pipeline.run_folder import CONFIG, METRICS, SUMMARY
-
-try:
-    from pipeline.card import write_card
-except ImportError:  # the card is another part; without it the README.md of the folder is taken as it is
-    write_card = None
 
 CARD, REPORT = "README.md", "report.html"
 # By name: a checkpoint has other safetensors as well, of rollouts.
@@ -126,7 +122,7 @@ def parcel(
 ) -> Parcel:
     """The files of `folder` that go to `repo`, checked and cleaned; `note`: the folder of the note, if another."""
     check_safetensors(folder, "adapter" if (folder / ADAPTER_CONFIG).is_file() else "model")
-    if write_card and (folder / SUMMARY).is_file():
+    if (folder / SUMMARY).is_file():
         write_card(folder, repo_id=repo)
     files: dict[str, Path | bytes] = {}
     wanted = (*WEIGHTS, *MODEL, *TOKENIZER, *RECORD, *PICTURES, CARD, *([REPORT] if report else []))

@@ -1,6 +1,7 @@
 # make help lists the targets. Every target makes and reuses .venv by itself.
 #
 #   RECIPE=recipes/e2e                a folder of YAMLs, one for each stage (default: recipes/tiny)
+#   RUNS="runs/a runs/b"              what report, judge, chat, merge and push are about (default: runs/<recipe>/ppo)
 #   ARGS="--learning_rate 1e-4"       settings for the stage, over those of the YAML
 #   NPROC=2                           that many processes: CPU unless HARDWARE says otherwise
 #   HARDWARE=gpus                     recipes/accelerate/gpus.yaml; without it, one plain process
@@ -52,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare test test-all test-cov test-latest mutants lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare report eval judge chat merge push screenshots test test-all test-cov test-latest mutants lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,13 +77,15 @@ else
 LAUNCH := "$(PY)"
 endif
 
+STAGES := sft reward ppo a2c reinforce grpo rloo compare eval
+
 # A recipe with a base.yaml has its base model and data made on the spot, once; the others name a model.
 BASE := $(if $(wildcard $(RECIPE_)/base.yaml),$(RUN)/base/model.safetensors)
 
 base: $(or $(BASE),$(STAMP))  ## the small base model and the data that a recipe makes on the spot; kept for the next run
 
 $(RUN)/base/model.safetensors: | $(STAMP)
-	"$(PY)" recipes/base.py --config $(RECIPE_)/base.yaml $(if $(filter sft reward ppo a2c reinforce grpo rloo compare,$(MAKECMDGOALS)),,$(ARGS))
+	"$(PY)" recipes/base.py --config $(RECIPE_)/base.yaml $(if $(filter $(STAGES),$(MAKECMDGOALS)),,$(ARGS))
 
 sft: $(STAMP) | $(BASE)  ## stage 1: supervised fine-tuning, gives runs/<recipe>/sft
 	$(LAUNCH) recipes/sft.py --config $(RECIPE_)/sft.yaml $(ARGS)
@@ -111,12 +114,43 @@ JOBS ?= 2
 compare: $(STAMP) | $(BASE)  ## PPO against GRPO and RLOO, after sft and reward: SEEDS="0 1 2", JOBS=2 at once; table and curves
 	"$(PY)" recipes/compare.py $(RECIPE_) --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
 
-# Asked for together, the stages run in this order, however they were typed.
+# --- what came out ----------------------------------------------------------------------------------------------------
+RUNS ?= $(RUN)/ppo
+ONE  := $(firstword $(RUNS))
+# Beside a stage, ARGS are the stage's.
+OWN  = $(if $(filter $(STAGES),$(MAKECMDGOALS)),,$(ARGS))
+
+report: $(STAMP)  ## one page about a run, or several over each other: RUNS="runs/a runs/b"
+	"$(PY)" -m pipeline.report $(RUNS) $(OWN)
+
+eval: $(STAMP) | $(BASE)  ## base, SFT and PPO side by side with intervals and tests, gives runs/<recipe>/eval
+	$(LAUNCH) recipes/eval.py --config $(RECIPE_)/eval.yaml $(if $(filter $(filter-out eval,$(STAGES)),$(MAKECMDGOALS)),,$(ARGS))
+
+judge: $(STAMP)  ## people as judges: a local page with two completions, blind; gives runs/<recipe>/judged
+	"$(PY)" recipes/judge.py --samples $(ONE)/samples.jsonl --output $(RUN)/judged $(OWN)
+
+chat: $(STAMP)  ## talk to base, SFT and PPO side by side in the terminal
+	"$(PY)" -m pipeline.chat $(ONE) $(OWN)
+
+merge: $(STAMP)  ## adapter and base as one whole model, gives runs/<recipe>/merged
+	"$(PY)" recipes/merge.py --run $(ONE) --output $(dir $(ONE:/=))merged $(OWN)
+
+push: $(STAMP)  ## a result to the Hub, private, after a dry run: REPO=account/name
+	"$(PY)" recipes/push.py --run $(ONE) $(if $(REPO),--repo $(REPO)) $(OWN)
+
+screenshots: $(STAMP)  ## pictures of the report for the README; needs Chromium
+	"$(PY)" docs/screenshots.py $(ONE)/report.html
+
+# Asked for together, they run in this order, however they were typed.
+AFTER := report eval judge chat merge push screenshots
 ifneq ($(filter sft,$(MAKECMDGOALS)),)
-reward ppo a2c reinforce grpo rloo compare: | sft
+reward ppo a2c reinforce grpo rloo compare $(AFTER): | sft
 endif
 ifneq ($(filter reward,$(MAKECMDGOALS)),)
-ppo a2c reinforce grpo rloo compare: | reward
+ppo a2c reinforce grpo rloo compare $(AFTER): | reward
+endif
+ifneq ($(filter ppo,$(MAKECMDGOALS)),)
+$(AFTER): | ppo
 endif
 
 # --- tests and style ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.errors import UserError
 from pipeline.folders import Stage, resolve_model
 from pipeline.hub import PushesResults
+from pipeline.report import write_report
 from pipeline.run_folder import RunFolder, is_main, say
 from pipeline.sft import check_context, origin, save
 
@@ -85,6 +86,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     folder.write_summary(summary)
     if is_main():
         write_card(folder.path, force=True)
+        write_report(folder.path)
     _tell(summary, folder.path)
     if config.push_to_hub:
         trainer.push_saved()

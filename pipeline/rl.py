@@ -140,6 +140,8 @@ def _write_samples(path: Path, rows, before: evaluation.Judged, after: evaluatio
                 "prompt": row["prompt"],
                 "before": before.completions[i],
                 "after": after.completions[i],
+                "length_before": len(before.completion_ids[i]),  # tokens
+                "length_after": len(after.completion_ids[i]),
                 "scores_before": {name: column[i] for name, column in before.scores.items()},
                 "scores_after": {name: column[i] for name, column in after.scores.items()},
             }

@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_WEIGHTS, Stage, fingerprint, resolve_model
 from pipeline.hub import PushesResults
 from pipeline.provenance import hardware
+from pipeline.report import write_report
 from pipeline.run_folder import RunFolder, is_main, say
 
 # Columns that TRL reads besides the text itself.
@@ -91,6 +92,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     folder.write_summary(summary)
     if is_main():
         write_card(folder.path, force=True)
+        write_report(folder.path)
     _tell(summary, folder.path)
     if config.push_to_hub:
         trainer.push_saved()

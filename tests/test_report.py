@@ -9,20 +9,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.report.page import (
-    MAX_POINTS,
-    MAX_SAMPLES,
-    all_points,
-    before_after,
-    curve_groups,
-    draw_curve,
-    duration,
-    number,
-    read_stage,
-    smooth,
-    thin,
-    write_report,
-)
+from pipeline.report import number, write_report
+from pipeline.report.curves import MAX_POINTS, all_points, curve_groups, draw_curve, smooth, thin
+from pipeline.report.numbers import duration
+from pipeline.report.runs import Contestant, read_run
+from pipeline.report.samples import MAX_SAMPLES, changes, pearson
+from pipeline.report.tables import before_after, in_words
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/a.png onerror=alert(1)> {{ 7 * 7 }} & </svg>"
 LOADS = {"src", "srcset", "data", "action", "formaction", "poster", "background", "ping", "cite"}
@@ -34,6 +26,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.tags, self.attributes, self.text, self.open, self.unmatched = [], [], [], [], []
+        self.scripts = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -51,7 +44,8 @@ class Page(html.parser.HTMLParser):
             self.unmatched.append(tag)
 
     def handle_data(self, data):
-        self.text.append(data)
+        inside = self.open[-1] if self.open else ""
+        {"script": self.scripts, "style": []}.get(inside, self.text).append(data)
 
 
 def jsonl(path: Path, rows: list[dict]) -> None:
@@ -79,6 +73,10 @@ def make_run(root: Path, evil: str = "") -> Path:
     return ppo
 
 
+def alone(folder: Path) -> list[Contestant]:
+    return [Contestant("it", [read_run(folder)])]
+
+
 def test_page_holds_what_the_run_says(tmp_path):
     ppo = make_run(tmp_path)
     out = write_report(ppo)
@@ -91,13 +89,18 @@ def test_page_holds_what_the_run_says(tmp_path):
     assert text.count("a calm heron") == 3 and text.count("a bird") == 3
     assert "Curves: ppo" in text and "Curves: sft" in text and "Curves: reward" not in text
     # score/keyword, the score without a name, kl and loss/value of PPO, loss of SFT; epoch is none, nor what is once
-    assert page.tags.count("svg") == 5
+    curves = [name for tag, _, name in page.attributes if tag == "figure" and " points: " in name]
+    assert [c.split(" over ")[0] for c in curves] == ["score/keyword", "score/", "kl", "loss/value", "loss"]
+    # and the histogram and the length plot of the one score that every sample has
+    assert page.tags.count("svg") == 5 + 2
 
 
 def test_text_from_models_and_data_stays_text(tmp_path):
     page = Page(write_report(make_run(tmp_path, EVIL)).read_text("utf-8"))
     assert page.unmatched == [] and page.open == []
-    assert "script" not in page.tags and "img" not in page.tags
+    # the page's own script and nothing else: no other element, no word of the data in it
+    assert page.tags.count("script") == 1 and "img" not in page.tags
+    assert "heron" not in page.scripts[0] and "alert" not in page.scripts[0]
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     text = "".join(page.text)
     # prompts, completions, reward names in table and samples, a metric's name, the settings: word for word
@@ -108,7 +111,9 @@ def test_text_from_models_and_data_stays_text(tmp_path):
 def test_page_asks_for_nothing_from_outside(tmp_path):
     text = write_report(make_run(tmp_path, EVIL)).read_text("utf-8")
     page = Page(text)
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    nonces = [value for tag, name, value in page.attributes if (tag, name) == ("script", "nonce")]
+    assert len(nonces) == page.tags.count("script") == 1 and len(nonces[0]) >= 16
     loading = [(tag, name, value) for tag, name, value in page.attributes if name in LOADS]
     assert not loading
     for tag, name, value in page.attributes:
@@ -118,7 +123,13 @@ def test_page_asks_for_nothing_from_outside(tmp_path):
             assert target.startswith("#"), (tag, name, value)
     styles = "".join(re.findall(r"<style>(.*?)</style>", text, flags=re.S))
     assert styles and "@import" not in styles and "url(" not in styles
-    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    [policy] = [value for _, name, value in page.attributes if name == "content" and "default-src" in value]
+    assert policy == (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonces[0]}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    again = Page(write_report(tmp_path / "tiny" / "ppo").read_text("utf-8"))
+    assert ("script", "nonce", nonces[0]) not in again.attributes  # another page, another nonce
 
 
 def test_every_reference_inside_the_page_has_its_target(tmp_path):
@@ -129,19 +140,25 @@ def test_every_reference_inside_the_page_has_its_target(tmp_path):
     assert wanted <= set(ids)
 
 
-def test_a_long_run_stays_under_one_megabyte(tmp_path):
+def test_a_long_run_with_long_texts_stays_under_three_megabytes(tmp_path):
     ppo = make_run(tmp_path)
-    names = [f"score/r{i}" for i in range(8)] + [f"time/t{i}" for i in range(8)] + [f"m{i}" for i in range(14)]
+    names = [f"score/r{i}" for i in range(4)] + [f"time/t{i}" for i in range(4)] + [f"m{i}" for i in range(4)]
     rows = [{"step": s} | {name: math.sin(s * (i + 1) / 700) for i, name in enumerate(names)} for s in range(5000)]
     jsonl(ppo / "metrics.jsonl", rows)
-    sample = {"prompt": "p" * 9000, "before": "b" * 9000, "after": "a" * 9000}
-    jsonl(ppo / "samples.jsonl", [sample] * 50)
+    # an ampersand takes five bytes on a page, a Japanese character three
+    sample = {"prompt": "p" * 9000, "before": "&" * 9000, "after": "鷺" * 9000}
+    scores = {f"scores_{which}": {f"r{i}": i * 0.1 for i in range(3)} for which in ("before", "after")}
+    jsonl(ppo / "samples.jsonl", [sample | scores] * (MAX_SAMPLES + 50))
     out = write_report(ppo)
-    assert out.stat().st_size < 1_000_000
+    assert out.stat().st_size < 3_000_000
     page = Page(out.read_text("utf-8"))
-    assert page.tags.count("svg") == 30 + 1
-    assert page.tags.count("article") == MAX_SAMPLES
-    assert "(6000 more characters)" in "".join(page.text)
+    # four scores and four others, the time split, SFT's loss; three histograms and three length plots
+    charts = [value for tag, name, value in page.attributes if (tag, name, value) == ("svg", "class", "chart")]
+    assert len(charts) == 4 + 4 + 1 + 1 + 3 + 3
+    assert page.tags.count("article") == MAX_SAMPLES == 200
+    text = "".join(page.text)
+    assert f"The first 200 of {MAX_SAMPLES + 50} prompts." in text
+    assert "more characters)" in text and len(re.search("p{9,}", text)[0]) > 500  # cut no shorter than it must be
 
 
 def test_conversations_and_odd_text_are_shown(tmp_path):
@@ -217,7 +234,7 @@ def test_curves_stand_in_their_groups(tmp_path):
         "length/mean",
     ]
     jsonl(tmp_path / "ppo" / "metrics.jsonl", [{"step": s} | dict.fromkeys(names, 1.0 * s) for s in (1, 2)])
-    groups = {g["title"]: [c.name for c in g["curves"]] for g in curve_groups(read_stage(tmp_path / "ppo"))}
+    groups = {g["title"]: [c.name for c in g["curves"]] for g in curve_groups(alone(tmp_path / "ppo"))}
     assert groups == {
         "Scores": ["score", "score/bleu"],
         "Distance to the reference": ["kl", "kl_coef"],
@@ -231,7 +248,7 @@ def test_curves_stand_in_their_groups(tmp_path):
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.09), (12345.1, 12345.4)])
 def test_axis_labels_are_the_values_themselves(low, high):
     """The drawing's coordinates are rounded, its labels are not (0.25 is not 0.2), and they are no offsets."""
-    svg = str(draw_curve("score", [(0, low), (1, high)]).svg)
+    svg = str(draw_curve("score", {"": [[(0, low), (1, high)]]}).svg)
     found = re.findall(r"<text[^>]*>\s*([^<]*?)\s*</text>", svg)
     labels = [float(text.replace("\N{MINUS SIGN}", "-")) for text in found]
     heights = labels[labels.index(1.0) + 1 :]
@@ -242,7 +259,7 @@ def test_axis_labels_are_the_values_themselves(low, high):
 
 
 def test_a_curve_that_never_moves_is_a_plain_line():
-    svg = str(draw_curve("length/max", [(s, 48.0) for s in range(50)]).svg)
+    svg = str(draw_curve("length/max", {"": [[(s, 48.0) for s in range(50)]]}).svg)
     assert "e-1" not in svg and "e−1" not in svg
 
 
@@ -260,6 +277,57 @@ def test_exams_during_training_become_curves(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     for count, names in ((2, []), (3, ["eval/score", "eval/rewards/keyword"])):
         (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(exam(i)) + "\n" for i in range(count)))
-        groups = {group["title"]: group["curves"] for group in curve_groups(read_stage(tmp_path))}
+        groups = {group["title"]: group["curves"] for group in curve_groups(alone(tmp_path))}
         assert [curve.name for curve in groups.get("Held out", [])] == names
     assert groups["Held out"][1].label.startswith("eval/rewards/keyword over 3 points: from 0 to 0.5")
+
+
+def test_where_the_time_goes_is_one_chart_of_a_run(tmp_path):
+    rows = [{"step": s, "time/training": 3.0, "time/generation": 1.0, "tokens_per_second": 9.0} for s in (1, 2)]
+    jsonl(tmp_path / "metrics.jsonl", rows)
+    [group] = curve_groups(alone(tmp_path))
+    split, speed = group["curves"]
+    assert (group["title"], split.name, speed.name) == ("Time", "time split", "tokens_per_second")
+    assert split.lines == [(0, "training", "3"), (1, "generation", "1")] and speed.lines == [(0, "", "9")]
+    assert split.svg.count("stroke-dasharray") == 1  # solid and dashed: told apart without color
+
+
+def test_the_change_and_its_interval_by_pencil():
+    """Differences 0.1, 0.3, 0.2, 0.4, 0: mean 0.2, s² = (0.01 + 0.01 + 0 + 0.04 + 0.04) / 4 = 0.025."""
+    pairs = [(0.1, 0.2), (0.2, 0.5), (0.5, 0.7), (0.0, 0.4), (1.0, 1.0), (None, 0.5), (0.3, float("nan"))]
+    rows = [{"scores_before": {"bleu": b}, "scores_after": {"bleu": a}} for b, a in pairs]
+    middle, half = changes(rows)["bleu"]
+    assert middle == pytest.approx(0.2) and half == pytest.approx(1.96 * math.sqrt(0.025 / 5))
+    [row] = before_after({"before": {"bleu": 0.36}, "after": {"bleu": 0.56}}, changes(rows))
+    assert (row["interval"], row["sure"]) == ("+0.061 to +0.339", True)
+    assert changes(rows[:1]) == {}
+
+
+def test_correlation_of_length_and_score_by_pencil():
+    # Σ(x - 2)(y - 4) = (-1)(-2) + 0·2 + 1·0 = 2 over √(1 + 0 + 1) √(4 + 4 + 0) = 4
+    assert pearson([(1, 2), (2, 6), (3, 4)]) == pytest.approx(0.5)
+    assert pearson([(1, 2), (2, 2)]) is None
+
+
+@pytest.mark.parametrize(
+    ("gold", "says"),
+    [
+        ((0.50, 0.75), "gold, the referee that no training saw, rose from 0.500 to 0.750."),
+        (
+            (0.50, 0.25),
+            "The rewards rose and the referee fell: ",
+        ),
+    ],
+)
+def test_what_changed_in_words(tmp_path, gold, says):
+    ppo = make_run(tmp_path)
+    summary = {"algorithm": "ppo", "before": {"bleu": 0.25, "gold": gold[0]}, "after": {"bleu": 0.5, "gold": gold[1]}}
+    (ppo / "summary.json").write_text(json.dumps(summary), "utf-8")
+    exam = {"step": 0, "kl": 0.0, "score": 0.25, "rewards": {"bleu": 0.25}, "referee": {"gold": gold[0]}}
+    jsonl(ppo / "heldout.jsonl", [exam])
+    run = read_run(ppo)
+    found = in_words(run, before_after(run.summary))
+    assert any(sentence.startswith(says) for sentence in found) and "Trained on: bleu rose." in found
+    doubtful = in_words(run, before_after(run.summary, {"bleu": (0.25, 0.5), "gold": (0.25, 0.125)}))
+    assert "Trained on: bleu (which may be chance) rose." in doubtful
+    assert doubtful[0].endswith(": more than chance would give.")

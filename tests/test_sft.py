@@ -26,8 +26,8 @@ ROWS = [{"prompt": f"{a} {b} =>", "completion": f" {b} {a}"} for a in WORDS for 
 CHAT = [{"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]}]
 
 
-class Spy(trl.SFTTrainer):
-    """TRL's trainer; the last one made can be looked at."""
+class Spy(sft.SFT):
+    """The stage's trainer; the last one made can be looked at."""
 
     last: "Spy"
 
@@ -40,7 +40,7 @@ class Spy(trl.SFTTrainer):
 def run(tmp_path, tiny_model_folder, monkeypatch):
     """Runs the stage on rows; returns (summary, output folder, the trainer)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sft, "SFTTrainer", Spy)
+    monkeypatch.setattr(sft, "SFT", Spy)
 
     def act(rows, out="runs/x/sft", model=None, base=tiny_model_folder, **settings):
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

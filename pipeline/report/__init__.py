@@ -1,5 +1,7 @@
-"""The page that shows a run: page.py puts it together, templates/ hold its HTML."""
+"""The page that shows a run, or several: page.py puts it together, templates/ hold its HTML."""
 
-from pipeline.report.page import SAMPLES, number, write_report
+from pipeline.report.numbers import number
+from pipeline.report.page import write_comparison, write_report
+from pipeline.report.samples import SAMPLES
 
-__all__ = ["SAMPLES", "number", "write_report"]
+__all__ = ["SAMPLES", "number", "write_comparison", "write_report"]

@@ -1,18 +1,27 @@
-"""`python -m pipeline.report runs/tiny/ppo [page.html]`"""
+"""The report of one run, or of several on one page: `python -m pipeline.report RUN [RUN ...] [--out page.html]`
 
+One run: its page, report.html in its folder. Several: one page with their curves overlaid, reports.html in the folder
+that holds them; runs that differ only by their seed become one line with a band.
+"""
+
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.report.page import write_report
+from pipeline.report.page import write_comparison, write_report
 
 
-def main(argv: Sequence[str]) -> int:
-    if len(argv) not in (1, 2) or argv[0].startswith("-"):
-        print(__doc__.strip("`"), file=sys.stderr)
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    summary, details = __doc__.split("\n\n")
+    parser = argparse.ArgumentParser("python -m pipeline.report", description=summary.split(":")[0], epilog=details)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a stage")
+    parser.add_argument("--out", type=Path, metavar="PAGE", help="where to write the page")
+    args = parser.parse_args(argv)
     try:
-        print(write_report(*argv))
+        several = len({run.absolute() for run in args.runs}) > 1
+        print(write_comparison(args.runs, args.out) if several else write_report(args.runs[0], args.out))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -20,4 +29,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

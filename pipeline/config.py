@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from trl import RewardConfig, SFTConfig
 
+from pipeline import trackers
 from pipeline.errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -128,7 +129,7 @@ class StageDefaults:
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass: less memory, about 20%% slower."
     )
-    report_to: None | str | list[str] = setting("none", "Tracker: none, tensorboard, wandb, trackio, ...")
+    report_to: None | str | list[str] = setting("none", "Trackers: none, tensorboard, trackio, wandb; or several.")
     logging_steps: float = setting(10, "Log every so many steps.")
     save_total_limit: int | None = setting(2, "Keep the newest checkpoints only.")
     dataloader_pin_memory: bool = setting(True, "Pin host memory (on a GPU; resolved to false on a CPU).")
@@ -142,6 +143,9 @@ class StageDefaults:
         check(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "a number above 0")
         for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 up")
+        self.report_to = trackers.asked_for(self.report_to)
+        if self.trackio_static_space_id is None:
+            self.trackio_static_space_id = False  # else a push of the model would publish trackio's log as well
         gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             # TRL takes bf16 whenever fp16 is off, also on a CPU, where it is slow and less exact.
@@ -150,6 +154,27 @@ class StageDefaults:
         # transformers renamed the setting and warns about the old name, which TRL still has.
         if self.gradient_checkpointing is not None and self.activation_checkpointing is None:
             self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
+        super().__post_init__()
+
+
+@dataclass
+class RolloutDefaults(StageDefaults):
+    """Our defaults for the stages that sample completions, over those of every stage."""
+
+    logging_steps: float = setting(0, "Optimizer steps between two logs; 0 means once an update (rollout).")
+    save_strategy: str = setting("no", "When to write checkpoints: no, steps or epoch.")
+    sample_every: int = setting(10, "Updates (rollouts) between two samples in the terminal; 0: none.")
+    log_completions: bool | None = setting(
+        None, "Keep every completion in the run folder and send a table to the trackers; none: if there is a tracker."
+    )
+    num_completions_to_print: int | None = setting(
+        0, "Completions in TRL's own table in the terminal, with log_completions only; none: all."
+    )
+
+    def __post_init__(self):
+        check(self.sample_every >= 0, "sample_every", self.sample_every, "a whole number from 0 up")
+        if self.log_completions is None:
+            self.log_completions = bool(trackers.asked_for(self.report_to))
         super().__post_init__()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardTrainer
 
-from pipeline import data, models, terminal
+from pipeline import data, models, terminal, trackers
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.errors import UserError
@@ -61,11 +61,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     )
     _check_left(trainer, train, heldout, config.max_length)
     models.train_in_float32(trainer.model)
-    terminal.show_progress(trainer, "reward model")
+    trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)
 
     # 3. Train, then look at the pairs that were held out
-    trained = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    with terminal.show_progress(trainer, "reward model"):
+        trained = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     chosen, rejected = score_pairs(trainer)
     summary = {
         "stage": "reward",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import data, evaluation, models, terminal
+from pipeline import data, evaluation, models, terminal, trackers
 from pipeline.adapters import POLICY
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, check
@@ -21,6 +21,7 @@ from pipeline.folders import resolve_model
 from pipeline.report import SAMPLES, write_report
 from pipeline.run_folder import RunFolder, say
 from pipeline.sft import check_context, origin
+from pipeline.terminal import visible
 from pipeline.worlds import referee as world_referee
 from rewards import WeightedReward, build_rewards
 
@@ -79,7 +80,7 @@ def judge_train_judge(
     *_, reward_args, config = settings
     folder = start.folder
     folder.write_config(*settings)
-    terminal.show_progress(trainer, algorithm)
+    trackers.connect(trainer)
     rows = start.heldout.select(range(min(reward_args.eval_samples, len(start.heldout)))).to_list()
     weighted = dict(zip(trainer.reward_func_names, start.weighted, strict=False))
     exam = Exam(
@@ -98,7 +99,8 @@ def judge_train_judge(
     before = exam.take(reference)
     if is_main and not config.resume_from_checkpoint:
         callback.write(before[0], kl=0.0)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    with terminal.show_progress(trainer, algorithm, config.sample_every):
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
     after = exam.take(POLICY)
 
@@ -163,9 +165,9 @@ def _show(summary, rows, judged_before, judged_after, count, folder: Path, repor
     pairs = zip(rows, judged_before.completions, judged_after.completions, strict=True)
     for row, before, after in list(pairs)[:count]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-        console.print(f"[bold]{escape(prompt.strip())}[/bold]")
-        console.print(f"  {'SFT':<{len(name)}}  {escape(before.strip())}")
-        console.print(f"  {name}  {escape(after.strip())}\n")
+        console.print(f"[bold]{escape(visible(prompt.strip()))}[/bold]")
+        console.print(f"  {'SFT':<{len(name)}}  {escape(visible(before.strip()))}")
+        console.print(f"  {name}  {escape(visible(after.strip()))}\n")
     speed = f"{summary['episodes']} episodes in {summary['seconds']:.0f} s"
     say(f"{name}: {speed}. The result lies in {folder}; the report with the curves is {report}.")
     say("Next: open the report in a browser.")

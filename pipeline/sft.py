@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
-from pipeline import data, models, terminal
+from pipeline import data, models, terminal, trackers
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, SFTStage, check
 from pipeline.errors import UserError
@@ -68,12 +68,13 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     if len(trainer.train_dataset) == 0:
         raise UserError(f"no row is left: every prompt alone fills max_length {config.max_length}; raise it")
     models.train_in_float32(trainer.model)
-    terminal.show_progress(trainer, "sft")
+    trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)
 
     # 3. Measure, train, measure again
     before = trainer.evaluate() if heldout else {}
-    trained = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    with terminal.show_progress(trainer, "sft"):
+        trained = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     after = trainer.evaluate() if heldout else {}
 
     # 4. Save, check what was saved, and say where it is

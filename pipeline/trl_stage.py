@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from pipeline import rl
 from pipeline.adapters import POLICY, copy_adapter
-from pipeline.config import DataArguments, ModelArguments, StageDefaults, check, setting, steps_for
+from pipeline.config import DataArguments, ModelArguments, RolloutDefaults, check, setting, steps_for
 from pipeline.errors import UserError
 from pipeline.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
@@ -29,11 +29,9 @@ _STATE = "stage_state.json"  # in a checkpoint
 
 
 @dataclass
-class GroupStage(StageDefaults):
+class GroupStage(RolloutDefaults):
     """What GRPO and RLOO have in common with each other here, over TRL's own settings."""
 
-    logging_steps: float = setting(0, "Optimizer steps between two logs; 0 means once an update (rollout).")
-    save_strategy: str = setting("no", "When to write checkpoints: no, steps or epoch.")
     total_episodes: int | None = setting(
         None, "Completions to train on in all, rounded up to whole updates; sets max_steps."
     )

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from pipeline import rl
-from pipeline.config import DataArguments, ModelArguments, StageDefaults, setting
+from pipeline.config import DataArguments, ModelArguments, RolloutDefaults
 from pipeline.exam import RewardArguments
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.trainer import PPOTrainer
@@ -13,11 +13,8 @@ __all__ = ["PPOStage", "RewardArguments", "run"]
 
 
 @dataclass
-class PPOStage(StageDefaults, PPOConfig):
+class PPOStage(RolloutDefaults, PPOConfig):
     """Settings of the PPO stage: TRL's `GRPOConfig` and PPO's own, with our defaults."""
-
-    logging_steps: float = setting(0, "Optimizer steps between two logs; 0 means once an update (rollout).")
-    save_strategy: str = setting("no", "When to write checkpoints: no, steps or epoch.")
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, reward_args: RewardArguments, config: PPOStage) -> dict:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import trl
 from conftest import build_model, build_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -22,7 +21,7 @@ SCORE = "base_model.model.score.weight"
 PAIRS = [{"prompt": f"{a}{b} =>", "chosen": f" {a}{b}.", "rejected": f" {a}{b}!"} for a in "abcdef" for b in "uvwxyz"]
 
 
-class Spy(trl.RewardTrainer):
+class Spy(reward_model.Reward):
     """TRL's trainer; the last one made can be looked at."""
 
     last: "Spy"
@@ -36,7 +35,7 @@ class Spy(trl.RewardTrainer):
 def run(tmp_path, tiny_model_folder, monkeypatch):
     """Runs the stage on pairs; returns (summary, output folder, the trainer)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reward_model, "RewardTrainer", Spy)
+    monkeypatch.setattr(reward_model, "Reward", Spy)
 
     def act(rows, out="runs/x/reward", model=None, dataset=None, **settings):
         if dataset is None:

@@ -127,7 +127,7 @@ eval: $(STAMP) | $(BASE)  ## base, SFT and PPO side by side with intervals and t
 	$(LAUNCH) recipes/eval.py --config $(RECIPE_)/eval.yaml $(if $(filter $(filter-out eval,$(STAGES)),$(MAKECMDGOALS)),,$(ARGS))
 
 judge: $(STAMP)  ## people as judges: a local page with two completions, blind; gives runs/<recipe>/judged
-	"$(PY)" recipes/judge.py --samples $(ONE)/samples.jsonl --output $(RUN)/judged $(OWN)
+	"$(PY)" recipes/judge.py --samples $(ONE)/samples.jsonl --output_dir $(RUN)/judged $(OWN)
 
 chat: $(STAMP)  ## talk to base, SFT and PPO side by side in the terminal
 	"$(PY)" -m pipeline.chat $(ONE) $(OWN)

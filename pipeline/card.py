@@ -7,20 +7,17 @@ writes it again, with the name under which it will be shared.
 import hashlib
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy import stats
 
-from pipeline import cli
+from pipeline import cli, statistics
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_CONFIG, read_json, resolve_stage
@@ -303,23 +300,6 @@ def scores(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """The 95% interval of a mean by the bootstrap (BCa: Efron 1987); None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    if min(values) == max(values):
-        return float(values[0]), float(values[0])
-    for method in ("BCa", "percentile"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # BCa says so where it has no answer
-            rng = np.random.default_rng(seed)
-            found = stats.bootstrap((np.asarray(values, float),), np.mean, n_resamples=2000, method=method, rng=rng)
-        low, high = found.confidence_interval
-        if math.isfinite(low) and math.isfinite(high):
-            break
-    return float(low), float(high)
-
-
 def settings(run: Run) -> list[tuple[str, Any]]:
     """The settings that decide the run, as (name, value), those without effect left out."""
     config = run.config
@@ -473,7 +453,7 @@ def _accuracy(summary: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def _with_interval(mean: Any, values: Sequence[float]) -> dict[str, Any]:
-    return {"mean": mean, "interval": interval(values)}
+    return {"mean": mean, "interval": statistics.interval(statistics.mean(values))}
 
 
 def show_interval(cell: dict[str, Any]) -> Markdown:

@@ -81,7 +81,7 @@ class RunFolder:
                 merged.setdefault(key, value)
         merged["versions"] = versions()
         text = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
-        _replace(self.path / CONFIG, text)
+        write_aside(self.path / CONFIG, text)
 
     def metrics_callback(self) -> TrainerCallback:
         """A callback that appends each log of a `Trainer` to `metrics.jsonl`."""
@@ -90,7 +90,7 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes `summary.json`, aside first and then renamed, so that a reader never sees half a file."""
         if is_main():
-            _replace(self.path / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+            write_aside(self.path / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 class MetricsCallback(TrainerCallback):
@@ -161,7 +161,8 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _replace(path: Path, text: str) -> None:
+def write_aside(path: Path, text: str) -> None:
+    """Writes the file aside first and then renames it, so that a reader never sees half of it."""
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)

@@ -15,7 +15,7 @@ from PIL import Image
 from test_models import make_adapter
 
 from pipeline import sft
-from pipeline.card import interval, is_ours, read_run, write_card
+from pipeline.card import is_ours, read_run, write_card
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.errors import UserError
 from pipeline.exam import RewardArguments
@@ -274,14 +274,6 @@ def test_curves_are_a_picture_beside_it(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "score": 1.0}\n')  # a point is no curve
     write_card(tmp_path)
     assert not (tmp_path / "curves.png").exists() and "curves.png" not in path.read_text()
-
-
-def test_interval_by_pencil():
-    # 100 zeros and 100 ones: 0.5 ± 1.96 · 0.5 / sqrt(200) = 0.5 ± 0.0693
-    low, high = interval([0.0, 1.0] * 100)
-    assert (low, high) == pytest.approx((0.431, 0.569), abs=0.01)
-    assert interval([0.0, 1.0] * 100) == (low, high) != interval([0.0, 1.0] * 100, seed=1)
-    assert interval([0.3]) is None and interval([0.3, 0.3, 0.3]) == (0.3, 0.3)
 
 
 # --- what is not told, and what is kept -----------------------------------------------------------------------------

@@ -54,9 +54,7 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         if error.name not in ("flask", "werkzeug"):
             raise
-        raise UserError(
-            f'the page wants {error.name}, which is not installed: pip install "plumbline[judge]"'
-        ) from None
+        raise UserError(f"the page wants {error.name}, which is not installed: pip install flask") from None
     folder = Path(settings.output_dir)
     try:
         found = judged.load(settings.samples, folder / "pairs.json", settings.columns, settings.seed)

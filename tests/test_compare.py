@@ -109,7 +109,7 @@ def test_the_curves_are_drawn(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/compare.yaml")), ids=lambda path: path.parent.name)
 def test_every_contestant_can_be_launched(path, monkeypatch):
-    """Its command parses strictly, and all sample the same number of completions (or half of it) for the same rewards."""
+    """Its command parses strictly, and all sample as many completions (or half of it) for the same rewards."""
     monkeypatch.chdir(ROOT)
     plan = compare.read(path.parent.relative_to(ROOT))
     names = [contestant["name"] for contestant in plan["contestants"]]

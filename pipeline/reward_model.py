@@ -4,6 +4,7 @@ One SEQ_CLS LoRA adapter with its score head, relative to the raw base. Its LoRA
 adapter. Trained on pairs with the loss of Bradley and Terry: -log sigmoid(score(chosen) - score(rejected)).
 """
 
+import json
 import time
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from pipeline.sft import check_context, origin, save
 
 BINS = 10
 CHECKED_PAIRS = 8  # held-out pairs that the saved model must score as the trained one did
+PAIRS, MAX_PAIRS = "pairs.jsonl", 500  # held-out pairs with their scores, for the report; so many rows at most
+_ROW = "row"  # of the held-out pairs: TRL drops the long ones
 
 
 class Reward(PushesResults, RewardTrainer):
@@ -55,7 +58,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         model=model,
         args=config,
         train_dataset=train,
-        eval_dataset=heldout,
+        eval_dataset=heldout.add_column(_ROW, list(range(len(heldout)))),
         processing_class=tokenizer,
         callbacks=[folder.metrics_callback()],
     )
@@ -81,6 +84,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     # 4. Save, load again on a fresh base, compare the scores, and say where it is
     save(trainer, folder.path)
     if trainer.accelerator.is_main_process:
+        write_pairs(folder.path / PAIRS, heldout.select(trainer.eval_dataset[_ROW]), chosen, rejected)
         _check_reload(trainer, model_args, stage, tokenizer, folder.path, chosen, rejected)
     trainer.accelerator.wait_for_everyone()
     summary["seconds"] = round(time.perf_counter() - started, 1)
@@ -176,6 +180,19 @@ def calibrate(margins: Tensor, bins: int = BINS) -> tuple[float, list[dict]]:
             error += count / len(margins) * abs(row["accuracy"] - row["confidence"])
         rows.append(row)
     return error, rows
+
+
+def write_pairs(path: Path, rows, chosen: Tensor, rejected: Tensor) -> None:
+    """The held-out pairs as they came, the first `MAX_PAIRS` of them, with `score_chosen` and `score_rejected`.
+
+    Args: rows: N with `chosen`, `rejected` and perhaps `prompt`, texts or messages. chosen, rejected: scores, (N,).
+    """
+    rows = rows.select(range(min(MAX_PAIRS, len(rows))))
+    with path.open("w", encoding="utf-8") as file:
+        for row, better, worse in zip(rows, chosen.tolist(), rejected.tolist(), strict=False):
+            pair = {key: row.get(key) for key in ("prompt", "chosen", "rejected")}
+            pair |= {"score_chosen": better, "score_rejected": worse}
+            file.write(json.dumps(pair, ensure_ascii=False) + "\n")
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import data, evaluation, models, terminal, trackers
+from pipeline import data, evaluation, explain, models, terminal, trackers
 from pipeline.adapters import POLICY
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, check
@@ -111,6 +111,7 @@ def judge_train_judge(
         summary = _summary(trainer, algorithm, before, after, kl, time.perf_counter() - started) | start.origin
         folder.write_summary(summary)
         _write_samples(folder.path / SAMPLES, rows, before[0], after[0])
+        explain.write(exam, before[0], after[0], folder.path)
         write_card(folder.path, force=True)
         _show(summary, rows, before[0], after[0], reward_args.show_samples, folder.path, write_report(folder.path))
     if config.push_to_hub:

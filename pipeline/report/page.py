@@ -19,6 +19,8 @@ from pipeline.errors import UserError
 from pipeline.report import charts, exams, runs, samples, tables
 from pipeline.report.curves import curve_groups, x_axis
 from pipeline.report.numbers import number, signed
+from pipeline.report.reward_model import reward_model_section
+from pipeline.report.tokens import token_section
 
 REPORT, REPORTS = "report.html", "reports.html"
 STAGES = ("sft", "reward")  # the stages before PPO, whose curves its page shows as well
@@ -88,11 +90,6 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
 
 def sections(run: runs.Run) -> dict[str, Any]:
     """What other modules make: the tokens of some completions, and the reward model that the run was trained with."""
-    try:
-        from pipeline.report.reward_model import reward_model_section
-        from pipeline.report.tokens import token_section
-    except ImportError:
-        return {"tokens": None, "reward_model": None}
     reward_dir = run.path if run.summary.get("stage") == "reward" else run.path.parent / "reward"
     asked = "algorithm" in run.summary or reward_dir == run.path
     return {

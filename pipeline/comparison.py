@@ -11,7 +11,7 @@ Reads the `heldout.jsonl` of finished runs (see pipeline/exam.py). Four definiti
   is picked on the prompts that it is measured on, so it is a little too good, for all contestants alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -154,9 +154,12 @@ def markdown(summary: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(contestants: dict[str, dict[int, list[dict]]], path: Path, clock: str = "seconds") -> None:
+def draw(
+    contestants: dict[str, dict[int, list[dict]]], path: Path, clock: str = "seconds", lower: Collection[str] = ()
+) -> None:
     """Score and the referee's measures (rows) against generated tokens and minutes of training (columns), as SVG or
-    PNG by the ending of `path`. A line is the mean over the seeds, its band the lowest and the highest."""
+    PNG by the ending of `path`. A line is the mean over the seeds, its band the lowest and the highest. `lower` names
+    the measures that get better as they fall."""
     some = next(iter(next(iter(contestants.values())).values()))[0]
     names = ["score", *some["referee"]]
     with matplotlib.rc_context({"svg.hashsalt": "compare", "font.size": 9}):
@@ -172,7 +175,8 @@ def draw(contestants: dict[str, dict[int, list[dict]]], path: Path, clock: str =
                     (line,) = axes.plot(xs, [point.score for point in points], label=label, linewidth=1.6, marker=".")
                     low, high = [point.low for point in points], [point.high for point in points]
                     axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-            by_tokens.set(ylabel=f"held-out {name}", xlabel="tokens generated in training")
+            direction = " (lower is better)" if name in lower else ""
+            by_tokens.set(ylabel=f"held-out {name}{direction}", xlabel="tokens generated in training")
             by_time.set(xlabel=f"minutes of training{CLOCKS[clock]}")
             for axes in (by_tokens, by_time):
                 axes.spines[["top", "right"]].set_visible(False)

@@ -23,6 +23,7 @@ from pipeline import cli
 from pipeline.comparison import draw, markdown, summarize
 from pipeline.errors import UserError
 from pipeline.run_folder import SUMMARY, read_heldout
+from pipeline.worlds import lower_is_better
 
 KEYS = {"name", "script", "config", "total_episodes", "eval_every", "instant", "overrides"}
 
@@ -146,8 +147,9 @@ def main() -> None:
         summary = summarize(rows, against, clock)
         (out / SUMMARY).write_text(json.dumps({"seeds": args.seeds} | summary, indent=2) + "\n", encoding="utf-8")
         (out / "table.md").write_text(markdown(summary), encoding="utf-8")
-        draw(rows, out / "curves.svg", clock)
-        draw(rows, out / "curves.png", clock)
+        lower = lower_is_better(yaml.safe_load((args.recipe / "ppo.yaml").read_text("utf-8")).get("referee"))
+        draw(rows, out / "curves.svg", clock, lower)
+        draw(rows, out / "curves.png", clock, lower)
     print(f"\n{markdown(summary)}\nThe table and the curves lie in {out}: table.md, curves.svg, curves.png.")
 
 

@@ -315,7 +315,7 @@ def test_correlation_of_length_and_score_by_pencil():
         ((0.50, 0.75), "gold, the referee that no training saw, rose from 0.500 to 0.750."),
         (
             (0.50, 0.25),
-            "The rewards rose and the referee fell: ",
+            "The rewards rose and the referee got worse: ",
         ),
     ],
 )

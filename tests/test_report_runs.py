@@ -122,6 +122,8 @@ def test_the_table_of_several_runs(tmp_path):
         ((1, 2, 3), (5, 4, 3), 0),  # it only ever pleased
         ((1, 2, 3, 4), (1, 5, 5, 5), None),  # the referee stays
         ((1, 2), (2, 1), 0),
+        ((1, 2, 3), (0, 1, 0.96), None),  # a fall of less than a twentieth of the gain
+        ((1, 2, 3), (0, 1, 0.94), 1),
     ],
 )
 def test_the_turning_point(score, gold, turn):
@@ -131,10 +133,24 @@ def test_the_turning_point(score, gold, turn):
 def test_the_plot_says_where_the_referee_falls(tmp_path):
     [plot] = over_optimization(read(make_run(tmp_path / "a")), {"gold": 0.75})
     assert plot.name == "gold" and plot.found == [
-        "After the exam at KL 1 the training score still rose (0.500 → 0.750) while gold fell (0.750 → 0.250); "
-        "a fall of 0.750 or less may be chance, as here."
+        "After the exam at KL 1 the training score still rose (0.500 → 0.750) while gold got worse (0.750 → 0.250); "
+        "a change of 0.750 or less may be chance, as here."
     ]
     assert over_optimization(read(make_run(tmp_path / "b", gold=(0.1, 0.2, 0.3))))[0].found == []
+
+
+def test_a_referee_that_gets_better_as_it_falls(tmp_path):
+    """e2e's slot errors 0.5, 0.25, 0.75 with a rising score: best at the second exam, worse after it."""
+    [falling] = read(make_run(tmp_path / "a", "referee: e2e\n"))
+    [run] = falling.runs
+    exams = [exam | {"referee": {"slot_errors": x}} for exam, x in zip(run.exams, (0.5, 0.25, 0.75), strict=True)]
+    [plot] = over_optimization([falling._replace(runs=[run._replace(exams=exams)])])
+    assert plot.found == [
+        "After the exam at KL 1 the training score still rose (0.500 → 0.750) while slot_errors got worse "
+        "(0.250 → 0.750)."
+    ]
+    better = [exam | {"referee": {"slot_errors": x}} for exam, x in zip(run.exams, (0.75, 0.5, 0.25), strict=True)]
+    assert over_optimization([falling._replace(runs=[run._replace(exams=better)])])[0].found == []
 
 
 def test_the_page_of_several_runs(tmp_path):

@@ -23,10 +23,17 @@ class Plot(NamedTuple):
     found: list[str]  # a sentence for each run that has a marked point; empty when none has
 
 
+FALL = 0.05
+
+
 def turning_point(score: Sequence[float], referee: Sequence[float]) -> int | None:
-    """The exam at which the referee is best, if the score rises beyond it while the referee falls; else None."""
+    """The exam at which the referee is best, if the score rises beyond it while the referee falls; else None.
+
+    A fall is a loss of more than a twentieth of what the referee had gained: less is the noise of any exam.
+    """
     best = max(range(len(referee)), key=referee.__getitem__)
-    fallen = [i for i in range(best + 1, len(score)) if score[i] > score[best] and referee[i] < referee[best]]
+    limit = referee[best] - FALL * (referee[best] - referee[0])
+    fallen = [i for i in range(best + 1, len(score)) if score[i] > score[best] and referee[i] < limit]
     return best if fallen else None
 
 
@@ -63,24 +70,26 @@ def path_of(run: Run, measure: str, style: int) -> charts.Path | None:
     if len(rows) < 2:
         return None
     kl, score, referee = (list(column) for column in zip(*rows, strict=True))
-    return charts.Path(style, kl, score, referee, turning_point(score, referee))
+    sign = -1 if measure in run.lower_is_better else 1
+    return charts.Path(style, kl, score, referee, turning_point(score, [sign * x for x in referee]))
 
 
 def sentence(path: charts.Path, name: str, noise: float | None) -> str:
-    """What happened after the marked exam, up to the exam with the lowest referee among those with a higher score."""
+    """What happened after the marked exam, up to the exam with the worst referee among those with a higher score."""
     best = path.mark
-    worst = min(
-        (i for i in range(best + 1, len(path.score)) if path.score[i] > path.score[best]), key=path.referee.__getitem__
+    worst = max(
+        (i for i in range(best + 1, len(path.score)) if path.score[i] > path.score[best]),
+        key=lambda i: abs(path.referee[i] - path.referee[best]),  # at `best` it is at its best, so away is worse
     )
     scores, measures = ([x[best], x[worst]] for x in (path.score, path.referee))
     s, m = decimals_for(*scores), decimals_for(*measures)
     text = (
         f"After the exam at KL {number(path.kl[best])} the training score still rose ({number(scores[0], s)} → "
-        f"{number(scores[1], s)}) while {name} fell ({number(measures[0], m)} → {number(measures[1], m)})"
+        f"{number(scores[1], s)}) while {name} got worse ({number(measures[0], m)} → {number(measures[1], m)})"
     )
     if noise is not None:
-        small = measures[0] - measures[1] <= noise
-        text += f"; a fall of {number(noise, m)} or less may be chance, {'as here' if small else 'this is more'}"
+        small = abs(measures[0] - measures[1]) <= noise
+        text += f"; a change of {number(noise, m)} or less may be chance, {'as here' if small else 'this is more'}"
     return text + "."
 
 

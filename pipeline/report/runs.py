@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.run_folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics
+from pipeline.worlds import lower_is_better
 
 COUNTERS = ("step", "update", "episodes", "tokens", "seconds", "cpu_seconds")  # of an exam, beside what it measured
 NOT_COMPARED = ("seed", "data_seed", "output_dir", "run_name", "versions")  # settings that make no other contestant
@@ -34,6 +35,11 @@ class Run(NamedTuple):
     def algorithm(self) -> str:
         """As in the summary; else the name of the stage or of its folder."""
         return str(self.summary.get("algorithm") or self.summary.get("stage") or self.name)
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """Measures of its referee that get better as they fall."""
+        return lower_is_better(self.settings.get("referee"))
 
     @property
     def seed(self) -> Any:

@@ -74,7 +74,8 @@ def in_words(run: Run, table: Sequence[dict[str, Any]]) -> list[str]:
     rows = {row["name"]: row for row in table}
     for name in [name for name in referee if name in rows]:
         row = rows[name]
-        text = f"{name}, the referee that no training saw, {moves[name]} from {row['before']} to {row['after']}"
+        lower = ", lower is better" if name in run.lower_is_better else ""
+        text = f"{name}, the referee that no training saw{lower}, {moves[name]} from {row['before']} to {row['after']}"
         if row["interval"]:
             text += ": more than chance would give" if row["sure"] else ": a change that may be chance"
         found.append(text + ".")
@@ -83,8 +84,11 @@ def in_words(run: Run, table: Sequence[dict[str, Any]]) -> list[str]:
         names = [name + _doubt(rows[name]) for name in trained if moves[name] == move]
         if names:
             found.append(f"Trained on: {_and(names)} {'did not change' if move == 'stayed' else move}.")
-    if trained and all(moves[n] == "rose" for n in trained) and any(moves.get(n) == "fell" for n in referee):
-        found.append("The rewards rose and the referee fell: the policy may have learned to please its rewards only.")
+    worse = [n for n in referee if moves.get(n) == ("rose" if n in run.lower_is_better else "fell")]
+    if trained and all(moves[n] == "rose" for n in trained) and worse:
+        found.append(
+            "The rewards rose and the referee got worse: the policy may have learned to please its rewards only."
+        )
     if "length" in rows:
         found.append(f"A completion has {rows['length']['before']} → {rows['length']['after']} tokens.")
     return found

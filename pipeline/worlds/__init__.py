@@ -24,7 +24,16 @@ from types import ModuleType
 from ..errors import UserError
 from .base import BaseModelSettings, WorldData, WorldSettings, write_data
 
-__all__ = ["WORLDS", "BaseModelSettings", "WorldData", "WorldSettings", "load_world", "referee", "write_data"]
+__all__ = [
+    "WORLDS",
+    "BaseModelSettings",
+    "WorldData",
+    "WorldSettings",
+    "load_world",
+    "lower_is_better",
+    "referee",
+    "write_data",
+]
 
 WORLDS = {
     "field_notes": "pipeline.worlds.field_notes",
@@ -42,3 +51,10 @@ def load_world(name: str) -> ModuleType:
 def referee(name: str) -> Callable[[str, Mapping], dict[str, float]]:
     """The referee of the world `name`: (completion, row) -> {measure: value}. See the world's HIGHER_IS_BETTER."""
     return load_world(name).referee
+
+
+def lower_is_better(name: str | None) -> frozenset[str]:
+    """The measures of the world `name` that get better as they fall; none for no world, or one that is not known."""
+    if name not in WORLDS:
+        return frozenset()
+    return frozenset(measure for measure, higher in load_world(name).HIGHER_IS_BETTER.items() if not higher)

@@ -280,7 +280,7 @@ def test_rows_of_meaning_representations(world, tmp_path):
     rows = load_rows(stage.DataArguments(str(world / "mrs.csv")))
     assert [row["mr"] for row in rows] == [MRS[0], MRS[1], MRS[3]]
     assert rows[0]["prompt"] == "name: NAME | eatType: pub | near: NEAR =>\n"
-    assert rows[0]["references"] == ["NAME is by NEAR.", "NAME is by NEAR!"] and rows[2]["facts"][0] == "NAME"
+    assert rows[0]["references"] == ["NAME is by NEAR.", "NAME is by NEAR!"] and rows[2]["names"] == ["NAME"]
     assert len(load_rows(stage.DataArguments(str(world / "mrs.csv")), limit=2)) == 2
     (tmp_path / "bad.csv").write_text('mr\n"name[Aromi]"\n"colour[red]"\n')
     with pytest.raises(UserError, match=r"bad.csv, row 2: meaning representation 'colour\[red\]'"):

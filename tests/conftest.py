@@ -1,6 +1,7 @@
 """Fixtures for all tests: a byte-level tokenizer and a random two-layer Llama, made on the spot."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before anything of the Hugging Face stack is imported: the tests never reach for the network.
@@ -12,6 +13,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# A shell starts what runs in its background with Ctrl-C ignored, and a program started from here would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (

@@ -36,16 +36,16 @@ def use_adapter(model: torch.nn.Module, name: str | None) -> Iterator[None]:
             layer._active_adapter = active
 
 
-def train_only(model: PeftModel, adapters: Iterable[str], extra: Iterable[torch.nn.Module] = ()) -> None:
-    """Makes the named adapters and the `extra` modules trainable, and freezes every other parameter of `model`."""
+def train_only(model: PeftModel, adapters: Iterable[str], extra: Iterable[torch.nn.Parameter] = ()) -> None:
+    """Makes the named adapters and the `extra` parameters trainable, and freezes every other one of `model`."""
     model.requires_grad_(False)
     names = set(adapters)
     for key, parameter in model.named_parameters():
         # LoRA parameters are called …lora_A.<adapter>.weight
         if "lora_" in key and names & set(key.split(".")):
             parameter.requires_grad_(True)
-    for module in extra:
-        module.requires_grad_(True)
+    for parameter in extra:
+        parameter.requires_grad_(True)
 
 
 def copy_adapter(model: PeftModel, source: str, target: str) -> None:

@@ -289,13 +289,16 @@ def load_state(rewards: Iterable[WeightedReward], state: dict[str, Any]) -> None
             reward.load_state_dict(state[log_name_of(reward)])
 
 
-def _shaped_in(reward: Callable) -> Iterator[Shaped]:
-    """Every `Shaped` of a reward: itself, what it wraps, the parts of a mixture."""
-    if isinstance(reward, Shaped):
-        yield reward
+def every_in(reward: Callable) -> Iterator[Callable]:
+    """Every reward in a reward: itself, what it wraps, the parts of a mixture."""
+    yield reward
     inner = [reward.raw] if isinstance(reward, Wrapper) else []
     for part in [part for part, _ in reward.parts] if isinstance(reward, Mixture) else inner:
-        yield from _shaped_in(part)
+        yield from every_in(part)
+
+
+def _shaped_in(reward: Callable) -> list[Shaped]:
+    return [part for part in every_in(reward) if isinstance(part, Shaped)]
 
 
 def silent(columns: dict[str, Any]) -> dict[str, Any]:

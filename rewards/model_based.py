@@ -50,6 +50,15 @@ class ModelBased(Reward):
         self._ready = False
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the model is there already: handed in, or loaded at the first use."""
+        return self._model is not None
+
+    def take(self, model: Any, tokenizer: Any) -> None:
+        """Takes a model that is in memory already instead of loading its own; before the first use."""
+        self._model, self._tokenizer = model, tokenizer
+
+    @property
     def model(self) -> Any:
         """The model, loaded at the first use."""
         self._prepare()

@@ -56,7 +56,7 @@ def test_use_adapter_changes_nothing_else_even_after_an_error(model):
 
 def test_train_only(model):
     head = torch.nn.Linear(2, 1)
-    train_only(model, [CRITIC], extra=[head])
+    train_only(model, [CRITIC], extra=head.parameters())
     assert trainable(model) == {n for n, _ in model.named_parameters() if "lora_" in n and f".{CRITIC}." in n}
     assert len(trainable(model)) == 2 * len(adapter_layers(model)) == 28  # A and B of 7 layers in 2 blocks
     assert head.weight.requires_grad

@@ -2,7 +2,8 @@
 
 import torch
 
-from pipeline.ppo.rollout import pack, weigh
+from pipeline.ppo.batches import pack
+from pipeline.ppo.rollout import weigh
 
 
 def test_a_silent_reward_is_left_out_of_the_sum():

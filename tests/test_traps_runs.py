@@ -217,6 +217,7 @@ CHANGES = {
     "whiten_rewards": True,
     "missing_eos_penalty": 1.0,
     "critic_path": None,  # test_critic.py
+    "critic_layers": 1,
     "critic_warmup": 1,
     "critic_learning_rate": 1e-3,
 }

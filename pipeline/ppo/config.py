@@ -47,7 +47,7 @@ _ONE_EPOCH = {"num_iterations": "it makes one epoch over each rollout"}
 _NO_CLIPPING = dict.fromkeys(("epsilon", "epsilon_high", "cliprange_value"), "it clips nothing")
 _NO_BASELINE = {"baseline": "its baseline is the critic"}
 _NO_CRITIC = dict.fromkeys(
-    ("lam", "vf_coef", "critic_path", "critic_warmup", "critic_learning_rate"), "it has no critic"
+    ("lam", "vf_coef", "critic_path", "critic_layers", "critic_warmup", "critic_learning_rate"), "it has no critic"
 )
 _CONTRADICTS = {
     "ppo": _NO_BASELINE,
@@ -143,6 +143,13 @@ class PPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Reward-stage or critic folder that the critic starts from; none: the base, head at 0."},
     )
+    critic_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Upper layers on which the critic is trained; below them it stays as it starts, and each rollout "
+            "goes through those layers once. None: all layers."
+        },
+    )
     critic_warmup: int = field(
         default=0,
         metadata={"help": "So many first updates train the critic alone: the policy does not follow a cold one."},
@@ -225,6 +232,8 @@ class PPOConfig(GRPOConfig):
         for name in counts.split():
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.critic_layers is not None and self.critic_layers < 1:
+            raise UserError(f"critic_layers is {self.critic_layers}; give the number of upper layers, from 1 up.")
         if self.critic_warmup < 0:
             raise UserError(f"critic_warmup is {self.critic_warmup}; give the number of updates, from 0 up.")
         if not 0 <= self.replay < self.num_iterations:

@@ -1,11 +1,16 @@
 """The critic: a LoRA adapter of its own on the policy's base, and a value head.
 
+It can be trained on the upper layers alone (`critic_layers`). What is below them then never changes, so what enters
+the first trained layer is kept with the rollout, and the epochs over it begin there.
+
 On disk it is an ordinary PEFT token-classification adapter (task type TOKEN_CLS, head saved as `score`), so that
 `AutoPeftModelForTokenClassification.from_pretrained(folder, num_labels=1)` loads it with none of this code. A
 reward-stage folder (SEQ_CLS, head `score`) has the same weights inside, so a critic can start from either.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.adapters import CRITIC, use_adapter
 from pipeline.errors import UserError
 
-_HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
+HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -28,13 +33,23 @@ class Critic:
             (so that optimizer, DDP and checkpoints find both).
         path: folder of a reward-stage adapter or of a saved critic to start from. None: the adapter starts as the
             identity and the head at 0, so every value is 0 at first and advantages are plain returns.
+        layers: how many of the upper layers are trained; None: all.
 
     Raises:
-        UserError: when `path` holds no adapter, an adapter without a score head, or one of another base.
+        UserError: when `path` holds no adapter, an adapter without a score head, or one of another base, or when the
+            model has fewer layers than `layers`.
     """
 
-    def __init__(self, model: PeftModel, path: str | None = None):
+    def __init__(self, model: PeftModel, path: str | None = None, layers: int | None = None):
         self.model = model
+        self._trunk = Trunk(model)
+        self.frozen = 0 if layers is None else self._trunk.depth - layers  # layers at the bottom that never change
+        if self.frozen < 0:
+            raise UserError(
+                f"critic_layers is {layers}, but the model has {self._trunk.depth} layers: give at most that many, or "
+                "leave it out to train the critic on all of them."
+            )
+        self._resumable: bool | None = None  # whether the upper layers can be run alone; found out at the first use
         hidden_size = model.get_base_model().config.get_text_config().hidden_size
         # float32 even on a 16-bit base: values are regressed, and half a percent of error matters
         self.head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
@@ -46,18 +61,48 @@ class Critic:
             self._load(Path(path))
         model.value_head = self.head
 
-    def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+    def values(
+        self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, states: Tensor | None = None
+    ) -> Tensor:
         """V before each of the last `num_tokens` tokens. Ids and mask (B, P+T) -> (B, T), in score units.
 
         Column t comes from the position before token t, so it depends on the prompt and tokens < t only.
+
+        Args: states: what `values_and_states` gave for the same rows, (B, P+T, H); the frozen layers are then passed
+            over.
         """
-        base = self.model.get_base_model()
-        trunk = getattr(base, base.base_model_prefix)
         with use_adapter(self.model, CRITIC):
-            hidden = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            if states is None:
+                hidden = self._trunk.run(input_ids=input_ids, attention_mask=attention_mask)
+            else:
+                hidden = self._trunk.run_from(self.frozen, states, attention_mask)
+        return self._read(hidden, num_tokens)
+
+    def values_and_states(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int):
+        """`values`, and the states (B, P+T, H) that enter the first trained layer; None where every layer is trained,
+        and for models whose upper layers do not run alone (those that scale or add something before the first)."""
+        if not self.frozen or self._resumable is False:
+            return self.values(input_ids, attention_mask, num_tokens), None
+        with use_adapter(self.model, CRITIC):
+            with self._trunk.watch(self.frozen) as seen:
+                hidden = self._trunk.run(input_ids=input_ids, attention_mask=attention_mask)
+            if self._resumable is None:
+                again = self._trunk.run_from(self.frozen, seen[0], attention_mask)
+                real = attention_mask.bool()
+                apart = (again - hidden)[real].abs().max() / hidden[real].abs().max()
+                self._resumable = bool(apart < 0.02)  # rounding is far below, a missing scale far above
+        return self._read(hidden, num_tokens), seen[0] if self._resumable else None
+
+    def _read(self, hidden: Tensor, num_tokens: int) -> Tensor:
         states = hidden[:, -num_tokens - 1 : -1]
         with torch.autocast(states.device.type, enabled=False):
             return self.head(states.float()).squeeze(-1)
+
+    def learned(self) -> list[nn.Parameter]:
+        """What training moves: the head, and the adapter in the layers above the frozen ones."""
+        layers = [self._trunk.module] if not self.frozen else self._trunk.layers[self.frozen :]
+        own = [p for m in layers for n, p in m.named_parameters() if "lora_" in n and CRITIC in n.split(".")]
+        return [*own, *self.head.parameters()]
 
     def save(self, folder: Path) -> None:
         """Writes adapter, head and config as a PEFT TOKEN_CLS adapter into `folder`."""
@@ -67,7 +112,7 @@ class Critic:
         config.task_type, config.inference_mode = "TOKEN_CLS", True
         config.save_pretrained(folder)
         weights = get_peft_model_state_dict(self.model, adapter_name=CRITIC)
-        weights |= {f"{_HEAD}{name}": tensor for name, tensor in self.head.state_dict().items()}
+        weights |= {f"{HEAD}{name}": tensor for name, tensor in self.head.state_dict().items()}
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / _WEIGHTS, {"format": "pt"})
 
     def load_weights(self, folder: Path) -> None:
@@ -86,7 +131,7 @@ class Critic:
         self._set_weights(load_file(folder / _WEIGHTS), folder)
 
     def _set_weights(self, weights: dict[str, Tensor], folder: Path) -> None:
-        head = {key.removeprefix(_HEAD): weights.pop(key) for key in list(weights) if key.startswith(_HEAD)}
+        head = {key.removeprefix(HEAD): weights.pop(key) for key in list(weights) if key.startswith(HEAD)}
         if "weight" not in head:
             raise UserError(
                 f"The adapter in {folder} has no score head, so it can't be a critic's start. Train it with the "
@@ -115,3 +160,44 @@ def _like_policy(model: PeftModel) -> LoraConfig:
         config.pop(name, None)
     fresh = {"task_type": "TOKEN_CLS", "modules_to_save": None, "inference_mode": False, "init_lora_weights": True}
     return LoraConfig(**config | fresh)
+
+
+class Trunk:
+    """The decoder without its language-model head, and its stack of layers."""
+
+    def __init__(self, model: PeftModel):
+        base = model.get_base_model()
+        self.module = getattr(base, base.base_model_prefix)
+        depth = base.config.get_text_config().num_hidden_layers
+        stacks = ((n, m) for n, m in self.module.named_children() if isinstance(m, nn.ModuleList) and len(m) == depth)
+        self._name, self.layers = next(stacks, (None, nn.ModuleList()))
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    def run(self, **inputs) -> Tensor:
+        """Last hidden states, (B, P+T, H)."""
+        return self.module(**inputs, use_cache=False).last_hidden_state
+
+    def run_from(self, first: int, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """The same by the layers from `first` on alone, which are given what enters them."""
+        setattr(self.module, self._name, self.layers[first:])
+        try:
+            return self.run(inputs_embeds=states, attention_mask=attention_mask)
+        finally:
+            setattr(self.module, self._name, self.layers)
+
+    @contextmanager
+    def watch(self, first: int) -> Iterator[list[Tensor]]:
+        """Inside the block, what enters layer `first` is put into the list."""
+        seen: list[Tensor] = []
+
+        def keep(module, args, kwargs):
+            seen.append((args[0] if args else kwargs["hidden_states"]).detach())
+
+        hook = self.layers[first].register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            yield seen
+        finally:
+            hook.remove()

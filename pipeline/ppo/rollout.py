@@ -75,39 +75,3 @@ def judge(rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t, base
     if config.whiten_advantages:
         advantages = math.whiten(advantages, mask, *math.moments(advantages, mask, reduce_sum))
     return Experience(kl, rewards, advantages, returns)
-
-
-def pack(mini_batch: list[dict]) -> list[dict]:
-    """The micro-batches of one mini-batch, with rows of like length together and without columns of padding only.
-
-    One optimizer step sees all of them and its loss is a sum over tokens, so neither changes the gradient. Batches
-    with anything but tensors of one row a completion (images) are left as they are.
-    """
-    rows = {key: [m[key] for m in mini_batch] for key, x in mini_batch[0].items() if torch.is_tensor(x) and x.ndim}
-    size = len(mini_batch[0]["completion_ids"])
-    if any(len(x) != size for parts in rows.values() for x in parts) or len(rows) != len(_with_rows(mini_batch[0])):
-        return mini_batch
-    merged = {key: torch.cat(parts) for key, parts in rows.items()}
-    order = merged["completion_mask"].sum(dim=1).argsort(stable=True)
-    return [
-        micro_batch | _trim({key: x[order[i * size : (i + 1) * size]] for key, x in merged.items()})
-        for i, micro_batch in enumerate(mini_batch)
-    ]
-
-
-def _with_rows(batch: dict) -> list[str]:
-    return [key for key, x in batch.items() if isinstance(x, list) or (torch.is_tensor(x) and x.ndim)]
-
-
-def _trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Cuts left padding off prompts (B, P) and right padding off everything of width T that all rows share."""
-    width = batch["completion_mask"].shape[1]
-    prompt = int(batch["prompt_mask"].sum(dim=1).max())
-    completion = max(1, int(batch["completion_mask"].sum(dim=1).max()))
-    trimmed = {}
-    for key, x in batch.items():
-        if key in ("prompt_ids", "prompt_mask"):
-            trimmed[key] = x[:, x.shape[1] - prompt :]
-        else:
-            trimmed[key] = x[:, :completion] if x.ndim == 2 and x.shape[1] == width else x
-    return trimmed

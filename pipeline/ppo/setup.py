@@ -98,8 +98,9 @@ def count_positions_from_the_mask(model: PeftModel) -> None:
 
 
 def _add_positions(module, args, kwargs):
-    mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
-    plain = isinstance(mask, torch.Tensor) and ids is not None and mask.shape == ids.shape
+    mask, read = kwargs.get("attention_mask"), kwargs.get("input_ids")
+    read = kwargs.get("inputs_embeds") if read is None else read
+    plain = isinstance(mask, torch.Tensor) and read is not None and mask.shape == read.shape[:2]
     if plain and kwargs.get("position_ids") is None:
         kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
     return args, kwargs

@@ -13,21 +13,26 @@ from transformers import PreTrainedModel, set_seed
 from trl import GRPOTrainer
 
 from pipeline.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only, use_adapter
+from pipeline.attention import use_short_rows
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
+from pipeline.lora import lean
 from pipeline.ppo import baseline, checkpoint, math, setup
+from pipeline.ppo.batches import CRITIC_STATES, has_rows_alone, pack, parts
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.metrics import Journal
 from pipeline.ppo.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.ppo.replay import Replay
-from pipeline.ppo.rollout import Rollout, is_finished, judge, pack, weigh
+from pipeline.ppo.rollout import Rollout, is_finished, judge, weigh
+from pipeline.ppo.scorer import put_on_base
 from pipeline.ppo.scoring import Scoring
 from rewards import set_training
 
 # GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS
 _NOT_LOGGED = {"reward", "reward_std", "frac_reward_zero_std", "num_tokens", "step_time"}
 _NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
+_READ = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
@@ -80,7 +85,8 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
         self.reference_adapter = REFERENCE if starts_from_adapter else None  # None: the base with every adapter off
         if starts_from_adapter:
             copy_adapter(model, POLICY, REFERENCE)
-        self.critic = Critic(model, args.critic_path) if args.algorithm != "reinforce" else None
+        has_critic = args.algorithm != "reinforce"
+        self.critic = Critic(model, args.critic_path, args.critic_layers) if has_critic else None
         if args.gradient_checkpointing:
             args = setup.checkpoint_through_adapters(args, model)
         # Nothing is trainable while TRL sets up: on a quantized base it would round what is to bfloat16, so that the
@@ -96,14 +102,16 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
             **kwargs,
         )
         setup.refuse_sharding(self)
-        if self.critic is None:
-            train_only(model, [POLICY])
-        else:
-            train_only(model, [POLICY, CRITIC], extra=[self.critic.head])
+        put_on_base(self.reward_funcs, model, self.accelerator.autocast)
+        train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         setup.check_all_learns(model)
         setup.switch_dropout_off(model)
+        lean(model)
+        use_short_rows(model.get_base_model())
         setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)
         setup.count_positions_from_the_mask(model)
+        self._one_by_one = False  # whether policy and critic go backward one after the other
+        self._last: dict | None = None  # the part of a micro-batch whose critic comes after the policy
         self.kl_coef = args.kl_coef
         self.baseline = baseline.build(args.baseline, self.accelerator)
         self.replay = Replay(args.replay)
@@ -188,30 +196,55 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
         return lambda totals: self.baseline(totals, counts, group_size, training)
 
     def _logprobs_and_values(self, batch, ref_logprobs=None):
-        """Log-probabilities of policy and reference, and values; each (B, T), in micro-batches."""
-        input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        num_tokens, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
+        """Log-probabilities of policy and reference, and values; each (B, T), 0 at padding.
 
-        def logprobs():
-            return self._get_per_token_logps_and_entropies(
-                self.model, input_ids, attention_mask, num_tokens, batch_size=size
-            )[0]
-
+        What enters the critic's first trained layer is put into `batch`, for the epochs to begin there.
+        """
+        size = self.args.per_device_train_batch_size
         old_logprobs = batch.get("old_per_token_logps")
-        old_logprobs = logprobs() if old_logprobs is None else old_logprobs
+        if old_logprobs is None:
+            old_logprobs = self._logprobs(self.model, batch, batch_size=size)[0]
         if ref_logprobs is None:
             with use_adapter(self.model, self.reference_adapter):
-                ref_logprobs = logprobs()
-        if self.critic is None:
-            return old_logprobs, ref_logprobs, torch.zeros_like(old_logprobs)
-        chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
-        values = torch.cat([self._values(ids, mask, num_tokens) for ids, mask in chunks])
+                ref_logprobs = self._logprobs(self.model, batch, batch_size=size)[0]
+        values = torch.zeros_like(old_logprobs)
+        if self.critic is not None:
+            for part in parts(batch["prompt_mask"], batch["completion_mask"], size):
+                values[part.rows, : part.tokens] = self._values_of(batch, part).to(values.dtype)
         return old_logprobs, ref_logprobs, values
 
-    def _values(self, input_ids, attention_mask, num_tokens):
+    def _values_of(self, batch, part):
+        """Values of a part of a rollout, (b, t)."""
+        inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
         with self.accelerator.autocast():
-            return self.critic.values(input_ids, attention_mask, num_tokens)
+            if CRITIC_STATES in inputs:  # an earlier rollout
+                return self.critic.values(*_whole(inputs), inputs[CRITIC_STATES])
+            values, states = self.critic.values_and_states(*_whole(inputs))
+        if states is not None:
+            (size, prompt), tokens = batch["prompt_mask"].shape, batch["completion_mask"].shape[1]
+            kept = batch.setdefault(CRITIC_STATES, states.new_zeros(size, prompt + tokens, states.shape[-1]))
+            kept[part.rows, prompt - part.prompt : prompt + part.tokens] = states
+        return values
+
+    def _logprobs(self, model, inputs, **asked):
+        """Log-probabilities of the completions, (B, T), by the adapter that speaks, and what else was asked for."""
+        return self._get_per_token_logps_and_entropies(model, *_whole(inputs), **asked)
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **asked
+    ):
+        call = super()._get_per_token_logps_and_entropies
+        if batch_size is None or any(x is not None for x in asked.values()):
+            return call(model, input_ids, attention_mask, logits_to_keep, batch_size, **asked)
+        # A whole rollout, by us or by TRL: in parts of like length
+        width = input_ids.shape[1] - logits_to_keep
+        logprobs = None
+        for part in parts(attention_mask[:, :width], attention_mask[:, width:], batch_size):
+            columns = (part.rows, slice(width - part.prompt, width + part.tokens))
+            found = call(model, input_ids[columns], attention_mask[columns], part.tokens)[0]
+            logprobs = found.new_zeros(len(input_ids), logits_to_keep) if logprobs is None else logprobs
+            logprobs[part.rows, : part.tokens] = found
+        return logprobs, None, None
 
     # ------------------------------------------------------------ update
     def _prepare_inputs(self, generation_batch):
@@ -254,48 +287,66 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
             packed += [micro_batch | {"num_items_in_batch": count} for micro_batch in mini_batch]
         return packed
 
+    def training_step(self, model, inputs, num_items_in_batch):
+        with self.journal.clock("training"):
+            self._one_by_one = not self.is_deepspeed_enabled  # which steps at every backward pass
+            try:
+                # 1. The policy, forward and backward (through TRL, which calls _compute_loss)
+                loss = super().training_step(model, inputs, num_items_in_batch)
+                # 2. The critic, which needs nothing of it: activations of one of them are in memory at a time
+                if self._last is not None:
+                    loss = loss + self._learn(self._critic_loss(self._last))
+            finally:
+                self._one_by_one, self._last = False, None
+        return loss
+
     def _compute_loss(self, model, inputs):
-        prompt_ids, completion_ids = inputs["prompt_ids"], inputs["completion_ids"]
-        input_ids = torch.cat([prompt_ids, completion_ids], dim=1)
-        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        num_tokens, mask = completion_ids.shape[1], inputs["loss_mask"]
+        if not self._one_by_one:
+            return self._policy_loss(model, inputs) + self._critic_loss(inputs)
+        *first, self._last = self._parts(inputs)
+        so_far = torch.zeros((), device=self.accelerator.device)
+        for part in first:
+            with self.accelerator.no_sync(model):
+                so_far += self._learn(self._policy_loss(model, part)) + self._learn(self._critic_loss(part))
+        return self._policy_loss(model, self._last) + so_far
 
-        # 1. What the policy and the critic say now
-        logprobs, entropy, aux_loss = self._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, num_tokens, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+    def _parts(self, inputs) -> list[dict]:
+        """A micro-batch in parts of like length; their losses add up to its own."""
+        size = len(inputs["completion_mask"])
+        if not has_rows_alone(inputs, size):
+            return [inputs]
+        return [part.cut(inputs) for part in parts(inputs["prompt_mask"], inputs["completion_mask"], size)]
+
+    def _learn(self, loss):
+        if loss.requires_grad:
+            self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _policy_loss(self, model, inputs):
+        mask, old_logprobs = inputs["loss_mask"], inputs["old_per_token_logps"]
+        # 1. What the policy says now
+        logprobs, entropy, aux_loss = self._logprobs(
+            model, inputs, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
         )
-
-        # 2. The two losses, per token
+        # 2. The loss of each token
         clip = (self.epsilon_low, self.epsilon_high) if self.args.algorithm == "ppo" else (torch.inf, torch.inf)
-        policy_loss, ratio, policy_clipped = math.policy_loss(
-            logprobs, inputs["old_per_token_logps"], inputs["advantages"], *clip
-        )
+        policy_loss, ratio, clipped = math.policy_loss(logprobs, old_logprobs, inputs["advantages"], *clip)
         if "importance_sampling_ratio" in inputs:  # vLLM's sampler is not quite the policy (TRL's correction)
             policy_loss = policy_loss * inputs["importance_sampling_ratio"]
         token_loss = policy_loss - self.entropy_coef * entropy
         if self.state.global_step < self.args.critic_warmup * self.args.steps_per_update:
             token_loss = 0.0 * token_loss  # the policy waits for a critic that knows the scale of the rewards
-        if self.critic is not None:
-            values = self._values(input_ids, attention_mask, num_tokens)
-            value_loss, value_clipped = math.value_loss(
-                values, inputs["old_values"], inputs["returns"], self.args.cliprange_value
-            )
-            token_loss = token_loss + self.args.vf_coef * value_loss
-            self._notes.add("loss/value", value_loss, mask)
-            self._notes.add("clip_fraction/value", value_clipped, mask)
-
-        # 3. Their sum over real tokens, divided by the tokens of the whole mini-batch (DDP averages over processes)
-        tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes if self.model.training else mask.sum()
-        loss = torch.where(mask.bool(), token_loss, 0).sum() / tokens.clamp(min=1)
+        # 3. Their mean over the mini-batch
+        loss = self._mean(token_loss, inputs)
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
-
+            share = len(mask) / (self.args.per_device_train_batch_size * self.current_gradient_accumulation_steps)
+            loss = loss + self.router_aux_loss_coef * aux_loss * share
         # 4. Log
-        log_ratio = (logprobs - inputs["old_per_token_logps"]).detach()
+        log_ratio = (logprobs - old_logprobs).detach()
         for name, x in {
             "entropy": entropy,
             "loss/policy": policy_loss,
-            "clip_fraction/policy": policy_clipped,
+            "clip_fraction/policy": clipped,
             "approx_kl": torch.expm1(log_ratio) - log_ratio,
             "ratio": ratio,
         }.items():
@@ -303,9 +354,23 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
         self._notes.largest("ratio/max", ratio, mask)
         return loss
 
-    def training_step(self, model, inputs, num_items_in_batch):
-        with self.journal.clock("training"):
-            return super().training_step(model, inputs, num_items_in_batch)
+    def _critic_loss(self, inputs):
+        if self.critic is None:
+            return torch.zeros((), device=self.accelerator.device)
+        with self.accelerator.autocast():
+            values = self.critic.values(*_whole(inputs), inputs.get(CRITIC_STATES))
+        value_loss, clipped = math.value_loss(
+            values, inputs["old_values"], inputs["returns"], self.args.cliprange_value
+        )
+        self._notes.add("loss/value", value_loss, inputs["loss_mask"])
+        self._notes.add("clip_fraction/value", clipped, inputs["loss_mask"])
+        return self.args.vf_coef * self._mean(value_loss, inputs)
+
+    def _mean(self, token_loss, inputs):
+        """Sum over real tokens divided by the tokens of the whole mini-batch (DDP averages over processes)."""
+        mask = inputs["loss_mask"]
+        tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes if self.model.training else mask.sum()
+        return torch.where(mask.bool(), token_loss, 0).sum() / tokens.clamp(min=1)
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -395,6 +460,13 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint_folder)
         if checkpoint_folder is not None:
             checkpoint.load(self, Path(checkpoint_folder))
+
+
+def _whole(inputs):
+    """Ids and mask (B, P+T) of prompt and completion, and T."""
+    input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    return input_ids, attention_mask, inputs["completion_ids"].shape[1]
 
 
 def _sampled(batch):

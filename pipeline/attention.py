@@ -1,0 +1,53 @@
+"""Attention over short rows in bfloat16 on a CPU.
+
+PyTorch's fused kernel is made for long rows. At 80 tokens in bfloat16 its forward and backward take three times as
+long as the plain products, and one decoding step seven times (docs/performance.md has the figures and the command).
+Everything else goes through transformers' `sdpa` as before.
+"""
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+SHORT_ROWS = "sdpa_short_rows"
+_LONGEST = 2**15  # queries x keys; beyond it the plain products would hold more than they save
+_PLAIN = {"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "dropout", "sliding_window"}
+
+
+def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling=None, **kwargs):
+    """softmax(q kᵀ · scaling) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
+
+    Args: query (B, H, Tq, D), key and value (B, Hkv, Tk, D), attention_mask (B or 1, H or 1, Tq, Tk), bool (True: is
+        seen) or added; None: causal.
+
+    Returns: (B, Tq, H, D), and None where other implementations have the weights.
+    """
+    plain = query.device.type == "cpu" and query.dtype == torch.bfloat16 and not kwargs.get("dropout")
+    special = any(x is not None for name, x in kwargs.items() if name not in _PLAIN)
+    if not plain or special or query.shape[2] * key.shape[2] > _LONGEST:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(-1, -2)
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and is_causal and query.shape[2] > 1:
+        attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + attention_mask
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(SHORT_ROWS, attend)
+AttentionMaskInterface.register(SHORT_ROWS, sdpa_mask)
+
+
+def use_short_rows(model) -> None:
+    """Gives a model in bfloat16 on a CPU that uses `sdpa` the attention of this module; others stay as they are."""
+    if model.config._attn_implementation == "sdpa" and model.device.type == "cpu" and model.dtype == torch.bfloat16:
+        model.set_attn_implementation(SHORT_ROWS)

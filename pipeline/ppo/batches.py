@@ -1,0 +1,92 @@
+"""Which rows go through the model together. Padding costs as much as tokens do, so rows of like length keep company.
+
+A rollout has its prompts padded on the left to P columns and its completions on the right to T columns. A `Part` is
+some of its rows without the columns that are padding for all of them.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CRITIC_STATES = "critic_states"  # (B, P+T, H): what enters the critic's first trained layer (pipeline/ppo/critic.py)
+# A pass over the model costs, before its first token, about as much as so many tokens
+_TOKENS_A_PASS = {"cpu": 128}
+_TOKENS_A_PASS_ELSEWHERE = 4096
+
+
+class Part(NamedTuple):
+    """Rows of a batch, and how many columns of prompt (the last ones) and completion (the first ones) they need."""
+
+    rows: Tensor  # (b,) indices
+    prompt: int
+    tokens: int
+
+    def cut(self, batch: dict) -> dict:
+        """The rows and columns out of a batch; what is not one row a completion is taken as it is."""
+        size, width = batch["completion_mask"].shape
+        found = {}
+        for key, x in batch.items():
+            if not torch.is_tensor(x) or x.ndim == 0 or len(x) != size:
+                found[key] = x
+            elif key in ("prompt_ids", "prompt_mask"):
+                found[key] = x[self.rows, x.shape[1] - self.prompt :]
+            elif key == CRITIC_STATES:
+                found[key] = x[self.rows, x.shape[1] - width - self.prompt : x.shape[1] - width + self.tokens]
+            else:
+                found[key] = x[self.rows, : self.tokens] if x.ndim == 2 and x.shape[1] == width else x[self.rows]
+        return found
+
+
+def parts(prompt_mask: Tensor, completion_mask: Tensor, size: int) -> Iterator[Part]:
+    """Cuts a batch, masks (B, P) and (B, T), into parts of at most `size` rows so that passes over them cost least.
+
+    Rows are sorted by length; a part costs its rows x columns and a fixed amount (see above). The best cuts are found
+    by dynamic programming over the sorted rows.
+    """
+    prompts, completions = prompt_mask.sum(dim=1), completion_mask.sum(dim=1)
+    order = completions.argsort(stable=True)
+    prompt, tokens = prompts[order].tolist(), completions[order].tolist()
+    a_pass = _TOKENS_A_PASS.get(order.device.type, _TOKENS_A_PASS_ELSEWHERE)
+    least, start = [0.0], [0]  # of the first n rows: what they cost at least, and where their last part starts
+    for end in range(1, len(tokens) + 1):
+        best, widest = (torch.inf, 0), 0
+        for first in range(end - 1, max(end - size, 0) - 1, -1):
+            widest = max(widest, prompt[first])
+            cost = least[first] + (end - first) * (widest + tokens[end - 1]) + a_pass
+            best = min(best, (cost, first))
+        least.append(best[0])
+        start.append(best[1])
+    ends, end = [], len(tokens)
+    while end:
+        ends.append((start[end], end))
+        end = start[end]
+    for first, end in reversed(ends):
+        yield Part(order[first:end], max(1, max(prompt[first:end])), max(1, tokens[end - 1]))
+
+
+def pack(mini_batch: list[dict]) -> list[dict]:
+    """The micro-batches of one mini-batch, with rows of like length together and without columns of padding only.
+
+    One optimizer step sees all of them and its loss is a sum over tokens, so neither changes the gradient. Batches
+    with anything but tensors of one row a completion (images) are left as they are.
+    """
+    size = len(mini_batch[0]["completion_ids"])
+    if not all(has_rows_alone(micro_batch, size) for micro_batch in mini_batch):
+        return mini_batch
+    names = [key for key, x in mini_batch[0].items() if torch.is_tensor(x) and x.ndim]
+    merged = {key: torch.cat([m[key] for m in mini_batch]) for key in names}
+    order = merged["completion_mask"].sum(dim=1).argsort(stable=True)
+    packed = []
+    for micro_batch, rows in zip(mini_batch, order.split(size), strict=True):
+        prompt, tokens = (int(merged[f"{x}_mask"][rows].sum(dim=1).max()) for x in ("prompt", "completion"))
+        packed.append(micro_batch | Part(rows, max(1, prompt), max(1, tokens)).cut(merged))
+    return packed
+
+
+def has_rows_alone(batch: dict, size: int) -> bool:
+    """Whether everything in a batch is a tensor with one row a completion, or one number."""
+    return all(
+        not isinstance(x, list) and (not torch.is_tensor(x) or x.ndim == 0 or len(x) == size) for x in batch.values()
+    )

@@ -1,0 +1,117 @@
+"""Reward models on the policy's base: one more adapter and a score head, instead of a second copy of the base.
+
+A `learned` reward whose adapter was trained on the base that the policy stands on is served by it. One with another
+base loads its own beside it, and the log says what that costs.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from pipeline.adapters import use_adapter
+from pipeline.errors import UserError
+from pipeline.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_base, resolve_stage
+from pipeline.ppo.critic import HEAD, Trunk
+from pipeline.run_folder import say
+from rewards import Learned, every_in
+
+REWARD = "reward"  # the first such adapter; a second one is called reward_2, and so on
+
+
+class Scorer:
+    """What `Learned` asks of a model, answered by an adapter on the policy's base: one score for each text.
+
+    Args:
+        model: the PEFT model that carries the policy; gains the adapter `name`, which never learns.
+        name: of the adapter. folder: of the reward stage.
+        autocast: context in which the trunk runs, as in the policy's passes.
+
+    Raises:
+        UserError: when the adapter does not fit the base, or has no score head of one output.
+    """
+
+    def __init__(self, model: PeftModel, name: str, folder: Path, autocast: Callable):
+        self._model, self._name, self._autocast = model, name, autocast
+        self._trunk = Trunk(model)
+        self.config = copy.deepcopy(model.get_base_model().config)  # Learned writes the pad id into it
+        self.config.num_labels = 1
+        self.device = model.device
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+        head = {key.removeprefix(HEAD): weights.pop(key) for key in list(weights) if key.startswith(HEAD)}
+        hidden_size = self.config.get_text_config().hidden_size
+        if "weight" not in head or head["weight"].shape != (1, hidden_size):
+            raise UserError(f"{folder} has no score head of one output for hidden size {hidden_size}")
+        config = PeftConfig.from_pretrained(str(folder))
+        config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", None, True
+        model.add_adapter(name, config)
+        own = get_peft_model_state_dict(model, adapter_name=name)
+        if {key: x.shape for key, x in own.items()} != {key: x.shape for key, x in weights.items()}:
+            model.delete_adapter(name)
+            raise UserError(f"the adapter {folder} has other layers than the policy's base")
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+        self.head = nn.Linear(hidden_size, 1, bias="bias" in head, dtype=torch.float32, device=model.device)
+        self.head.load_state_dict({key: x.float() for key, x in head.items()})
+        self.head.requires_grad_(False)
+        for key, parameter in model.named_parameters():
+            if name in key.split("."):
+                parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        """`.logits` (B, 1) of texts (B, L): the head on the last token that is not the pad id, as transformers' own
+        sequence classifiers read it."""
+        with use_adapter(self._model, self._name), self._autocast():
+            hidden = self._trunk.run(input_ids=input_ids, attention_mask=attention_mask)
+        real = input_ids != self.config.get_text_config().pad_token_id
+        last = (torch.arange(input_ids.shape[1], device=input_ids.device) * real).argmax(dim=1)
+        states = hidden[torch.arange(len(last), device=last.device), last]
+        with torch.autocast(states.device.type, enabled=False):
+            return SimpleNamespace(logits=self.head(states.float()))
+
+
+def put_on_base(rewards: Iterable[Callable], model: PeftModel, autocast: Callable) -> list[Scorer]:
+    """Gives every `learned` reward in `rewards` that was trained on the base of `model` an adapter on it."""
+    on_base: dict[str, tuple[Scorer, object]] = {}
+    for reward in [part for whole in rewards for part in every_in(whole) if isinstance(part, Learned)]:
+        if reward.is_loaded:
+            continue
+        if reward.path not in on_base:
+            name = f"{REWARD}_{len(on_base) + 1}" if on_base else REWARD
+            try:
+                on_base[reward.path] = _make(reward, model, name, autocast)
+            except UserError as why:
+                say(f"Reward {reward.__name__} loads its own model beside the policy's base{_size(reward)}: {why}.")
+                continue
+        reward.take(*on_base[reward.path])
+    return [scorer for scorer, _ in on_base.values()]
+
+
+def _make(reward: Learned, model: PeftModel, name: str, autocast: Callable) -> tuple[Scorer, object]:
+    folder, base = Path(reward.path), model.get_base_model()
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{folder} is no LoRA adapter in a folder here")
+    if reward.dtype != "auto" or reward.device is not None:
+        raise UserError("its dtype or device is set")
+    check_same_base(base.name_or_path, str(folder))
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else base.name_or_path, trust_remote_code=False)
+    if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+        raise UserError("its tokenizer has more tokens than the base")
+    return Scorer(model, name, folder, autocast), tokenizer
+
+
+def _size(reward: Learned) -> str:
+    """` (59 MB)`: the weights of the model that the reward loads, where they are files here."""
+    try:
+        stage = resolve_stage(reward.path)
+    except UserError:
+        return ""
+    size = sum(file.stat().st_size for file in Path(stage.base).glob("*.safetensors"))
+    return f" ({size / 1e6:,.0f} MB)" if size else ""

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.ppo.batches import pack
+from pipeline.ppo.batches import CRITIC_STATES, Part, pack, parts
 from pipeline.ppo.rollout import weigh
 
 
@@ -47,3 +47,38 @@ def test_packing_leaves_images_alone():
     assert pack(batch) is batch
     batch = [micro_batch([2, 4], [5, 1], 10) | {"num_images": [1, 2]}]
     assert pack(batch) is batch
+
+
+def lengths(prompts, completions):
+    """Masks of rows with so many tokens: prompts on the right, completions on the left."""
+    prompt_mask = torch.arange(max(prompts))[None] >= max(prompts) - torch.tensor(prompts)[:, None]
+    completion_mask = torch.arange(max(completions))[None] < torch.tensor(completions)[:, None]
+    return prompt_mask.long(), completion_mask.long()
+
+
+def test_parts_are_cut_where_padding_costs_more_than_a_pass():
+    """A pass is worth 128 tokens on a CPU."""
+    # together 10 x 210 + 128 = 2228; apart 8 x 20 + 2 x 210 + 2 x 128 = 836
+    found = list(parts(*lengths([10] * 10, [10, 200, 10, 10, 10, 10, 200, 10, 10, 10]), size=16))
+    assert [sorted(part.rows.tolist()) for part in found] == [[0, 2, 3, 4, 5, 7, 8, 9], [1, 6]]
+    assert [(part.prompt, part.tokens) for part in found] == [(10, 10), (10, 200)]
+    # together 8 x 22 + 128 = 304; apart 4 x 20 + 4 x 22 + 2 x 128 = 424
+    assert len(list(parts(*lengths([10] * 8, [10, 12] * 4), size=16))) == 1
+    # three lengths, the best cut is the one between the second and the third: 4 x 2 x 20 + 2 x 500 + ...
+    found = list(parts(*lengths([10, 10, 9, 9, 4, 4], [5, 10, 5, 10, 490, 490]), size=16))
+    assert [sorted(part.rows.tolist()) for part in found] == [[0, 1, 2, 3], [4, 5]] and found[1].prompt == 4
+
+
+def test_no_part_is_larger_than_asked_for():
+    found = list(parts(*lengths([3] * 7, [2] * 7), size=3))
+    assert sorted(len(part.rows) for part in found) == [1, 3, 3]
+    assert sorted(row for part in found for row in part.rows.tolist()) == list(range(7))
+
+
+def test_a_part_cuts_states_as_it_cuts_ids():
+    batch = micro_batch([2, 4, 1], [5, 1, 2], 10)
+    states = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)[:, :, None] * 0.5
+    found = Part(torch.tensor([2, 0]), prompt=2, tokens=3).cut(batch | {CRITIC_STATES: states})
+    assert found[CRITIC_STATES][:, :, 0].tolist() == [[0, 6, 6, 6, 0], [5, 5, 5, 5, 5]]
+    assert found["prompt_ids"].tolist() == [[0, 12], [10, 10]]
+    assert found["completion_ids"].tolist() == [[12, 12, 0], [10, 10, 10]] and found["num_items_in_batch"] == 7

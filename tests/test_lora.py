@@ -1,0 +1,110 @@
+"""LoRA in the short form: the formula by hand, PEFT's own numbers, and where it must leave the layer to PEFT."""
+
+import pytest
+import torch
+import toy
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from torch import nn
+
+from pipeline.lora import LeanLinear, lean
+
+
+def layer(bias=True, **config):
+    """One linear layer 2 -> 2 with an adapter of rank 1 and scale 1/2; all numbers by hand."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=bias)).requires_grad_(False)
+    settings = {"r": 1, "lora_alpha": 0.5, "target_modules": ["0"]}
+    model = get_peft_model(model, LoraConfig(**settings | config))
+    module = model.base_model.model[0]
+    with torch.no_grad():
+        module.base_layer.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        if bias:
+            module.base_layer.bias.copy_(torch.tensor([0.5, -0.5]))
+        module.lora_A["default"].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        module.lora_B["default"].weight.copy_(torch.tensor([[2.0], [1.0]]))
+    return model, module
+
+
+def test_the_formula_and_its_gradient_by_hand():
+    model, module = layer()
+    lean(model)
+    assert type(module) is LeanLinear
+    x = torch.tensor([[[3.0, 1.0]]], requires_grad=True)
+    y = module(x)
+    # W x + b = [5.5, 12.5]; A x = 2; s B A x = [2, 1]
+    assert y.tolist() == [[[7.5, 13.5]]]
+    y.sum().backward()
+    # Wᵀ 1 = [4, 6]; Bᵀ 1 = 3; s Aᵀ 3 = [1.5, -1.5]
+    assert x.grad.tolist() == [[[5.5, 4.5]]]
+    assert module.lora_A["default"].weight.grad.tolist() == [[4.5, 1.5]]  # s · 3 · xᵀ
+    assert module.lora_B["default"].weight.grad.tolist() == [[1.0], [1.0]]  # s · 1 · A x
+    assert module.base_layer.weight.grad is None
+
+
+def test_second_opinion_on_the_gradient():
+    model, module = layer()
+    lean(model.double())
+    x = torch.randn(3, 2, dtype=torch.double, requires_grad=True)
+    A, B = (part["default"].weight for part in (module.lora_A, module.lora_B))
+    assert torch.autograd.gradcheck(lambda x, *_: module(x).square(), (x, A, B))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_whole_model_says_what_peft_says(dtype):
+    """With 16 bits both round, each in another place, by 2**-9 of a number each time."""
+    ids = torch.tensor([[toy.C, toy.D, toy.A, toy.B]])
+    model = toy.with_sft_adapter(toy.build_model().to(dtype))
+
+    def outputs():
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(ids).logits
+        logits.float().square().mean().backward()
+        return [logits.float(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+
+    plain = outputs()
+    lean(model)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.06
+    for ours, theirs in zip(outputs(), plain, strict=True):
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_one_adapter_after_the_other():
+    model, module = layer()
+    model.add_adapter("second", LoraConfig(r=1, lora_alpha=1, target_modules=["0"]))
+    nn.init.ones_(module.lora_A["second"].weight), nn.init.ones_(module.lora_B["second"].weight)
+    lean(model)
+    x = torch.tensor([[3.0, 1.0]])
+    module._active_adapter = ["second"]
+    assert module(x).tolist() == [[9.5, 16.5]]  # [5.5, 12.5] + 4
+    module._active_adapter = []
+    assert module(x).tolist() == [[5.5, 12.5]]
+    module._active_adapter = ["default", "second"]
+    assert module(x).tolist() == [[11.5, 17.5]]  # both
+
+
+@pytest.mark.parametrize("case", ["dropout", "dora", "merged", "disabled", "bias of LoRA", "trained base"])
+def test_what_is_not_plain_is_left_to_peft(case, monkeypatch):
+    config = {"dropout": {"lora_dropout": 0.5}, "dora": {"use_dora": True}, "bias of LoRA": {"lora_bias": True}}
+    model, module = layer(**config.get(case, {}))
+    lean(model)
+    model.train()
+    if case == "merged":
+        model.merge_adapter()
+    if case == "disabled":
+        model.base_model.disable_adapter_layers()
+    module.base_layer.weight.requires_grad_(case == "trained base")
+    asked = []
+    monkeypatch.setattr(Linear, "forward", lambda self, x, *args, **kwargs: asked.append(x) or x)
+    module(torch.ones(1, 2))
+    assert len(asked) == 1
+    if case == "dropout":  # off in evaluation: then it is plain
+        module.eval()(torch.ones(1, 2))
+        assert len(asked) == 1
+
+
+def test_other_layers_stay_as_they_are():
+    model = toy.with_sft_adapter(toy.build_gpt2())  # Conv1D, not Linear
+    kinds = [type(module) for module in model.modules()]
+    lean(model)
+    assert [type(module) for module in model.modules()] == kinds

@@ -207,24 +207,32 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
         if ref_logprobs is None:
             with use_adapter(self.model, self.reference_adapter):
                 ref_logprobs = self._logprobs(self.model, batch, batch_size=size)[0]
-        values = torch.zeros_like(old_logprobs)
-        if self.critic is not None:
-            for part in parts(batch["prompt_mask"], batch["completion_mask"], size):
-                values[part.rows, : part.tokens] = self._values_of(batch, part).to(values.dtype)
-        return old_logprobs, ref_logprobs, values
+        return (
+            old_logprobs,
+            ref_logprobs,
+            torch.zeros_like(old_logprobs) if self.critic is None else self._values(batch),
+        )
 
-    def _values_of(self, batch, part):
-        """Values of a part of a rollout, (b, t)."""
-        inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
-        with self.accelerator.autocast():
-            if CRITIC_STATES in inputs:  # an earlier rollout
-                return self.critic.values(*_whole(inputs), inputs[CRITIC_STATES])
-            values, states = self.critic.values_and_states(*_whole(inputs))
+    def _values(self, batch):
+        """V before each token, (B, T)."""
+        size, known, found, states = self.args.per_device_train_batch_size, CRITIC_STATES in batch, None, None
+        shape, prompt = batch["completion_mask"].shape, batch["prompt_mask"].shape[1]
+        for part in parts(batch["prompt_mask"], batch["completion_mask"], size):
+            inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
+            with self.accelerator.autocast():
+                if known:  # an earlier rollout
+                    values, entering = self.critic.values(*_whole(inputs), inputs[CRITIC_STATES]), None
+                else:
+                    values, entering = self.critic.values_and_states(*_whole(inputs))
+            found = values.new_zeros(shape) if found is None else found
+            found[part.rows, : part.tokens] = values
+            if entering is not None:
+                if states is None:
+                    states = entering.new_zeros(shape[0], prompt + shape[1], entering.shape[-1])
+                states[part.rows, prompt - part.prompt : prompt + part.tokens] = entering
         if states is not None:
-            (size, prompt), tokens = batch["prompt_mask"].shape, batch["completion_mask"].shape[1]
-            kept = batch.setdefault(CRITIC_STATES, states.new_zeros(size, prompt + tokens, states.shape[-1]))
-            kept[part.rows, prompt - part.prompt : prompt + part.tokens] = states
-        return values
+            batch[CRITIC_STATES] = states
+        return found
 
     def _logprobs(self, model, inputs, **asked):
         """Log-probabilities of the completions, (B, T), by the adapter that speaks, and what else was asked for."""

@@ -9,8 +9,6 @@ reward-stage folder (SEQ_CLS, head `score`) has the same weights inside, so a cr
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.adapters import CRITIC, use_adapter
 from pipeline.errors import UserError
+from pipeline.ppo.trunk import Trunk
 
 HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
 _WEIGHTS = "adapter_model.safetensors"
@@ -160,44 +159,3 @@ def _like_policy(model: PeftModel) -> LoraConfig:
         config.pop(name, None)
     fresh = {"task_type": "TOKEN_CLS", "modules_to_save": None, "inference_mode": False, "init_lora_weights": True}
     return LoraConfig(**config | fresh)
-
-
-class Trunk:
-    """The decoder without its language-model head, and its stack of layers."""
-
-    def __init__(self, model: PeftModel):
-        base = model.get_base_model()
-        self.module = getattr(base, base.base_model_prefix)
-        depth = base.config.get_text_config().num_hidden_layers
-        stacks = ((n, m) for n, m in self.module.named_children() if isinstance(m, nn.ModuleList) and len(m) == depth)
-        self._name, self.layers = next(stacks, (None, nn.ModuleList()))
-
-    @property
-    def depth(self) -> int:
-        return len(self.layers)
-
-    def run(self, **inputs) -> Tensor:
-        """Last hidden states, (B, P+T, H)."""
-        return self.module(**inputs, use_cache=False).last_hidden_state
-
-    def run_from(self, first: int, states: Tensor, attention_mask: Tensor) -> Tensor:
-        """The same by the layers from `first` on alone, which are given what enters them."""
-        setattr(self.module, self._name, self.layers[first:])
-        try:
-            return self.run(inputs_embeds=states, attention_mask=attention_mask)
-        finally:
-            setattr(self.module, self._name, self.layers)
-
-    @contextmanager
-    def watch(self, first: int) -> Iterator[list[Tensor]]:
-        """Inside the block, what enters layer `first` is put into the list."""
-        seen: list[Tensor] = []
-
-        def keep(module, args, kwargs):
-            seen.append((args[0] if args else kwargs["hidden_states"]).detach())
-
-        hook = self.layers[first].register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            yield seen
-        finally:
-            hook.remove()

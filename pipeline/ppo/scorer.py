@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 from pipeline.adapters import use_adapter
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_base, resolve_stage
-from pipeline.ppo.critic import HEAD, Trunk
+from pipeline.ppo.critic import HEAD
+from pipeline.ppo.trunk import Trunk
 from pipeline.run_folder import say
 from rewards import Learned, every_in
 

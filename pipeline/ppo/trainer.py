@@ -5,6 +5,7 @@ What is relied on of TRL is private there, so it is pinned to one minor version 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from pipeline.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_onl
 from pipeline.attention import use_short_rows
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
-from pipeline.lora import lean
+from pipeline.lean import lean
 from pipeline.ppo import baseline, checkpoint, math, setup
 from pipeline.ppo.batches import CRITIC_STATES, has_rows_alone, pack, parts
 from pipeline.ppo.config import PPOConfig
@@ -27,6 +28,7 @@ from pipeline.ppo.replay import Replay
 from pipeline.ppo.rollout import Rollout, is_finished, judge, weigh
 from pipeline.ppo.scorer import put_on_base
 from pipeline.ppo.scoring import Scoring
+from pipeline.ppo.trunk import Tail, Trunk
 from rewards import set_training
 
 # GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS
@@ -108,6 +110,7 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
         setup.switch_dropout_off(model)
         lean(model)
         use_short_rows(model.get_base_model())
+        self._tail = Tail(Trunk(model))
         setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)
         setup.count_positions_from_the_mask(model)
         self._one_by_one = False  # whether policy and critic go backward one after the other
@@ -219,7 +222,7 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
         shape, prompt = batch["completion_mask"].shape, batch["prompt_mask"].shape[1]
         for part in parts(batch["prompt_mask"], batch["completion_mask"], size):
             inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
-            with self.accelerator.autocast():
+            with self._reading(part.tokens), self.accelerator.autocast():
                 if known:  # an earlier rollout
                     values, entering = self.critic.values(*_whole(inputs), inputs[CRITIC_STATES]), None
                 else:
@@ -234,6 +237,11 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
             batch[CRITIC_STATES] = states
         return found
 
+    def _reading(self, num_tokens):
+        """Inside, only completions of `num_tokens` are read, each token from the position before it."""
+        # recomputation in the backward pass happens outside of the block
+        return nullcontext() if self.args.gradient_checkpointing else self._tail.reads(num_tokens + 1)
+
     def _logprobs(self, model, inputs, **asked):
         """Log-probabilities of the completions, (B, T), by the adapter that speaks, and what else was asked for."""
         return self._get_per_token_logps_and_entropies(model, *_whole(inputs), **asked)
@@ -241,15 +249,20 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **asked
     ):
-        call = super()._get_per_token_logps_and_entropies
+        def call(input_ids, attention_mask, num_tokens, *of_trl, **asked):
+            with self._reading(num_tokens):
+                return super(PPOTrainer, self)._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, num_tokens, *of_trl, **asked
+                )
+
         if batch_size is None or any(x is not None for x in asked.values()):
-            return call(model, input_ids, attention_mask, logits_to_keep, batch_size, **asked)
+            return call(input_ids, attention_mask, logits_to_keep, batch_size, **asked)
         # A whole rollout, by us or by TRL: in parts of like length
         width = input_ids.shape[1] - logits_to_keep
         logprobs = None
         for part in parts(attention_mask[:, :width], attention_mask[:, width:], batch_size):
             columns = (part.rows, slice(width - part.prompt, width + part.tokens))
-            found = call(model, input_ids[columns], attention_mask[columns], part.tokens)[0]
+            found = call(input_ids[columns], attention_mask[columns], part.tokens)[0]
             logprobs = found.new_zeros(len(input_ids), logits_to_keep) if logprobs is None else logprobs
             logprobs[part.rows, : part.tokens] = found
         return logprobs, None, None
@@ -365,8 +378,9 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
     def _critic_loss(self, inputs):
         if self.critic is None:
             return torch.zeros((), device=self.accelerator.device)
-        with self.accelerator.autocast():
-            values = self.critic.values(*_whole(inputs), inputs.get(CRITIC_STATES))
+        input_ids, attention_mask, num_tokens = _whole(inputs)
+        with self._reading(num_tokens), self.accelerator.autocast():
+            values = self.critic.values(input_ids, attention_mask, num_tokens, inputs.get(CRITIC_STATES))
         value_loss, clipped = math.value_loss(
             values, inputs["old_values"], inputs["returns"], self.args.cliprange_value
         )

@@ -1,13 +1,16 @@
-"""LoRA in the short form: the formula by hand, PEFT's own numbers, and where it must leave the layer to PEFT."""
+"""Layers in the short form: formulas by hand, the libraries' own numbers, and what must be left to them."""
 
 import pytest
 import torch
 import toy
+import transformers
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from pipeline.lora import LeanLinear, lean
+from pipeline.lean import LeanLinear, LeanMLP, LeanRMSNorm, _RMSNorm, _SwiGLU, lean
+from pipeline.ppo.trunk import Tail, Trunk
 
 
 def layer(bias=True, **config):
@@ -120,3 +123,73 @@ def test_other_layers_stay_as_they_are():
     kinds = [type(module) for module in model.modules()]
     lean(model)
     assert [type(module) for module in model.modules()] == kinds
+
+
+# ---------------------------------------------------------------- RMSNorm and SwiGLU
+def test_rms_norm_and_its_gradient_by_hand():
+    norm = LlamaRMSNorm(2, eps=0.0).requires_grad_(False)
+    norm.weight.copy_(torch.tensor([2.0, 1.0]))
+    lean(norm)
+    assert type(norm) is LeanRMSNorm
+    x = torch.tensor([[1.0, 7.0]], requires_grad=True)  # mean square 25
+    y = norm(x)
+    torch.testing.assert_close(y, torch.tensor([[0.4, 1.4]]))
+    y[0, 0].backward()
+    # d(2 x1 / r) with r² = (x1² + x2²)/2: 2/r - 2 x1²/(2 r³) = 0.4 - 1/125 and -2 x1 x2/(2 r³) = -7/125
+    torch.testing.assert_close(x.grad, torch.tensor([[0.4 - 1 / 125, -7 / 125]]))
+
+
+def test_swiglu_and_its_gradient_by_hand():
+    gate, up = torch.tensor([0.0, 0.0], requires_grad=True), torch.tensor([3.0, -2.0], requires_grad=True)
+    y = _SwiGLU.apply(gate, up)
+    assert y.tolist() == [0.0, 0.0]  # silu(0) = 0
+    y.sum().backward()
+    assert gate.grad.tolist() == [1.5, -1.0] and up.grad.tolist() == [0.0, 0.0]  # silu'(0) = 1/2
+
+
+def test_second_opinion_on_their_gradients():
+    torch.manual_seed(0)
+    gate, up = (torch.randn(3, 4, dtype=torch.double, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(_SwiGLU.apply, (gate, up))
+    # the norm works in float32: finite differences of it are coarse
+    weight = torch.rand(4)
+    x = torch.randn(3, 4, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: _RMSNorm.apply(x, weight, 1e-6), (x,), eps=1e-2, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2"])
+def test_which_families_have_them(family):
+    """Gemma's norm scales by 1 + w, and its feed-forward has another activation: both stay."""
+    small = {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    config = getattr(transformers, f"{family}Config")(
+        **small, num_attention_heads=2, num_key_value_heads=1, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    model = toy.with_sft_adapter(getattr(transformers, f"{family}ForCausalLM")(config))
+    plain = outputs(model)
+    lean(model)
+    kinds = {type(module) for module in model.modules()}
+    assert ({LeanRMSNorm, LeanMLP} <= kinds) is (family != "Gemma2") and LeanLinear in kinds
+    torch.testing.assert_close(outputs(model), plain, atol=1e-5, rtol=1e-3)
+
+
+# ---------------------------------------------------------------- the last layer
+def test_the_last_layer_works_where_somebody_reads():
+    """Three of six positions are read: the same outputs and gradients, half the products of the last layer."""
+    model = toy.with_sft_adapter(toy.build_model())
+    ids = torch.tensor([[toy.C, toy.D, toy.A, toy.B, toy.E, toy.A]])
+
+    def run():
+        model.zero_grad()
+        logits = model(ids).logits[:, -3:]
+        logits.square().mean().backward()
+        return torch.cat([x.flatten() for x in (logits, *(p.grad for p in model.parameters() if p.requires_grad))])
+
+    plain = run()
+    tail, seen = Tail(Trunk(model)), []
+    down = model.get_base_model().model.layers[1].mlp.down_proj
+    down.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    with tail.reads(3):
+        torch.testing.assert_close(run(), plain, atol=1e-6, rtol=1e-4)
+    run()
+    assert seen == [3, 6]

@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare report eval judge chat merge push screenshots test test-all test-cov test-latest mutants lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare report eval judge chat merge push screenshots test test-all test-cov test-latest mutants bench bench-gpu lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -172,6 +172,12 @@ test-cov: $(STAMP)  ## the tests, with the lines that none of them runs; PPO and
 
 mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must catch each
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/mutants.py $(ARGS)
+
+bench: $(STAMP)  ## our PPO beside TRL 1.12's on the CPU, in turn; half an hour of an idle machine, gives runs/bench
+	"$(PY)" -m tests.bench $(ARGS)
+
+bench-gpu: $(STAMP)  ## the same at 0.5B and 1.5B on a CUDA card, gives runs/bench-gpu
+	"$(PY)" -m tests.bench.gpu $(ARGS)
 
 lint: $(STAMP)  ## style and simple mistakes (ruff)
 	"$(PY)" -m ruff check .

@@ -47,7 +47,12 @@ AttentionInterface.register(SHORT_ROWS, attend)
 AttentionMaskInterface.register(SHORT_ROWS, sdpa_mask)
 
 
+def uses_short_rows(attention: str | None, device: torch.device, dtype: torch.dtype, length: int = 1) -> bool:
+    """Whether rows of `length` tokens go through the plain products where `attention` is the model's own."""
+    return (attention, device.type, dtype) == ("sdpa", "cpu", torch.bfloat16) and length * length <= _LONGEST
+
+
 def use_short_rows(model) -> None:
     """Gives a model in bfloat16 on a CPU that uses `sdpa` the attention of this module; others stay as they are."""
-    if model.config._attn_implementation == "sdpa" and model.device.type == "cpu" and model.dtype == torch.bfloat16:
+    if uses_short_rows(model.config._attn_implementation, model.device, model.dtype):
         model.set_attn_implementation(SHORT_ROWS)

@@ -65,7 +65,9 @@ class ModelArguments:
     load_in_4bit: bool = setting(False, "Load the base in 4 bits (needs bitsandbytes, and use_peft).")
     load_in_8bit: bool = setting(False, "Load the base in 8 bits (needs bitsandbytes, and use_peft).")
     bnb_4bit_quant_type: str = setting("nf4", "4-bit number format: nf4 or fp4.")
-    use_bnb_nested_quant: bool = setting(False, "Quantise the 4-bit scales as well (saves 0.4 bit a weight).")
+    use_bnb_nested_quant: bool = setting(
+        True, "Quantise the 4-bit scales as well, as QLoRA does (saves 0.37 bit a weight)."
+    )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model. Leave it off.")
 
     def __post_init__(self):

@@ -11,6 +11,7 @@ from trl import is_conversational
 
 from pipeline.metrics import load_metric
 
+LOGITS = 2**26  # so many logits at once at most: 50 completions of 128 tokens over 150,000 words would be 2**30
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
@@ -113,6 +114,8 @@ def complete(
 def logprobs(model, tokenizer, prompts, completion_ids, temperature=1.0, batch_size=32) -> list[torch.Tensor]:
     """Log-probability in nats of each completion token under `model`; one tensor (length,) a row."""
     prompt_ids, found = tokenize_prompts(tokenizer, prompts), []
+    row = (max(map(len, completion_ids), default=0) + 1) * model.config.get_text_config().vocab_size
+    batch_size = min(batch_size, max(1, LOGITS // row))
     with _eval_mode(model):
         for start in range(0, len(prompts), batch_size):
             answers = completion_ids[start : start + batch_size]

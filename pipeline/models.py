@@ -43,6 +43,7 @@ from pipeline.folders import (
     resolve_model,
     resolve_stage,
 )
+from pipeline.quantized import never_repack
 from pipeline.run_folder import say
 
 SCORE_KEY = "base_model.model.score.weight"
@@ -116,6 +117,7 @@ def load_base(
             model = AutoModelForCausalLM.from_pretrained(base, **options)
         else:
             raise ValueError(f"for_ must be 'causal' or 'scores', got {for_!r}")
+    never_repack(model)
     if tokenizer is not None:
         rows = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > rows:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardTrainer
 
-from pipeline import data, models, terminal, trackers
+from pipeline import data, memory_report, models, terminal, trackers
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.errors import UserError
@@ -54,6 +54,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     check_context(model, longest, config.max_length)
     if model_args.use_peft:
         model = models.start_score_adapter(model, model_args, stage.adapter)
+    memory_report.tell(memory_report.of_reward, model, model_args, config, min(longest, config.max_length or longest))
     trainer = Reward(
         model=model,
         args=config,

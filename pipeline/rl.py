@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import data, evaluation, explain, models, terminal, trackers
+from pipeline import data, evaluation, explain, memory_report, models, terminal, trackers
 from pipeline.adapters import POLICY
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, check
@@ -62,6 +62,8 @@ def load(
     check_context(model, longest + config.max_completion_length, None)
     if start.adapter is not None:
         model = models.load_adapter(model, start.adapter, trainable=True)
+    exam_rows = min(reward_args.eval_batch_size, reward_args.eval_samples)
+    memory_report.tell(memory_report.of_rollouts, model, model_args, config, longest, exam_rows)
     peft_config = None if start.adapter else models.lora_config(model_args)
     made_from = origin(start, model_args)
     return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)

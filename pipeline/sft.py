@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
-from pipeline import data, models, terminal, trackers
+from pipeline import data, memory_report, models, terminal, trackers
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, SFTStage, check
 from pipeline.errors import UserError
@@ -56,6 +56,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     check_context(model, longest, config.max_length)
     if stage.adapter:
         model = models.load_adapter(model, stage.adapter, trainable=True)
+    memory_report.tell(memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest))
     trainer = SFT(
         model=model,
         args=config,

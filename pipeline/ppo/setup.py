@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pipeline.adapters import POLICY, checkpoint_contexts
 from pipeline.errors import UserError
+from pipeline.quantized import never_repack
 
 
 def with_policy_adapter(model, peft_config, args) -> PeftModel:
@@ -21,6 +22,7 @@ def with_policy_adapter(model, peft_config, args) -> PeftModel:
             )
         model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "auto", **(args.model_init_kwargs or {})})
         args.model_init_kwargs = None
+    never_repack(model)
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise UserError("model has a LoRA adapter already, and peft_config would be a second: give one of them.")

@@ -3,6 +3,7 @@
 #   RECIPE=recipes/e2e                a folder of YAMLs, one for each stage (default: recipes/tiny)
 #   RUNS="runs/a runs/b"              what report, judge, chat, merge and push are about (default: runs/<recipe>/ppo)
 #   ARGS="--learning_rate 1e-4"       settings for the stage, over those of the YAML
+#   RESUME=1                          sft, reward, ppo, a2c, reinforce, grpo, rloo go on where they were stopped
 #   NPROC=2                           that many processes: CPU unless HARDWARE says otherwise
 #   HARDWARE=gpus                     recipes/accelerate/gpus.yaml; without it, one plain process
 #   VENV=.venv  PYTHON=python3.12  EXTRAS=dev,quant,ja
@@ -11,6 +12,7 @@ RECIPE   ?= recipes/tiny
 ARGS     ?=
 NPROC    ?= 1
 HARDWARE ?=
+RESUME   ?=
 VENV     ?= .venv
 EXTRAS   ?= dev,quant,ja
 PYTHON   ?=
@@ -53,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare report eval judge chat merge push screenshots test test-all test-cov test-latest mutants bench bench-gpu lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare report eval judge chat merge push screenshots test test-all test-cov test-latest mutants torture soak fuzz audit bench bench-gpu lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +80,7 @@ LAUNCH := "$(PY)"
 endif
 
 STAGES := sft reward ppo a2c reinforce grpo rloo compare eval
+GO_ON  := $(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 # A recipe with a base.yaml has its base model and data made on the spot, once; the others name a model.
 BASE := $(if $(wildcard $(RECIPE_)/base.yaml),$(RUN)/base/model.safetensors)
@@ -88,21 +91,21 @@ $(RUN)/base/model.safetensors: | $(STAMP)
 	"$(PY)" recipes/base.py --config $(RECIPE_)/base.yaml $(if $(filter $(STAGES),$(MAKECMDGOALS)),,$(ARGS))
 
 sft: $(STAMP) | $(BASE)  ## stage 1: supervised fine-tuning, gives runs/<recipe>/sft
-	$(LAUNCH) recipes/sft.py --config $(RECIPE_)/sft.yaml $(ARGS)
+	$(LAUNCH) recipes/sft.py --config $(RECIPE_)/sft.yaml $(ARGS) $(GO_ON)
 
 reward: $(STAMP) | $(BASE)  ## stage 2: the reward model, gives runs/<recipe>/reward
-	$(LAUNCH) recipes/reward.py --config $(RECIPE_)/reward.yaml $(ARGS)
+	$(LAUNCH) recipes/reward.py --config $(RECIPE_)/reward.yaml $(ARGS) $(GO_ON)
 
 ppo: $(STAMP) | $(BASE)  ## stage 3: PPO against the rewards, gives runs/<recipe>/ppo and the report
-	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/ppo.yaml $(ARGS)
+	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/ppo.yaml $(ARGS) $(GO_ON)
 
 a2c reinforce: $(STAMP) | $(BASE)
-	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/$@.yaml $(ARGS)
+	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)
 a2c:  ## the same trainer with a critic, one epoch, no clipping, gives runs/<recipe>/a2c
 reinforce:  ## the same trainer without a critic, gives runs/<recipe>/reinforce
 
 grpo rloo: $(STAMP) | $(BASE)
-	$(LAUNCH) recipes/$@.py --config $(RECIPE_)/$@.yaml $(ARGS)
+	$(LAUNCH) recipes/$@.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)
 grpo:  ## TRL's own GRPO on the same data and rewards, gives runs/<recipe>/grpo
 rloo:  ## TRL's own RLOO on the same data and rewards, gives runs/<recipe>/rloo
 
@@ -172,6 +175,9 @@ test-cov: $(STAMP)  ## the tests, with the lines that none of them runs; PPO and
 
 mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must catch each
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/mutants.py $(ARGS)
+
+torture: $(STAMP)  ## kills each stage at 20 random moments, goes on, compares the bits; one and two processes
+	HF_HUB_OFFLINE=1 "$(PY)" tests/torture.py $(ARGS)
 
 bench: $(STAMP)  ## our PPO beside TRL 1.12's on the CPU, in turn; half an hour of an idle machine, gives runs/bench
 	"$(PY)" -m tests.bench $(ARGS)

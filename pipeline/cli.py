@@ -16,6 +16,7 @@ import yaml
 from trl import TrlParser
 
 from pipeline.errors import UserError
+from pipeline.stopping import Stopped, farewell
 from pipeline.terminal import quiet
 
 # What a person changes most often among the trainer's hundreds of settings, in the order of the help text.
@@ -24,7 +25,7 @@ COMMON = (
     "per_device_eval_batch_size max_length lr_scheduler_type warmup_steps weight_decay max_grad_norm optim bf16 "
     "gradient_checkpointing completion_only_loss assistant_only_loss packing center_rewards_coefficient "
     "heldout_fraction max_completion_length num_iterations epsilon temperature eval_strategy eval_steps "
-    "logging_steps save_strategy save_steps save_total_limit resume_from_checkpoint report_to use_cpu seed"
+    "logging_steps save_strategy save_steps save_minutes save_total_limit resume report_to use_cpu seed"
 ).split()
 HELP = ("-h", "--help", "--help-all")
 
@@ -92,6 +93,14 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         main()
         _leave_together()
+    except Stopped:
+        _leave_together()
+        raise
+    except KeyboardInterrupt:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"\n{farewell()}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)  # at once: the others may be waiting in the middle of a step
     except ValueError as error:
         if "--debug" in sys.argv or not _is_ours(error):
             raise

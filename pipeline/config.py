@@ -128,11 +128,19 @@ class StageDefaults:
     """Our defaults for what every TRL config has. Put it before TRL's class: `class C(StageDefaults, SFTConfig)`."""
 
     output_dir: str | None = setting(None, "Folder for the result. It must not hold anything yet.")
+    resume: bool = setting(False, "Go on with the run in output_dir where it was stopped; a new one starts.")
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass: less memory, about 20%% slower."
     )
     report_to: None | str | list[str] = setting("none", "Trackers: none, tensorboard, trackio, wandb; or several.")
     logging_steps: float = setting(10, "Log every so many steps.")
+    save_strategy: str = setting(
+        "steps", "When to write checkpoints: steps (with save_minutes), epoch, best or no (only when it is stopped)."
+    )
+    save_minutes: float = setting(
+        10,
+        "Minutes between two checkpoints, besides those of save_steps; more, where writing one takes long; 0: none.",
+    )
     save_total_limit: int | None = setting(2, "Keep the newest checkpoints only.")
     dataloader_pin_memory: bool = setting(True, "Pin host memory (on a GPU; resolved to false on a CPU).")
     log_level: str = setting("warning", "Log level of the trainer.")
@@ -142,6 +150,7 @@ class StageDefaults:
         check(self.learning_rate >= 0, "learning_rate", self.learning_rate, "a number from 0 up")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number from 0 up")
         check(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "a number from 0 up")
+        check(self.save_minutes >= 0, "save_minutes", self.save_minutes, "a number from 0 up")
         check(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "a number above 0")
         for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 up")
@@ -164,7 +173,6 @@ class RolloutDefaults(StageDefaults):
     """Our defaults for the stages that sample completions, over those of every stage."""
 
     logging_steps: float = setting(0, "Optimizer steps between two logs; 0 means once an update (rollout).")
-    save_strategy: str = setting("no", "When to write checkpoints: no, steps or epoch.")
     sample_every: int = setting(10, "Updates (rollouts) between two samples in the terminal; 0: none.")
     log_completions: bool | None = setting(
         None, "Keep every completion in the run folder and send a table to the trackers; none: if there is a tracker."

@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from pipeline import evaluation
 from pipeline.adapters import POLICY, use_adapter
 from pipeline.config import check, setting
-from pipeline.run_folder import HELDOUT, read_heldout
+from pipeline.run_folder import HELDOUT, append_line, read_heldout
 from rewards import raw
 from rewards.mixture import at_rest
 
@@ -175,20 +175,12 @@ class ExamCallback(TrainerCallback):
             "tokens": journal.tokens,
             **self.watch.read(),
         }
-        with (self.folder / HELDOUT).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row | self.exam.figures(judged, kl), ensure_ascii=False) + "\n")
+        append_line(self.folder / HELDOUT, row | self.exam.figures(judged, kl))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step:
-            resumed_from = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            if isinstance(args.resume_from_checkpoint, str) and Path(args.resume_from_checkpoint).is_dir():
-                resumed_from = Path(args.resume_from_checkpoint)
-            if (resumed_from / CLOCK).exists():
-                self.watch.add(json.loads((resumed_from / CLOCK).read_text("utf-8")))
-            if state.is_world_process_zero:  # what came after the checkpoint will come again
-                rows = [row for row in read_heldout(self.folder) if row["step"] <= state.global_step]
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (self.folder / HELDOUT).write_text(text, encoding="utf-8")
+        resumed_from = getattr(self.exam.trainer, "resumed_from", None)
+        if resumed_from is not None and (resumed_from / CLOCK).exists():
+            self.watch.add(json.loads((resumed_from / CLOCK).read_text("utf-8")))
         self.watch.start()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -204,10 +196,9 @@ class ExamCallback(TrainerCallback):
         self.watch.start()
         self.exam.trainer.journal.leave_out(time.perf_counter() - started)
 
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            clock = Path(args.output_dir, f"checkpoint-{state.global_step}", CLOCK)
-            clock.write_text(json.dumps(self.watch.read()), encoding="utf-8")
+    def save_rest(self, folder: Path) -> None:
+        """Into a checkpoint (see pipeline/resumable.py)."""
+        (folder / CLOCK).write_text(json.dumps(self.watch.read()), encoding="utf-8")
 
     def on_train_end(self, args, state, control, **kwargs):
         self.watch.stop()

@@ -20,8 +20,11 @@ from pipeline.errors import UserError
 from pipeline.folders import Stage, resolve_model
 from pipeline.hub import PushesResults
 from pipeline.report import write_report
-from pipeline.run_folder import RunFolder, is_main, say
+from pipeline.resumable import Resumable
+from pipeline.resume import open_run
+from pipeline.run_folder import is_main, say
 from pipeline.sft import check_context, origin, save
+from pipeline.stopping import graceful
 
 BINS = 10
 CHECKED_PAIRS = 8  # held-out pairs that the saved model must score as the trained one did
@@ -29,8 +32,8 @@ PAIRS, MAX_PAIRS = "pairs.jsonl", 500  # held-out pairs with their scores, for t
 _ROW = "row"  # of the held-out pairs: TRL drops the long ones
 
 
-class Reward(PushesResults, RewardTrainer):
-    """TRL's RewardTrainer, with our way of pushing to the Hub."""
+class Reward(Resumable, PushesResults, RewardTrainer):
+    """TRL's RewardTrainer, with our way of stopping and going on, and of pushing to the Hub."""
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStage) -> dict:
@@ -46,7 +49,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     tokenizer = models.load_tokenizer(stage, model_args)
     train, heldout = load_pairs(data_args, config, tokenizer)
     longest = data.explain(train, heldout, tokenizer, "preference", config.max_length, data_args.dataset, say)
-    folder = RunFolder.create(config.output_dir, resume=bool(config.resume_from_checkpoint))
+    folder = open_run(model_args, data_args, config)
+    if folder.finished:
+        return folder.read_summary()
 
     # 2. The base, with a score head and an adapter that starts as the SFT adapter
     set_seed(config.seed)  # head and adapter are drawn here, before the trainer sets the seed
@@ -69,8 +74,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     folder.write_config(model_args, data_args, config)
 
     # 3. Train, then look at the pairs that were held out
-    with terminal.show_progress(trainer, "reward model"):
-        trained = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    with terminal.show_progress(trainer, "reward model"), graceful(trainer, folder):
+        trained = trainer.train(resume_from_checkpoint=folder.checkpoint)
     chosen, rejected = score_pairs(trainer)
     summary = {
         "stage": "reward",
@@ -88,7 +93,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         write_pairs(folder.path / PAIRS, heldout.select(trainer.eval_dataset[_ROW]), chosen, rejected)
         _check_reload(trainer, model_args, stage, tokenizer, folder.path, chosen, rejected)
     trainer.accelerator.wait_for_everyone()
-    summary["seconds"] = round(time.perf_counter() - started, 1)
+    summary["seconds"] = round(time.perf_counter() - started + trainer.seconds_before, 1)
     folder.write_summary(summary)
     if is_main():
         write_card(folder.path, force=True)
@@ -96,6 +101,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     _tell(summary, folder.path)
     if config.push_to_hub:
         trainer.push_saved()
+    folder.finish()
     return summary
 
 

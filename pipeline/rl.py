@@ -19,8 +19,10 @@ from pipeline.errors import UserError
 from pipeline.exam import Exam, ExamCallback, RewardArguments
 from pipeline.folders import resolve_model
 from pipeline.report import SAMPLES, write_report
+from pipeline.resume import open_run
 from pipeline.run_folder import RunFolder, say
 from pipeline.sft import check_context, origin
+from pipeline.stopping import graceful
 from pipeline.terminal import visible
 from pipeline.worlds import referee as world_referee
 from rewards import WeightedReward, build_rewards
@@ -29,7 +31,7 @@ from rewards import WeightedReward, build_rewards
 class Start(NamedTuple):
     """What a run starts from."""
 
-    model: object  # a PEFT model that starts as the SFT adapter, or a base
+    model: object  # a PEFT model that starts as the SFT adapter, or a base; None: the run is finished already
     peft_config: LoraConfig | None  # of the adapter to make, when there is none yet
     tokenizer: object
     train: Dataset
@@ -57,7 +59,9 @@ def load(
     if heldout is None:
         raise UserError(f"eval_dataset is not set: {who} compares before and after on prompts held out from training")
     longest = data.explain(train, heldout, tokenizer, "prompts", None, data_args.dataset, say)
-    folder = RunFolder.create(config.output_dir, resume=bool(config.resume_from_checkpoint))
+    folder, made_from = open_run(model_args, data_args, reward_args, config), origin(start, model_args)
+    if folder.finished:
+        return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from)
     model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
     check_context(model, longest + config.max_completion_length, None)
     if start.adapter is not None:
@@ -65,7 +69,6 @@ def load(
     exam_rows = min(reward_args.eval_batch_size, reward_args.eval_samples)
     memory_report.tell(memory_report.of_rollouts, model, model_args, config, longest, exam_rows)
     peft_config = None if start.adapter else models.lora_config(model_args)
-    made_from = origin(start, model_args)
     return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
 
 
@@ -99,18 +102,18 @@ def judge_train_judge(
 
     is_main = trainer.accelerator.is_main_process
     before = exam.take(reference)
-    if is_main and not config.resume_from_checkpoint:
+    if is_main and folder.checkpoint is None:
         callback.write(before[0], kl=0.0)
-    with terminal.show_progress(trainer, algorithm, config.sample_every):
-        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    with terminal.show_progress(trainer, algorithm, config.sample_every), graceful(trainer, folder):
+        trainer.train(resume_from_checkpoint=folder.checkpoint)
     trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
     after = exam.take(POLICY)
 
     summary = {}
     if is_main:
-        kl = exam.kl(after[0])
+        kl, seconds = exam.kl(after[0]), time.perf_counter() - started + trainer.seconds_before
         callback.write(after[0], kl)
-        summary = _summary(trainer, algorithm, before, after, kl, time.perf_counter() - started) | start.origin
+        summary = _summary(trainer, algorithm, before, after, kl, seconds) | start.origin
         folder.write_summary(summary)
         _write_samples(folder.path / SAMPLES, rows, before[0], after[0])
         explain.write(exam, before[0], after[0], folder.path)
@@ -119,6 +122,7 @@ def judge_train_judge(
     if config.push_to_hub:
         trainer.push_saved()
     trainer.accelerator.wait_for_everyone()
+    folder.finish()
     return summary
 
 

@@ -16,10 +16,13 @@ from pipeline import __version__
 from pipeline.errors import UserError
 
 CONFIG, METRICS, SUMMARY, HELDOUT = "config.yaml", "metrics.jsonl", "summary.json", "heldout.jsonl"
+RESUMED = "resumed.jsonl"  # a row each time that the run went on: from where, and what was changed
+UNFINISHED = ".unfinished"  # lies in the folder of a stage until it has come to its end
+_PROBE = ".probe-"
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
 SECRETS = ("hub_token", "push_to_hub_token", "mp_parameters")
-# Where this process ran, not what was asked for.
-MACHINE = ("local_rank", "ddp_backend", "distributed_state", "deepspeed_plugin", "logging_dir")
+# Where this process ran, not what was asked for; and what was asked for this time alone.
+MACHINE = ("resume", "local_rank", "ddp_backend", "distributed_state", "deepspeed_plugin", "logging_dir")
 
 
 def is_main() -> bool:
@@ -35,6 +38,12 @@ def say(text: str = "") -> None:
 
 class RunFolder:
     """One stage's output folder. Only rank 0 writes; every method may be called on all ranks."""
+
+    checkpoint: Path | None = None  # the one that the run goes on from (pipeline/resume.py)
+    finished = False  # the run had come to its end before
+    is_stage = False  # it can be gone on with: it is marked until it is finished
+    resumed: dict[str, Any] | None = None  # how it goes on, for resumed.jsonl
+    inputs: dict[str, str] = {}  # fingerprints of what it is made from
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -54,19 +63,24 @@ class RunFolder:
     def _make(self, resume: bool) -> str | None:
         if self.path.exists() and not self.path.is_dir():
             return f"output_dir {self.path} is a file, not a folder: give another --output_dir"
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+        if not resume and self.is_used():
+            go_on = ", or go on with it: --resume" if (self.path / UNFINISHED).exists() else ""
             return (
                 f"output_dir {self.path} already holds results and is never overwritten: "
-                f"give another --output_dir, or remove or rename {self.path}"
+                f"give another --output_dir, or remove or rename {self.path}{go_on}"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
+            probe = self.path / f"{_PROBE}{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:
             return f"output_dir {self.path} cannot be written ({error.strerror}): give another --output_dir"
         return None
+
+    def is_used(self) -> bool:
+        """Whether there is anything in the folder."""
+        return self.path.is_dir() and any(not path.name.startswith(_PROBE) for path in self.path.iterdir())
 
     def write_config(self, *settings: Any) -> None:
         """Writes `config.yaml`: all settings as resolved, the seed among them, and the package versions.
@@ -75,6 +89,8 @@ class RunFolder:
         """
         if not is_main():
             return
+        if self.is_stage:
+            (self.path / UNFINISHED).touch()
         merged: dict[str, Any] = {}
         for item in settings:
             for key, value in settings_of(item).items():
@@ -82,10 +98,21 @@ class RunFolder:
         merged["versions"] = versions()
         text = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
         write_aside(self.path / CONFIG, text)
+        if self.resumed is not None:
+            append_line(self.path / RESUMED, self.resumed)
 
     def metrics_callback(self) -> TrainerCallback:
         """A callback that appends each log of a `Trainer` to `metrics.jsonl`."""
-        return MetricsCallback(self.path / METRICS)
+        return MetricsCallback(self.path / METRICS, silent=self.checkpoint is not None)
+
+    def finish(self) -> None:
+        """The run has come to its end: `--resume` has nothing to do any more."""
+        if is_main():
+            (self.path / UNFINISHED).unlink(missing_ok=True)
+
+    def read_summary(self) -> dict[str, Any]:
+        """What `write_summary` wrote."""
+        return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes `summary.json`, aside first and then renamed, so that a reader never sees half a file."""
@@ -94,17 +121,21 @@ class RunFolder:
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends `{"step": …, "epoch": …, …}` to a JSON-lines file at each log, on the main process only."""
+    """Appends `{"step": …, "epoch": …, …}` to a JSON-lines file at each log, on the main process only.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Args: silent: until training begins; what is measured before it stands in the file of a resumed run already.
+    """
+
+    def __init__(self, path: Path, silent: bool = False):
+        self.path, self.silent = path, silent
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.silent = False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not logs:
+        if not state.is_world_process_zero or not logs or self.silent:
             return
-        row = {"step": state.global_step, "epoch": state.epoch, **logs}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, default=float) + "\n")
+        append_line(self.path, {"step": state.global_step, "epoch": state.epoch, **logs})
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -168,7 +199,14 @@ def write_aside(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def _agree(problem: str | None) -> str | None:
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Adds a row to a JSON-lines file in one write, so that a kill does not leave half a line."""
+    line = json.dumps(row, ensure_ascii=False, default=float) + "\n"
+    with path.open("ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def _agree(problem: Any) -> Any:
     """Rank 0's finding on every rank, so that all stop together instead of one waiting for ever."""
     import torch.distributed as dist
 

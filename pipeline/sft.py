@@ -24,14 +24,17 @@ from pipeline.folders import ADAPTER_WEIGHTS, Stage, fingerprint, resolve_model
 from pipeline.hub import PushesResults
 from pipeline.provenance import hardware
 from pipeline.report import write_report
-from pipeline.run_folder import RunFolder, is_main, say
+from pipeline.resumable import Resumable
+from pipeline.resume import open_run
+from pipeline.run_folder import is_main, say
+from pipeline.stopping import graceful
 
 # Columns that TRL reads besides the text itself.
 EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
 
 
-class SFT(PushesResults, SFTTrainer):
-    """TRL's SFTTrainer, with our way of pushing to the Hub."""
+class SFT(Resumable, PushesResults, SFTTrainer):
+    """TRL's SFTTrainer, with our way of stopping and going on, and of pushing to the Hub."""
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) -> dict:
@@ -48,7 +51,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     train, heldout = data.load(data_args, "sft", config.seed, say)
     train, heldout = (rows and to_prompt_completion(rows, config, say) for rows in (train, heldout))
     longest = data.explain(train, heldout, tokenizer, "sft", config.max_length, data_args.dataset, say)
-    folder = RunFolder.create(config.output_dir, resume=bool(config.resume_from_checkpoint))
+    folder = open_run(model_args, data_args, config)
+    if folder.finished:
+        return folder.read_summary()
 
     # 2. The base, with a new adapter or the one to go on from
     set_seed(config.seed)
@@ -74,8 +79,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
 
     # 3. Measure, train, measure again
     before = trainer.evaluate() if heldout else {}
-    with terminal.show_progress(trainer, "sft"):
-        trained = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    with terminal.show_progress(trainer, "sft"), graceful(trainer, folder):
+        trained = trainer.train(resume_from_checkpoint=folder.checkpoint)
     after = trainer.evaluate() if heldout else {}
 
     # 4. Save, check what was saved, and say where it is
@@ -87,7 +92,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         "rows": len(trainer.train_dataset),
         "heldout_rows": len(heldout) if heldout else 0,
         "steps": trainer.state.global_step,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - started + trainer.seconds_before, 1),
         "seed": config.seed,
         **origin(stage, model_args),
     }
@@ -98,6 +103,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     _tell(summary, folder.path)
     if config.push_to_hub:
         trainer.push_saved()
+    folder.finish()
     return summary
 
 

@@ -21,6 +21,7 @@ from pipeline.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
 from pipeline.ppo.metrics import Journal
 from pipeline.ppo.setup import sample_plainly
+from pipeline.resumable import ResumableRollouts
 from pipeline.run_folder import say
 from rewards import load_state, log_name_of, pays_tokens, state_of
 
@@ -74,7 +75,7 @@ class RLOOStage(GroupStage, RLOOConfig):
     """Settings of RLOO: TRL's `RLOOConfig` with our defaults."""
 
 
-class Counted(PushesResults):
+class Counted(ResumableRollouts, PushesResults):
     """Mixed into TRL's trainers: counts what they sample, and saves the policy's adapter alone."""
 
     def __init__(self, *args, **kwargs):
@@ -92,23 +93,20 @@ class Counted(PushesResults):
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, selected_adapters=[POLICY])
         self.processing_class.save_pretrained(folder)
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+    def save_rest(self, folder):
+        super().save_rest(folder)
         if self.args.should_save:
             state = {
                 "episodes": self.journal.episodes,
                 "tokens": self.journal.tokens,
                 "rewards": state_of((reward, 1.0) for reward in self.reward_funcs),
             }
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and Path(checkpoint, _STATE).exists():
-            state = json.loads(Path(checkpoint, _STATE).read_text("utf-8"))
-            self.journal.episodes, self.journal.tokens = state["episodes"], state["tokens"]
-            load_state(((reward, 1.0) for reward in self.reward_funcs), state["rewards"])
+    def load_rest(self, folder):
+        super().load_rest(folder)
+        state = json.loads((folder / _STATE).read_text("utf-8"))
+        load_state(((reward, 1.0) for reward in self.reward_funcs), state["rewards"])
 
 
 class CountedGRPO(Counted, GRPOTrainer):
@@ -144,6 +142,8 @@ def run(
     started = time.perf_counter()
     algorithm, trainer_class = ("grpo", CountedGRPO) if isinstance(config, GRPOStage) else ("rloo", CountedRLOO)
     start = rl.load(model_args, data_args, reward_args, config, algorithm.upper())
+    if start.folder.finished:
+        return start.folder.read_summary()
     if instant := [log_name_of(reward) for reward, _ in start.weighted if pays_tokens(reward)]:
         say(f"{algorithm.upper()} takes one score a completion: `instant` of {', '.join(instant)} has no effect here.")
     reward_funcs, config.reward_weights = _with_penalty(start.weighted, config.missing_eos_penalty)

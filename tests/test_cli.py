@@ -221,6 +221,15 @@ def test_launch_lets_our_own_bugs_through():
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [("raise Stopped(15)", 143, ""), ("raise KeyboardInterrupt", 130, "\nstopped\n")],
+)
+def test_launch_ends_as_a_shell_says_it_when_it_was_stopped(line, code, says):
+    done = run_main(f"from pipeline.stopping import Stopped\ndef main():\n    {line}")
+    assert (done.returncode, done.stderr) == (code, says)
+
+
 def test_launch_knows_the_errors_of_rewards():
     pytest.importorskip("rewards.base")
     code = "from rewards.base import RewardError\ndef main():\n    raise RewardError('no reward foo')"

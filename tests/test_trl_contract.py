@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from pipeline.ppo import PPOTrainer
+from pipeline.resumable import Resumable, ResumableRollouts
 
 
 def says(condition, sentence: str) -> None:
@@ -92,13 +93,17 @@ def test_signatures_of_what_is_overridden():
         "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
         "_load_best_model": ["self"],
         "create_optimizer": ["self", "model"],
+        "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+        "_get_output_dir": ["self", "trial"],
+        "_push_from_checkpoint": ["self", "checkpoint_folder"],
     }
     for name, parameters in expected.items():
         says(hasattr(GRPOTrainer, name), f"GRPOTrainer has no {name} any more.")
         found = list(inspect.signature(inspect.unwrap(getattr(GRPOTrainer, name))).parameters)
         says(found == parameters, f"{name} takes {found}, not {parameters}.")
-    overridden = {name for name in vars(PPOTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
-    ours = {"_tag_names", "_name", "_paper"}
+    classes = (PPOTrainer, ResumableRollouts, Resumable)
+    overridden = {n for c in classes for n in vars(c) if hasattr(GRPOTrainer, n) and not n.startswith("__")}
+    ours = {"_tag_names", "_name", "_paper", "_run_epoch"}  # the last passes on whatever it is called with
     # the surface is written down here: a new override must be added with its signature
     assert overridden - ours - {"_get_per_token_logps_and_entropies"} == set(expected)  # that one: see above
 
@@ -191,3 +196,13 @@ def test_hooks_of_trainer_that_resuming_uses():
     source = inspect.getsource(Trainer.train) + inspect.getsource(Trainer._prepare_for_training)
     for name in ("self._load_from_checkpoint(resume_from_checkpoint", "self._load_optimizer_and_scheduler("):
         says(name in source, f"Trainer no longer calls {name}…) when it resumes.")
+    # what is put back in on_train_begin (pipeline/resumable.py) is reset before it, and in these words
+    begin = inspect.getsource(Trainer._inner_training_loop).partition("on_train_begin")[0]
+    for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step"):
+        says(f"self.{name} = " in begin, f"Trainer no longer resets {name} before on_train_begin.")
+    save = inspect.getsource(Trainer._save_checkpoint)
+    says("self._get_output_dir(trial=trial)" in save, "Trainer asks in another way where a checkpoint goes.")
+    says("self._push_from_checkpoint(output_dir)" in save, "Trainer pushes a checkpoint in another way.")
+    for loader in (Trainer._load_rng_state, Trainer._load_optimizer_and_scheduler, Trainer._load_scaler):
+        source = inspect.getsource(loader)
+        says(source.count("torch.load(") == source.count("weights_only=True"), "a checkpoint is read as a pickle.")

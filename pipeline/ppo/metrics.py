@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,6 +95,27 @@ class Journal:
         """These last seconds were not training: `tokens_per_second` must not count them."""
         if self._since is not None:
             self._since += seconds
+
+    def state(self) -> dict:
+        """What was counted on this process since the last log and in all, for a checkpoint; JSON keeps it exactly."""
+        return {
+            "sums": {name: pair.tolist() for name, pair in self._sums.items()},
+            "extremes": {name: x.item() for name, x in self._extremes.items()},
+            "new_tokens": self._new_tokens,
+            "seconds": self.seconds,
+            "since": None if self._since is None else time.perf_counter() - self._since,
+            "episodes": self.episodes,
+            "tokens": self.tokens,
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Takes back what `state` gave."""
+        tensor = partial(torch.tensor, dtype=torch.float64, device=self._accelerator.device)
+        self._sums = {name: tensor(pair) for name, pair in state["sums"].items()}
+        self._extremes = {name: tensor(x) for name, x in state["extremes"].items()}
+        self._new_tokens, self.seconds = state["new_tokens"], dict(state["seconds"])
+        self._since = None if state["since"] is None else time.perf_counter() - state["since"]
+        self.episodes, self.tokens = state["episodes"], state["tokens"]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""

@@ -26,6 +26,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
     started = time.perf_counter()
     # 1. Settings, data, rewards, one base; the policy starts as the SFT adapter
     start = rl.load(model_args, data_args, reward_args, config, "PPO")
+    if start.folder.finished:
+        return start.folder.read_summary()
     # 2. The trainer adds the reference and the critic
     config.reward_weights = [weight for _, weight in start.weighted]
     trainer = PPOTrainer(

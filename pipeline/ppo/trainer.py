@@ -29,6 +29,7 @@ from pipeline.ppo.rollout import Rollout, is_finished, judge, weigh
 from pipeline.ppo.scorer import put_on_base
 from pipeline.ppo.scoring import Scoring
 from pipeline.ppo.trunk import Tail, Trunk
+from pipeline.resumable import ResumableRollouts
 from rewards import set_training
 
 # GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS
@@ -37,7 +38,7 @@ _NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
 _READ = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
-class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
+class PPOTrainer(OwnLoop, ResumableRollouts, PushesResults, GRPOTrainer):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:
@@ -462,14 +463,13 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
             self.critic.save(folder / CRITIC)
         self.processing_class.save_pretrained(folder)
 
-    def _save_checkpoint(self, model, trial):
-        # First what is ours, because TRL's part may push the folder to the Hub
-        checkpoint.save(self, Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+    def save_rest(self, folder):
+        super().save_rest(folder)
+        checkpoint.save(self, folder)
 
-    def _get_train_sampler(self, dataset=None):
-        self.prompt_order = super()._get_train_sampler(dataset)
-        return self.prompt_order
+    def load_rest(self, folder):
+        checkpoint.load(self, folder)
+        super().load_rest(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         # not through PEFT's load_adapter, which would change which adapters learn and which one speaks
@@ -477,11 +477,6 @@ class PPOTrainer(OwnLoop, PushesResults, GRPOTrainer):
 
     def _load_best_model(self):
         checkpoint.load_adapters(self, Path(self.state.best_model_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint_folder):
-        super()._load_optimizer_and_scheduler(checkpoint_folder)
-        if checkpoint_folder is not None:
-            checkpoint.load(self, Path(checkpoint_folder))
 
 
 def _whole(inputs):

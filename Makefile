@@ -179,6 +179,12 @@ mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must ca
 torture: $(STAMP)  ## kills each stage at 20 random moments, goes on, compares the bits; one and two processes
 	HF_HUB_OFFLINE=1 "$(PY)" tests/torture.py $(ARGS)
 
+fuzz: $(STAMP)  ## loaders against 20,000 broken files: loaded or refused in one sentence, never anything else
+	"$(PY)" tests/fuzz.py $(ARGS)
+
+audit: $(STAMP)  ## the pins against the list of known vulnerabilities (pip-audit, in .venv-audit); asks the network
+	"$(PY)" tests/audit.py $(ARGS)
+
 bench: $(STAMP)  ## our PPO beside TRL 1.12's on the CPU, in turn; half an hour of an idle machine, gives runs/bench
 	"$(PY)" -m tests.bench $(ARGS)
 

@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline import cli, statistics
+from pipeline import cli, folders, shapes, statistics
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.folders import ADAPTER_CONFIG, read_json, resolve_stage
+from pipeline.folders import ADAPTER_CONFIG, resolve_stage
 from pipeline.markdown import Markdown, environment, figure, quoted, visible
 from pipeline.provenance import hub_data, hub_model, license_fields, license_of, told
+from pipeline.reading import checked, read_json, read_lines, read_yaml
 from pipeline.report import SAMPLES
+from pipeline.report.numbers import is_number
 from pipeline.run_folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics, say
 
 CARD, CURVES = "README.md", "curves.png"
@@ -82,7 +83,7 @@ class Run(NamedTuple):
     @property
     def base(self) -> str | None:
         """The base's name as the run has it: a folder, a Hub name, or nothing known."""
-        named = self.adapter and read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        named = self.adapter and folders.read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
         return named or self.summary.get("base") or self.config.get("model_name_or_path")
 
     @property
@@ -151,17 +152,16 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / SUMMARY).is_file():
         raise UserError(f"{folder} has no {SUMMARY}: give the folder of a stage that has finished")
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text("utf-8")) if (folder / CONFIG).is_file() else {}
-    except yaml.YAMLError:
-        raise UserError(f"{folder / CONFIG} is not valid YAML") from None
+    config = (
+        checked(read_yaml(folder / CONFIG), shapes.CONFIG, str(folder / CONFIG)) if (folder / CONFIG).is_file() else {}
+    )
     return Run(
         folder=folder,
-        summary=read_json(folder / SUMMARY),
-        config=config if isinstance(config, dict) else {},
+        summary=read_json(folder / SUMMARY, shapes.SUMMARY),
+        config=config,
         metrics=read_metrics(folder) if (folder / METRICS).is_file() else [],
         exams=read_heldout(folder),
-        samples=read_metrics(folder / SAMPLES) if (folder / SAMPLES).is_file() else [],
+        samples=read_lines(folder / SAMPLES, shapes.SAMPLE, cut=True) if (folder / SAMPLES).is_file() else [],
     )
 
 
@@ -265,7 +265,7 @@ def results(run: Run, dataset: str | None) -> list[EvalResult]:
             metric_value=round(value, 6),
         )
         for kind, label, value in found
-        if _is_number(value)
+        if is_number(value)
     ]
 
 
@@ -283,8 +283,8 @@ def scores(run: Run) -> list[dict[str, Any]]:
         pairs = [
             (old, new)
             for row in run.samples
-            if _is_number(old := (row.get("scores_before") or {}).get(name))
-            and _is_number(new := (row.get("scores_after") or {}).get(name))
+            if is_number(old := (row.get("scores_before") or {}).get(name))
+            and is_number(new := (row.get("scores_after") or {}).get(name))
         ]
         rows.append(
             {
@@ -386,7 +386,7 @@ def draw_curves(run: Run, path: Path) -> list[str]:
 
 
 def _points(rows: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in rows if _is_number(row.get("step")) and _is_number(row.get(name))]
+    return [(row["step"], row[name]) for row in rows if is_number(row.get("step")) and is_number(row.get(name))]
 
 
 # --- small things ---------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ def slug(name: str) -> str:
 
 
 def duration(seconds: Any) -> Markdown:
-    if not _is_number(seconds):
+    if not is_number(seconds):
         return Markdown("not recorded")
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -429,7 +429,7 @@ def _base_folder(run: Run) -> str | None:
 
 def _reward(spec: Any) -> dict[str, Any]:
     """A reward's line of the settings, as a mapping that may be told."""
-    return told(spec) if isinstance(spec, dict) else {"name": told(str(spec))}
+    return {"name": "no name"} | told(spec) if isinstance(spec, dict) else {"name": told(str(spec))}
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
@@ -447,7 +447,7 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
 def _accuracy(summary: dict[str, Any]) -> tuple[float, float] | None:
     """The 95% interval of a reward model's accuracy, from its standard error (normal approximation)."""
     accuracy, error = summary.get("accuracy"), summary.get("accuracy_se")
-    if not (_is_number(accuracy) and _is_number(error)):
+    if not (is_number(accuracy) and is_number(error)):
         return None
     return max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)
 
@@ -464,11 +464,7 @@ def show_interval(cell: dict[str, Any]) -> Markdown:
 
 
 def _less(after: Any, before: Any) -> float | None:
-    return after - before if _is_number(after) and _is_number(before) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return after - before if is_number(after) and is_number(before) else None
 
 
 def _plain(value: Any) -> Any:

@@ -222,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="python -m pipeline.chat", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("run", help="folder of a PPO, GRPO, RLOO or SFT run, or a checkpoint in it")
     parser.add_argument("--temperature", help="0 is greedy; by default as in the training")
+    parser.add_argument("--own_code", action="store_true", help="import rewards of your own that the run names")
     parser.add_argument("--debug", action="store_true", help="show the whole trace of an error")
     args = parser.parse_args(argv)
     if hasattr(sys.stdin, "reconfigure"):
@@ -230,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # As in a training run, FORCE_COLOR must not put control characters into a pipe.
     console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
     try:
-        chat = Chat(load_run(args.run), console, temperature)
+        chat = Chat(load_run(args.run, args.own_code), console, temperature)
         chat.greet()
         for line in lines(console):
             try:

@@ -16,8 +16,11 @@ import yaml
 from trl import TrlParser
 
 from pipeline.errors import UserError
+from pipeline.reading import parse_yaml
+from pipeline.redaction import is_secret, print_redacted, redact
 from pipeline.stopping import Stopped, farewell
 from pipeline.terminal import quiet
+from pipeline.visible import visible
 
 # What a person changes most often among the trainer's hundreds of settings, in the order of the help text.
 COMMON = (
@@ -87,6 +90,7 @@ def launch(main: Callable[[], Any]) -> None:
     An error that the user can mend becomes one line and exit code 2; `--debug` shows the trace.
     """
     quiet()
+    sys.excepthook = print_redacted
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         # Without it Accelerate's processes on a CPU do not find each other: each believes that it is alone.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
@@ -105,7 +109,7 @@ def launch(main: Callable[[], Any]) -> None:
         if "--debug" in sys.argv or not _is_ours(error):
             raise
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {visible(redact(str(error)))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -128,8 +132,8 @@ def flow_mapping(text: str | dict) -> dict:
     """`{name: bleu, weight: 0.5}` or the bare name `bleu`, as a mapping."""
     if isinstance(text, str):
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text, "it")
+        except UserError:
             value = None
         text = {"name": value} if isinstance(value, str) else value
     if not isinstance(text, dict):
@@ -169,18 +173,14 @@ class _Loader(yaml.SafeLoader):
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            found = yaml.load(file, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+            text = file.read()
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file") from None
-    except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or type(error).__name__
-        raise UserError(f"{path}{line} is not valid YAML: {reason}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not valid YAML: it is not UTF-8 text") from None
+    except (OSError, ValueError) as error:  # ValueError: no path at all
+        raise UserError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    found = parse_yaml(text, path, _Loader)
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold lines of the form `key: value`")
     found.pop("versions", None)  # config.yaml of a finished run can be used again
@@ -194,14 +194,15 @@ def _checked(found: dict[str, Any], dataclasses: Iterable[type], path: str) -> d
         hints |= get_type_hints(kind)
     for key, value in found.items():
         if key not in names:
-            raise UserError(f"{path}: no such setting {key}{_near(str(key), names)}")
+            raise UserError(f"{path}: no such setting {_short(str(key))}{_near(str(key)[:100], names)}")
         hint = hints[key]
         if _list_of_mappings(hint) and isinstance(value, list):
             value = found[key] = [flow_mapping(item) for item in value]
         if not _fits(value, hint):
             hint_text = _describe(hint)
             extra = " (put words such as no, off, yes, on in quotes)" if isinstance(value, bool) else ""
-            raise UserError(f"{path}: {key} wants {hint_text}, got {value!r}{extra}")
+            got = "something else" if is_secret(key) else _short(repr(value))
+            raise UserError(f"{path}: {key} wants {hint_text}, got {got}{extra}")
     return found
 
 
@@ -219,9 +220,31 @@ def _build(kind: type, values: dict[str, Any], where: str) -> Any:
         return kind(**{field.name: values[field.name] for field in fields(kind) if field.init})
     except UserError as error:
         raise UserError(f"{where}{error}") from None
-    except (ValueError, TypeError) as error:
-        # TRL and transformers refuse some combinations in words of their own.
-        raise UserError(f"{where}{' '.join(str(error).split())}") from error
+    except Exception as error:
+        # TRL and transformers refuse some combinations in words of their own, by errors of any kind.
+        what = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
+        raise UserError(f"{where}{what}{_short(' '.join(str(error).split()), 1000)}") from error
+
+
+def _short(text: str, longest: int = 200) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} …"
+
+
+def pick(kind: type, found: dict[str, Any], where: str) -> Any:
+    """An instance of the dataclass `kind` from those of `found` that it has; `found` may come from somebody else.
+
+    Raises:
+        UserError: a value of the wrong type, or one that the dataclass refuses.
+    """
+    hints = get_type_hints(kind)
+    values = {field.name: found[field.name] for field in fields(kind) if field.init and field.name in found}
+    for key, value in values.items():
+        if not _fits(value, hints[key]):
+            raise UserError(f"{where}: {key} wants {_describe(hints[key])}, got {_short(repr(value))}")
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _is_union(hint: Any) -> bool:

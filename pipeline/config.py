@@ -37,7 +37,8 @@ def steps_for(total_episodes: int, per_update: int, steps_per_update: int, max_s
 def check(good: bool, key: str, value: Any, wants: str) -> None:
     """Raises `UserError` naming the setting unless `good`."""
     if not good:
-        raise UserError(f"{key}: {value!r} will not do: {wants}")
+        shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]} …"
+        raise UserError(f"{key}: {shown} will not do: {wants}")
 
 
 @dataclass

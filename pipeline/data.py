@@ -255,7 +255,11 @@ def render(row: dict[str, Any], kind: str, tokenizer: PreTrainedTokenizerBase) -
                 raise UserError(
                     "the data are messages, but the tokenizer has no chat template: set chat_template_path"
                 )
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
+            try:
+                return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
+            except Exception as error:  # a template is a program: it may fail in any way
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise UserError(f"the tokenizer's chat template cannot show these messages: {reason}") from None
         text = "".join(parts)
         return text if not answer or text.endswith(eos) else text + eos
 

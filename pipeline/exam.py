@@ -30,6 +30,7 @@ from transformers import TrainerCallback
 from pipeline import evaluation
 from pipeline.adapters import POLICY, use_adapter
 from pipeline.config import check, setting
+from pipeline.reading import read_json
 from pipeline.run_folder import HELDOUT, append_line, read_heldout
 from rewards import raw
 from rewards.mixture import at_rest
@@ -180,7 +181,7 @@ class ExamCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         resumed_from = getattr(self.exam.trainer, "resumed_from", None)
         if resumed_from is not None and (resumed_from / CLOCK).exists():
-            self.watch.add(json.loads((resumed_from / CLOCK).read_text("utf-8")))
+            self.watch.add(read_json(resumed_from / CLOCK, {str: float}))
         self.watch.start()
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -1,17 +1,17 @@
 """What lies in a model folder or stage folder: which base, which adapter, and whether the two belong together."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline import reading, shapes
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
 from pipeline.run_folder import SUMMARY
+from rewards.foreign import ADAPTER_WEIGHTS, PICKLES, adapter_problem
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 class Stage(NamedTuple):
@@ -67,6 +67,7 @@ def resolve_model(args: ModelArguments) -> Stage:
     if args.adapter_path:
         if not Path(args.adapter_path, ADAPTER_CONFIG).is_file():
             raise UserError(f"adapter_path {args.adapter_path} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
+        check_safetensors(Path(args.adapter_path), "adapter")
         check_same_base(stage.base, args.adapter_path)
         stage = Stage(stage.base, args.adapter_path)
     if stage.adapter:
@@ -95,8 +96,13 @@ def is_hub_name(path: str) -> bool:
 
 
 def check_safetensors(folder: Path, what: str) -> None:
-    """Raises `UserError` when the weights in `folder` are pickles, or missing."""
-    if any(folder.glob("*.safetensors")):
+    """Raises `UserError` when the weights in `folder` are pickles, or missing; or when its adapter is none to load."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        if problem := adapter_problem(read_json(folder / ADAPTER_CONFIG)):
+            raise UserError(f"{folder / ADAPTER_CONFIG} {problem}: give a LoRA adapter")
+        if (folder / ADAPTER_WEIGHTS).is_file():
+            return
+    elif any(folder.glob("*.safetensors")):
         return
     pickles = sorted(
         file.name for file in folder.iterdir() if file.suffix in PICKLES and "training_args" not in file.name
@@ -106,18 +112,12 @@ def check_safetensors(folder: Path, what: str) -> None:
             f"{folder} has its {what} weights as a pickle ({pickles[0]}), which can run code when it is read: "
             "save it again as safetensors (model.save_pretrained does) and give that folder"
         )
-    raise UserError(f"{folder} has no {what} weights: there is no .safetensors file in it")
+    raise UserError(f"{folder} has no {what} weights: there is no .safetensors file of them in it")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a `UserError` that names it."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return found
+    """The object in a file of JSON, with what is read of an adapter's configuration checked; or a `UserError`."""
+    return reading.read_json(path, shapes.ADAPTER_CONFIG if path.name == ADAPTER_CONFIG else dict)
 
 
 def fingerprint(folder: str) -> str | None:

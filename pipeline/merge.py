@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -25,6 +24,7 @@ from pipeline.card import write_card
 from pipeline.config import DTYPES, ModelArguments, check, setting
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_CONFIG, Stage, check_fingerprint, read_json, resolve_stage
+from pipeline.reading import read_yaml
 from pipeline.run_folder import CONFIG, SUMMARY, RunFolder, say
 
 # How far the merged model's outputs (log-probabilities of tokens, nats; scores) may be from the adapter's.
@@ -133,8 +133,8 @@ def find(args: MergeArguments) -> tuple[Stage, str]:
 def run_arguments(run: Path, args: MergeArguments) -> ModelArguments:
     """The base as in training, from the run's config.yaml; in its own precision where there is none."""
     path = run / CONFIG
-    found = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
-    kept = {key: found[key] for key in KEPT if isinstance(found, dict) and found.get(key) is not None}
+    found = read_yaml(path) if path.is_file() else {}
+    kept = {key: found[key] for key in KEPT if found.get(key) is not None}
     summary = read_json(run / SUMMARY) if (run / SUMMARY).is_file() else {}
     if summary.get("dtype") in DTYPES:
         kept["dtype"] = summary["dtype"]  # what auto came to

@@ -20,7 +20,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils import ModulesToSaveWrapper
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -104,19 +104,23 @@ def load_base(
         "trust_remote_code": args.trust_remote_code,
         "use_safetensors": True,
         "quantization_config": quantization(args),
+        "output_loading_info": True,
     }
     if options["quantization_config"] is not None and torch.cuda.is_available():
         options["device_map"] = {"": PartialState().local_process_index}
     with _readable(base, "model"):
         if for_ == "scores":
             with suppress_seqcls_warning():
-                model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
+                model, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
             if not has_own_head(base):
+                info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("score.")}
                 init_score_head(model)
         elif for_ == "causal":
-            model = AutoModelForCausalLM.from_pretrained(base, **options)
+            model, info = AutoModelForCausalLM.from_pretrained(base, **options)
         else:
             raise ValueError(f"for_ must be 'causal' or 'scores', got {for_!r}")
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{base} is no whole model: {missing[0]} is not in its weights, and would be random")
     never_repack(model)
     if tokenizer is not None:
         rows = model.get_input_embeddings().weight.shape[0]
@@ -131,7 +135,8 @@ def has_own_head(base: str) -> bool:
     config = Path(base, "config.json")
     if not config.is_file():
         return False
-    return any("SequenceClassification" in name for name in read_json(config).get("architectures") or [])
+    named = read_json(config).get("architectures")
+    return isinstance(named, list) and any("SequenceClassification" in str(name) for name in named)
 
 
 def init_score_head(model: PreTrainedModel) -> None:
@@ -201,20 +206,39 @@ def load_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False, 
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         try:
             return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, adapter_name=name)
-        except (RuntimeError, ValueError, UserWarning) as error:
-            first = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"adapter {adapter} does not fit its base {model.name_or_path}: {first}") from None
+        except Exception as error:  # half a file fails in many ways
+            raise does_not_fit(adapter, model, error) from None
+
+
+def does_not_fit(adapter: str, model: PreTrainedModel, error: Exception) -> Exception:
+    """What to raise when `adapter` could not be put on `model`."""
+    if "out of memory" in str(error):
+        return error
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
+    return UserError(f"adapter {adapter} does not fit its base {model.name_or_path}, or is damaged: {last}")
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of safetensors, or a `UserError` that names it."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({str(error)[:200]}): save it again") from None
 
 
 def check_score_head(adapter: str) -> None:
     """Raises `UserError` when the adapter was saved without its score head: scores would be random."""
     weights = Path(adapter) / ADAPTER_WEIGHTS
-    with safe_open(weights, framework="pt") as file:
-        if SCORE_KEY not in file.keys():
-            raise UserError(
-                f"{adapter} is no reward model: its adapter was saved without a score head, so that its scores would "
-                "be random; give the folder of the reward-model stage"
-            )
+    try:
+        with safe_open(weights, framework="pt") as file:
+            names = file.keys()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is not a whole safetensors file ({str(error)[:200]}): save it again") from None
+    if SCORE_KEY not in names:
+        raise UserError(
+            f"{adapter} is no reward model: its adapter was saved without a score head, so that its scores would "
+            "be random; give the folder of the reward-model stage"
+        )
 
 
 def start_score_adapter(model: PreTrainedModel, args: ModelArguments, start: str | None) -> PeftModel:
@@ -223,7 +247,7 @@ def start_score_adapter(model: PreTrainedModel, args: ModelArguments, start: str
     if start is None:
         return peft_model
     check_safetensors(Path(start), "adapter")
-    weights = {key: value for key, value in load_file(Path(start) / ADAPTER_WEIGHTS).items() if ".lora_" in key}
+    weights = {key: value for key, value in read_weights(Path(start) / ADAPTER_WEIGHTS).items() if ".lora_" in key}
     own = get_peft_model_state_dict(peft_model)
     odd = {key for key in own if ".lora_" in key} ^ set(weights)
     odd |= {key for key in weights if key in own and own[key].shape != weights[key].shape}
@@ -274,7 +298,11 @@ def _readable(path: str, what: str):
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        first = " ".join(str(error).split())[:300]
+    except Exception as error:  # half a file fails in many ways: SafetensorError, TypeError, tokenizers' own, …
+        if "out of memory" in str(error):
+            raise
+        first = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in first:
+            first = "it comes with Python code, which is run only with trust_remote_code: true; read that code before"
         place = "in this folder" if Path(path).is_dir() else "as a folder here, and the Hub does not give it"
-        raise UserError(f"no usable {what} {path} {place}: {first}") from None
+        raise UserError(f"no usable {what} {path} {place}: {first[:300]}") from None

@@ -10,7 +10,6 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -81,7 +80,7 @@ def license_of(name: str | None, kind: str = "model") -> str | None:
         return None
     try:
         data = metadata_load(card) if isinstance(card, str | Path) and Path(card).is_file() else None
-    except (OSError, ValueError, yaml.YAMLError):  # somebody else's file
+    except Exception:  # somebody else's file, in any shape: see parse_yaml in pipeline/reading.py
         return None
     found = (data or {}).get("license")
     if found == "other":

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from pipeline import checkpoints
+from pipeline.checkpoint_reading import ReadsCheckpoints, check_checkpoint, from_checkpoint
 from pipeline.errors import UserError
 from pipeline.run_folder import _agree, say
 
@@ -24,7 +25,7 @@ SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints that are writ
 _ROWS_LOOKED_AT = 200  # of the training data, to tell whether they are the same
 
 
-class Resumable:
+class Resumable(ReadsCheckpoints):
     """Mixed into a Trainer, before its class. Subclasses keep what is theirs by `save_rest` and `load_rest`.
 
     `train(resume_from_checkpoint=folder)` goes on from a checkpoint of this class.
@@ -70,6 +71,7 @@ class Resumable:
 
     def _check_checkpoint(self, folder: Path) -> None:
         checkpoints.check(folder)
+        check_checkpoint(folder)
         then, now = checkpoints.read_manifest(folder)["inputs"], self._inputs()
         for name in then.keys() & now.keys():
             if then[name] != now[name]:
@@ -161,6 +163,7 @@ class Resumable:
         return folder / f"progress_{self.args.process_index}.json"
 
     # ------------------------------------------------------------ load
+    @from_checkpoint("the state of the run")
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:

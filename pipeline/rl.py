@@ -166,7 +166,7 @@ def _show(summary, rows, judged_before, judged_after, count, folder: Path, repor
     greedy = summary["greedy"]
     for score in summary["before"]:
         cells = (summary["before"], summary["after"], greedy["before"], greedy["after"])
-        table.add_row(escape(score), *(f"{cell[score]:.3f}" for cell in cells))
+        table.add_row(escape(visible(score)), *(f"{cell[score]:.3f}" for cell in cells))
     table.add_row("KL, nats", "0", f"{summary['kl']:.2f}")
     console.print(table)
     pairs = zip(rows, judged_before.completions, judged_after.completions, strict=True)

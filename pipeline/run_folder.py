@@ -12,15 +12,17 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback
 
-from pipeline import __version__
+from pipeline import __version__, shapes
 from pipeline.errors import UserError
+from pipeline.reading import read_lines
+from pipeline.redaction import is_secret
+from pipeline.visible import visible
 
 CONFIG, METRICS, SUMMARY, HELDOUT = "config.yaml", "metrics.jsonl", "summary.json", "heldout.jsonl"
 RESUMED = "resumed.jsonl"  # a row each time that the run went on: from where, and what was changed
 UNFINISHED = ".unfinished"  # lies in the folder of a stage until it has come to its end
 _PROBE = ".probe-"
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
-SECRETS = ("hub_token", "push_to_hub_token", "mp_parameters")
 # Where this process ran, not what was asked for; and what was asked for this time alone.
 MACHINE = ("resume", "local_rank", "ddp_backend", "distributed_state", "deepspeed_plugin", "logging_dir")
 
@@ -31,9 +33,9 @@ def is_main() -> bool:
 
 
 def say(text: str = "") -> None:
-    """Prints on the main process only."""
+    """Prints on the main process only; what a model, a data set or a folder's name says cannot drive the terminal."""
     if is_main():
-        print(text, flush=True)
+        print(visible(text), flush=True)
 
 
 class RunFolder:
@@ -144,21 +146,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = path / METRICS if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a run folder with a {METRICS} in it")
-    rows, lines = [], path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number} is not JSON: {error.msg}") from error
-    return rows
+    return read_lines(path, cut=True)
 
 
 def read_heldout(folder: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's `heldout.jsonl` (see pipeline/exam.py); none when there is no such file."""
     path = Path(folder, HELDOUT)
-    return read_metrics(path) if path.is_file() else []
+    return read_lines(path, shapes.EXAM, cut=True) if path.is_file() else []
 
 
 def versions() -> dict[str, str]:
@@ -172,7 +166,12 @@ def settings_of(item: Any) -> dict[str, Any]:
     found = {}
     for field in dataclasses.fields(item):
         value = getattr(item, field.name, None)
-        if not field.init or field.name in SECRETS + MACHINE or (value is None and field.default is None):
+        if (
+            not field.init
+            or is_secret(field.name)
+            or field.name in MACHINE
+            or (value is None and field.default is None)
+        ):
             continue
         found[field.name] = _plain(value)
     return found
@@ -182,7 +181,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items() if not is_secret(key)}
     if isinstance(value, list | tuple | set):
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):

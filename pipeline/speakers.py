@@ -2,20 +2,20 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from accelerate import PartialState
 from trl import is_conversational
 
-from pipeline import data, evaluation, models, worlds
+from pipeline import cli, data, evaluation, models, shapes, worlds
 from pipeline.adapters import POLICY, REFERENCE, use_adapter
 from pipeline.config import DataArguments, ModelArguments
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_CONFIG, Stage, check_safetensors, check_same_base, read_json, resolve_model
-from pipeline.run_folder import CONFIG, SUMMARY
+from pipeline.reading import checked, read_yaml
+from pipeline.run_folder import CONFIG, SUMMARY, say
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
 from rewards.asking import ask, ask_async, is_async
 
@@ -59,14 +59,18 @@ class Run:
     eos_token_ids: list[int]
 
 
-def load_run(path: str) -> Run:
+def load_run(path: str, own_code: bool = False) -> Run:
     """The base, the adapters, the rewards and the held-out prompts of a run folder, or of a checkpoint in one.
+
+    Args:
+        own_code: import the rewards `module:function` that the run's config.yaml names, and run code that comes with
+            the base if it says so. Without it a run from somebody else cannot bring code.
 
     Raises:
         UserError, RewardError: no finished run of SFT or of an algorithm that trains on rewards lies there.
     """
     folder = Path(path)
-    settings = read_settings(folder)
+    settings, model_args, data_args = settings_of_run(folder, own_code)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder} holds no LoRA adapter: the run has not finished, or it trained all weights")
     if read_json(folder / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
@@ -74,7 +78,6 @@ def load_run(path: str) -> Run:
     check_safetensors(folder, "adapter")
 
     # 1. One base; the policy's adapter and the one that it started from
-    model_args = _pick(ModelArguments, settings)
     start = resolve_model(model_args)
     check_same_base(start.base, str(folder))
     tokenizer = models.load_tokenizer(Stage(start.base, str(folder)), model_args)
@@ -83,13 +86,16 @@ def load_run(path: str) -> Run:
     speakers = [Speaker("base", None), Speaker(_name_of(folder, settings), POLICY)]
     on_rewards = "rewards" in settings
     if start.adapter is not None:
-        model.load_adapter(start.adapter, adapter_name=REFERENCE)
+        try:
+            model.load_adapter(start.adapter, adapter_name=REFERENCE)
+        except Exception as error:  # half a file fails in many ways
+            raise models.does_not_fit(start.adapter, model, error) from None
         speakers.insert(1, Speaker("SFT" if on_rewards else "start", REFERENCE))
     if models.quantization(model_args) is None:
         model.to(PartialState(cpu=bool(settings.get("use_cpu"))).device)
 
     # 2. Rewards, referee, and prompts to try
-    rows, no_rows = _examples(settings, "prompts" if on_rewards else "sft")
+    rows, no_rows = _examples(data_args, settings.get("seed") or 0, "prompts" if on_rewards else "sft")
     return Run(
         folder=folder,
         base=start.base,
@@ -111,20 +117,34 @@ def load_run(path: str) -> Run:
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in a run folder's config.yaml; a checkpoint's are in the folder above it."""
     for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
-        try:
-            found = yaml.safe_load((place / CONFIG).read_text("utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{place / CONFIG} cannot be read: {' '.join(str(error).split())}") from None
-        if not isinstance(found, dict):
-            raise UserError(f"{place / CONFIG} does not hold settings")
-        return found
+        if (place / CONFIG).exists():
+            found = checked(read_yaml(place / CONFIG), shapes.CONFIG, str(place / CONFIG))
+            if not found:
+                raise UserError(f"{place / CONFIG} does not hold settings")
+            return found
     raise UserError(f"{folder} is no run folder (there is no {CONFIG} in it): give that of a PPO or SFT run")
 
 
-def _pick(kind: type, settings: dict[str, Any]) -> Any:
-    return kind(**{f.name: settings[f.name] for f in fields(kind) if f.init and f.name in settings})
+def settings_of_run(folder: Path, own_code: bool) -> tuple[dict[str, Any], ModelArguments, DataArguments]:
+    """The settings of a run, and what they say of model and data; without `own_code` nothing that would run code."""
+    settings, where = read_settings(folder), str(folder / CONFIG)
+    if not own_code:
+        rewards = [spec if isinstance(spec, dict) else {"name": spec} for spec in settings.get("rewards") or []]
+        own = [str(spec.get("name")) for spec in rewards if _names_code(spec)]
+        if own:
+            say(f"{where} names code as a reward, which is left out ({', '.join(own)}): --own_code takes it.")
+        if "rewards" in settings:
+            settings["rewards"] = [spec for spec in rewards if not _names_code(spec)]
+        settings["trust_remote_code"] = False
+    return settings, cli.pick(ModelArguments, settings, where), cli.pick(DataArguments, settings, where)
+
+
+def _names_code(spec: Any) -> bool:
+    """Whether a reward, or one of the rewards in a mixture, is `module:function`."""
+    if not isinstance(spec, dict):
+        return ":" in str(spec)
+    inner = spec.get("rewards") or []
+    return ":" in str(spec.get("name")) or any(map(_names_code, inner if isinstance(inner, list) else [inner]))
 
 
 def _name_of(folder: Path, settings: dict[str, Any]) -> str:
@@ -139,9 +159,9 @@ def _eos_token_ids(model, tokenizer) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *found]))
 
 
-def _examples(settings: dict[str, Any], kind: str) -> tuple[list[dict], str | None]:
+def _examples(args: DataArguments, seed: int, kind: str) -> tuple[list[dict], str | None]:
     try:
-        train, held_out = data.load(_pick(DataArguments, settings), kind, settings.get("seed", 0))
+        train, held_out = data.load(args, kind, seed)
     except UserError as error:
         return [], str(error)
     rows = (held_out or train).to_list()

@@ -8,7 +8,6 @@ import logging
 import math
 import sys
 import time
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from pipeline.run_folder import is_main
+from pipeline.visible import visible
 from rewards import text_of
 
 
@@ -56,7 +56,6 @@ FIGURES_SUPERVISED = (
 IN_A_LINE = 5  # figures in a line of a log file
 WIDTH = 7  # of a column, at least
 PROMPT_SHOWN, COMPLETION_SHOWN = 240, 480  # characters of a sample
-_JOINERS = "\u200c\u200d"  # of Persian and Indic scripts, and emoji of several parts
 
 
 def quiet() -> None:
@@ -74,23 +73,6 @@ def quiet() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a letter that the terminal's encoding lacks must not stop a run
             stream.reconfigure(errors="backslashreplace")
-
-
-def visible(text: str) -> str:
-    r"""`text` with control characters and invisible marks spelt out, newlines and ordinary text as they are.
-
-    >>> visible("\x1b[31mred\ttea\r\n")
-    '\\x1b[31mred    tea\\r\n'
-    """
-    return "".join(_spelt(char) for char in text)
-
-
-def _spelt(char: str) -> str:
-    if char == "\t":
-        return "    "
-    # control, format (writing direction, zero width), lone surrogate, line and paragraph separator
-    hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\n" + _JOINERS
-    return char.encode("unicode_escape").decode() if hidden else char
 
 
 def one_line(text: str, limit: int) -> str:

@@ -21,6 +21,7 @@ from pipeline.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
 from pipeline.ppo.metrics import Journal
 from pipeline.ppo.setup import sample_plainly
+from pipeline.reading import read_json
 from pipeline.resumable import ResumableRollouts
 from pipeline.run_folder import say
 from rewards import load_state, log_name_of, pays_tokens, state_of
@@ -105,7 +106,7 @@ class Counted(ResumableRollouts, PushesResults):
 
     def load_rest(self, folder):
         super().load_rest(folder)
-        state = json.loads((folder / _STATE).read_text("utf-8"))
+        state = read_json(folder / _STATE, {"episodes": int, "tokens": int, "rewards": {str: dict}})
         load_state(((reward, 1.0) for reward in self.reward_funcs), state["rewards"])
 
 

@@ -247,7 +247,7 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def _from_registry(name: Any, options: dict[str, Any]) -> Reward:
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         known = f"there are {', '.join(REGISTRY)}, and your own as module:function"
         raise RewardError(f"There is no reward '{name}'{nearest(name, REGISTRY)}; {known}.")
     module, cls_name, fixed = REGISTRY[name]

@@ -163,7 +163,10 @@ def keywords_of(value: Any, where: str) -> list[str]:
 
 
 def _names(column: str | Sequence[str] | None) -> list[str]:
-    return [column] if isinstance(column, str) else list(column or ())
+    names = [column] if isinstance(column, str) else column or []
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise RewardError(f"a column of 'keyword' must be a name or a list of names, not {column!r}.")
+    return list(names)
 
 
 class _Folded(NamedTuple):

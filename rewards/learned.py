@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
 from .base import RewardError, choice, nearest
+from .foreign import ADAPTER_WEIGHTS
 from .model_based import ModelBased, adapter_config, load_adapter, load_options, loading
 from .text import text_of
 
@@ -85,8 +86,8 @@ class Learned(ModelBased):
         conversational = not isinstance(completion, str)
         if conversational and (self._tokenizer.chat_template is not None):
             messages = [*_messages(prompt, "user"), *completion] if self.include_prompt else list(completion)
-            ids = self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-            return ids[-self._limit :]
+            ids = self._rendered(messages, tokenize=True, return_dict=True)["input_ids"]
+            return ids[-self._limit :] or [self._tokenizer.pad_token_id]
         if conversational and self._is_reward_model:
             raise self.error(
                 f"the data has messages, but the tokenizer of '{self.path}' has no chat template; give `template`."
@@ -143,7 +144,10 @@ class Learned(ModelBased):
         if self.template is not None:
             file = Path(self.template)
             is_file = "{" not in self.template and file.is_file()
-            tokenizer.chat_template = file.read_text("utf-8") if is_file else self.template
+            try:
+                tokenizer.chat_template = file.read_text("utf-8") if is_file else self.template
+            except UnicodeDecodeError:
+                raise self.error(f"the template '{self.template}' is not UTF-8 text.") from None
         tokenizer.truncation_side = "left"
         self._limit = self._longest()
 
@@ -187,9 +191,9 @@ def load_scorer(path: str, name: str = "learned", dtype: str = "auto") -> tuple[
 
 def _head_size(path: str, name: str) -> int:
     """Number of outputs of the score head that is saved with the adapter at `path`."""
-    weights = cached_file(path, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False)
+    weights = cached_file(path, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False)
     if weights is None:
-        raise RewardError(f"Reward '{name}': '{path}' has no adapter_model.safetensors.")
+        raise RewardError(f"Reward '{name}': '{path}' has no {ADAPTER_WEIGHTS}; a pickle is never read.")
     with safe_open(weights, framework="pt") as saved:
         heads = [key for key in saved.keys() if _is_head(key) and "lora_" not in key and key.endswith("weight")]
         if not heads:

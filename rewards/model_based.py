@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from .base import Reward, RewardError, choice, number
+from .foreign import ADAPTER_WEIGHTS, adapter_problem, is_missing_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -93,6 +94,14 @@ class ModelBased(Reward):
         self._settle()
         self._ready = True
 
+    def _rendered(self, messages: list[dict], **options: Any) -> Any:
+        """The messages in the tokenizer's chat template."""
+        try:
+            return self._tokenizer.apply_chat_template(messages, **options)
+        except Exception as error:  # a template is a program: it may fail in any way
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise self.error(f"the chat template of '{self.path}' cannot show these messages ({reason}).") from error
+
     def _longest(self) -> int:
         """The longest text in tokens: what the model, its tokenizer and `max_length` all allow."""
         # RoBERTa numbers positions from pad + 1, so its tokenizer's limit is the true one; some tokenizers have none.
@@ -130,14 +139,24 @@ def process_device() -> torch.device:
 @contextmanager
 def loading(path: str, name: str) -> Iterator[None]:
     """Inside, what goes wrong becomes one `RewardError` of the reward `name`, and models load whole."""
+    if is_missing_folder(path):
+        raise RewardError(f"Reward '{name}': cannot load '{path}': there is no such folder.")
     try:
         with _whole_weights():
             yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, RewardError):
+    except RewardError:
+        raise
+    except Exception as error:  # half a file fails in many ways: SafetensorError, KeyError, tokenizers' own, …
+        if "out of memory" in str(error):
             raise
         kind = "" if os.path.isdir(path) else " (no such folder, and no model of that name in the cache or on the hub)"
-        raise RewardError(f"Reward '{name}': cannot load '{path}'{kind}: {str(error).splitlines()[0]}") from error
+        raise RewardError(f"Reward '{name}': cannot load '{path}'{kind}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it comes with Python code of its own, and a reward never runs that (no trust_remote_code)."
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def load_options(dtype: str) -> dict[str, Any]:
@@ -148,7 +167,17 @@ def load_options(dtype: str) -> dict[str, Any]:
 def adapter_config(path: str) -> dict[str, Any] | None:
     """The configuration of the adapter at `path`; None where there is no adapter."""
     file = find_adapter_config_file(path)
-    return None if file is None else json.loads(Path(file).read_text("utf-8"))
+    if file is None:
+        return None
+    try:
+        config = json.loads(Path(file).read_text("utf-8"))
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deeply") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no settings of an adapter")
+    if problem := adapter_problem(config):
+        raise ValueError(f"the adapter {problem}")
+    return config
 
 
 def load_adapter(
@@ -157,13 +186,19 @@ def load_adapter(
     """The adapter at `path` on its base, in evaluation mode on the CPU, and its tokenizer (else that of the base)."""
     from peft import PeftModel
 
-    base = config["base_model_name_or_path"]
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise RewardError(f"Reward '{name}': the adapter '{path}' names no base model (base_model_name_or_path).")
+    if cached_file(path, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False) is None:
+        raise RewardError(f"Reward '{name}': '{path}' has no {ADAPTER_WEIGHTS}; a pickle is never read.")
     try:
+        if is_missing_folder(base):
+            raise OSError("there is no such folder")
         model = model_class.from_pretrained(base, revision=config.get("revision"), **options)
     except OSError as error:
         raise RewardError(
             f"Reward '{name}': the adapter '{path}' stands on the base '{base}', which cannot be loaded from "
-            f"{os.getcwd()}: {str(error).splitlines()[0]}"
+            f"{os.getcwd()}: {_first_line(error)}"
         ) from error
     has_tokenizer = cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is not None
     tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base, trust_remote_code=False)

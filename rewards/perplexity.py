@@ -121,9 +121,7 @@ class Perplexity(ModelBased):
         if not prompt or self._tokenizer.chat_template is None:
             return "".join(text_of([message]) + "\n" for message in prompt), True
         begun = prompt[-1].get("role") == "assistant"  # the completion goes on with the prompt's last message
-        text = self._tokenizer.apply_chat_template(
-            prompt, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
-        )
+        text = self._rendered(prompt, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun)
         return text, False
 
     def _ids(self, text: str, special: bool) -> list[int]:

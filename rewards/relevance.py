@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .base import Reward, number
+from .foreign import pickle_in
 from .overlap import references_of
 from .text import text_of
 
@@ -87,6 +89,8 @@ class Relevance(Reward):
         return self._model
 
     def _load(self) -> Any:
+        if os.path.isdir(self.path) and (pickled := pickle_in(Path(self.path))):
+            raise self.error(f"'{self.path}' has weights in a pickle ({pickled}), which is never read.")
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:

@@ -223,7 +223,7 @@ def test_a_narrow_terminal_has_the_answers_below_each_other(loaded):
 # ------------------------------------------------------------ conversations
 def test_a_conversation_is_kept_for_each_speaker(tmp_path, tiny_model_folder, monkeypatch):
     rows = [{"prompt": [{"role": "user", "content": f"say {w}"}], "facts": [w]} for w in ("red", "blue")]
-    run = load_run(str(make_run(tmp_path, tiny_model_folder, rows, rewards=[{"name": "test_chat:roles"}])))
+    run = load_run(str(make_run(tmp_path, tiny_model_folder, rows, rewards=[{"name": "test_chat:roles"}])), True)
     assert run.conversational and run.tokenizer.chat_template == CHAT_TEMPLATE
     made, heard = talk_to(run, temperature=0.0), []
     ask = chat.answer
@@ -261,7 +261,7 @@ def broken(prompts, completions, secret, **columns):
 # ------------------------------------------------------------ other runs
 def test_rewards_of_ones_own_may_be_async_or_miss_their_columns(tmp_path, tiny_model_folder):
     rewards = [{"name": "test_chat:later"}, {"name": "test_chat:broken"}]
-    made = talk_to(load_run(str(make_run(tmp_path, tiny_model_folder, rewards=rewards))))
+    made = talk_to(load_run(str(make_run(tmp_path, tiny_model_folder, rewards=rewards)), own_code=True))
     lines = made.hear("hello")
     assert next(line.split()[1::2] for line in lines if line.startswith("later")) == ["2.000"] * 3
     assert next(line.split()[1::2] for line in lines if line.startswith("broken")) == ["-"] * 3
@@ -301,7 +301,7 @@ def test_what_is_no_run_is_refused_by_name(tmp_path, tiny_model_folder):
     with pytest.raises(UserError, match="holds no LoRA adapter: the run has not finished"):
         load_run(str(folder))
     (folder / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="config.yaml cannot be read"):
+    with pytest.raises(UserError, match="config.yaml, line 1 is not valid YAML"):
         load_run(str(folder))
 
 
@@ -390,7 +390,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(loaded, monkeypatch, capsys):
             signal.raise_signal(signal.SIGINT)
         return [[2]]
 
-    monkeypatch.setattr(chat, "load_run", lambda path: loaded)
+    monkeypatch.setattr(chat, "load_run", lambda path, own_code: loaded)
     monkeypatch.setattr(speakers.evaluation, "complete", slow)
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
     chat.main(["x"])

@@ -174,7 +174,7 @@ def test_a_folder_without_results_is_an_error(tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl"):
         write_report(tmp_path)
     ppo = make_run(tmp_path)
-    (ppo / "samples.jsonl").write_text('{"prompt": 1}\n{"pro', "utf-8")
+    (ppo / "samples.jsonl").write_text('{"prompt": "1"}\n{"pro', "utf-8")
     with pytest.raises(UserError, match="samples.jsonl, line 2"):
         write_report(ppo)
 

@@ -191,7 +191,7 @@ def test_the_command(tmp_path, capsys):
 
 def test_a_broken_config_is_one_sentence(tmp_path):
     (make_run(tmp_path / "a") / "config.yaml").write_text("a: [1,\nb: }", "utf-8")
-    with pytest.raises(UserError, match="config.yaml is not YAML") as error:
+    with pytest.raises(UserError, match="config.yaml, line 2 is not valid YAML") as error:
         read_run(tmp_path / "a")
     assert "\n" not in str(error.value)
 

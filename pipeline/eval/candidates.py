@@ -97,9 +97,8 @@ def _add_adapter(model: PeftModel, adapter: str, name: str) -> None:
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         try:
             model.load_adapter(adapter, adapter_name=name)
-        except (RuntimeError, ValueError, UserWarning) as error:
-            first = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"adapter {adapter} does not fit its base {model.name_or_path}: {first}") from None
+        except Exception as error:  # half a file fails in many ways
+            raise models.does_not_fit(adapter, model, error) from None
 
 
 @contextmanager

@@ -2,30 +2,20 @@
 
 import json
 import logging
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from pipeline.errors import UserError
+from pipeline.redaction import redact
 
 NO_ANSWER = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 BUSY = (408, 429, 500, 502, 503, 504)
 MOVED = (409, 412)  # the branch is no longer where it was when we looked
 LATER = "run the same command again later: what has arrived is not sent again"
-
-
-def redact(text: str, *secrets: str | None) -> str:
-    """`text` with every access token struck out, those of the environment and of the login among them."""
-    for secret in (*secrets, get_token(), os.environ.get("HF_TOKEN")):
-        if secret:
-            text = text.replace(secret, "***")
-    text = re.sub(r"\bhf_\w{4,}", "***", text)
-    return re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',;]+", r"\1 ***", text)
 
 
 class _Redacting(logging.Filter):

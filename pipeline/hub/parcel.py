@@ -12,10 +12,12 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
+from pipeline import shapes
 from pipeline.adapters import CRITIC
 from pipeline.card import write_card
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_CONFIG, check_safetensors, is_hub_name, read_json
+from pipeline.reading import checked, parse_json, parse_yaml, read_text, read_yaml
 from pipeline.run_folder import CONFIG, METRICS, SUMMARY
 
 CARD, REPORT = "README.md", "report.html"
@@ -111,7 +113,7 @@ def kind_of(folder: Path) -> str:
         raise UserError(f"{folder / ADAPTER_CONFIG} has the task_type {task}; it must be one of {', '.join(KINDS)}")
     if (folder / "config.json").is_file():
         classes = read_json(folder / "config.json").get("architectures") or [""]
-        return "reward" if classes[0].endswith("ForSequenceClassification") else "policy"
+        return "reward" if str(classes[0]).endswith("ForSequenceClassification") else "policy"
     raise UserError(
         f"run: {folder} holds no result: neither {ADAPTER_CONFIG} nor config.json is in it; give a finished run"
     )
@@ -146,14 +148,14 @@ def _check_readable(path: Path) -> None:
         with safe_open(path, "pt") as file:
             file.keys()
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}): save it again") from None
+        raise UserError(f"{path} is not a whole safetensors file ({str(error)[:200]}): save it again") from None
 
 
 def _reward_folders(run: Path) -> list[Path]:
     """Folders of the reward models that this project trained and that the run learned from, by its config.yaml."""
     if not (run / CONFIG).is_file():
         return []
-    rewards = (yaml.safe_load((run / CONFIG).read_text("utf-8")) or {}).get("rewards") or []
+    rewards = checked(read_yaml(run / CONFIG), shapes.CONFIG, str(run / CONFIG)).get("rewards") or []
     folders = []
     for path in _paths_of_learned(rewards):
         folder = _find(path, run)
@@ -204,15 +206,12 @@ def _point_at_base(files: dict[str, Path | bytes], folder: Path, base_model: str
 def _without_local_paths(path: Path) -> bytes | None:
     """The file's content without absolute paths, each cut to its last part; None when the file can go as it is."""
     if path.name in (CONFIG, SUMMARY):
-        read, write, everywhere = yaml.safe_load, _yaml if path.name == CONFIG else _json, True
+        read, write, everywhere = parse_yaml, _yaml if path.name == CONFIG else _json, True
     elif path.suffix == ".json" and path.name in (*MODEL, "tokenizer_config.json"):
-        read, write, everywhere = json.loads, _json, False
+        read, write, everywhere = parse_json, _json, False
     else:
         return None
-    try:
-        found = read(path.read_text("utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}): it may be half written") from None
+    found = read(read_text(path), str(path))
     cleaned = _cut_paths(found, everywhere)
     return None if cleaned == found else write(cleaned)
 

@@ -105,13 +105,18 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in value)
+        and all(
+            isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role"), str) for m in value
+        )
     )
 
 
 def _parse(found: dict[str, Any], path: Path) -> Pairs:
     try:
         pairs = [Pair(**pair) for pair in found["pairs"]]
-        return Pairs(tuple(found["columns"]), int(found["seed"]), int(found["identical"]), pairs)
-    except (KeyError, TypeError, ValueError):
+        columns = tuple(found["columns"])
+        if not all(_is_text(text) for pair in pairs for text in pair) or not all(isinstance(x, str) for x in columns):
+            raise ValueError
+        return Pairs(columns, int(found["seed"]), int(found["identical"]), pairs)
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{path} is not a list of pairs that `make judge` wrote: give another --output_dir") from None

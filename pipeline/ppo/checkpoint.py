@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.adapters import CRITIC, POLICY
 from pipeline.errors import UserError
+from pipeline.reading import read_json
 from rewards.mixture import load_state, state_of
 
 STATE = "ppo_state.json"
 _POLICY_WEIGHTS = "adapter_model.safetensors"
+_SHAPE = {"kl_coef": float, "baseline": (float, None), "rewards": {str: dict}}
 
 
 def save(trainer, folder: Path) -> None:
@@ -61,7 +63,7 @@ def load(trainer, folder: Path) -> None:
     """
     if not (folder / STATE).exists():
         raise UserError(f"{folder} is not a complete checkpoint of PPO: {STATE} is missing. Give an earlier one.")
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    state = read_json(folder / STATE, _SHAPE)
     trainer.kl_coef = state["kl_coef"]
     if trainer.baseline is not None:
         trainer.baseline.state = state["baseline"]

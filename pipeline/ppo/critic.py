@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.adapters import CRITIC, use_adapter
 from pipeline.errors import UserError
+from pipeline.folders import check_safetensors
+from pipeline.models import read_weights
 from pipeline.ppo.trunk import Trunk
 
 HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
@@ -116,9 +118,11 @@ class Critic:
 
     def load_weights(self, folder: Path) -> None:
         """Puts the weights of a critic saved with `save` back, for resuming."""
-        self._set_weights(load_file(folder / _WEIGHTS), folder)
+        self._set_weights(read_weights(folder / _WEIGHTS), folder)
 
     def _load(self, folder: Path) -> None:
+        if (folder / "adapter_config.json").is_file():
+            check_safetensors(folder, "adapter")
         if not (folder / "adapter_config.json").exists() or not (folder / _WEIGHTS).exists():
             raise UserError(
                 f"critic_path is {folder}, but there is no LoRA adapter (adapter_config.json and {_WEIGHTS}) in it. "
@@ -127,7 +131,7 @@ class Critic:
         config = PeftConfig.from_pretrained(str(folder))
         config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", None, False
         self.model.add_adapter(CRITIC, config)
-        self._set_weights(load_file(folder / _WEIGHTS), folder)
+        self._set_weights(read_weights(folder / _WEIGHTS), folder)
 
     def _set_weights(self, weights: dict[str, Tensor], folder: Path) -> None:
         head = {key.removeprefix(HEAD): weights.pop(key) for key in list(weights) if key.startswith(HEAD)}

@@ -15,6 +15,7 @@ from trl import GRPOTrainer
 
 from pipeline.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only, use_adapter
 from pipeline.attention import use_short_rows
+from pipeline.checkpoint_reading import from_checkpoint
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.lean import lean
@@ -471,6 +472,7 @@ class PPOTrainer(OwnLoop, ResumableRollouts, PushesResults, GRPOTrainer):
         checkpoint.load(self, folder)
         super().load_rest(folder)
 
+    @from_checkpoint("its weights")
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         # not through PEFT's load_adapter, which would change which adapters learn and which one speaks
         checkpoint.load_adapters(self, Path(resume_from_checkpoint))

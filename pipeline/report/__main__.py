@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.report.page import write_comparison, write_report
+from pipeline.visible import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,9 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         several = len({run.absolute() for run in args.runs}) > 1
-        print(write_comparison(args.runs, args.out) if several else write_report(args.runs[0], args.out))
+        page = write_comparison(args.runs, args.out) if several else write_report(args.runs[0], args.out)
+        print(visible(str(page)))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     return 0
 

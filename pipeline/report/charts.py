@@ -69,10 +69,13 @@ def chart(paint: Callable[..., None], salt: str, panels: int = 1, height: float 
             axes.xaxis.label.set_color(INK)
             axes.yaxis.label.set_color(INK)
             axes.yaxis.set_major_locator(MaxNLocator(4))
-        paint(*all_axes)
-        for axes in all_axes:
-            axes.ticklabel_format(axis="both", useOffset=False, scilimits=(-4, 5))
-        return _svg(figure)
+        try:
+            paint(*all_axes)
+            for axes in all_axes:
+                axes.ticklabel_format(axis="both", useOffset=False, scilimits=(-4, 5))
+            return _svg(figure)
+        except (ValueError, ArithmeticError):  # matplotlib, of numbers near the ends of what a float can hold
+            return Markup("<p>These numbers are too large or too small to be drawn.</p>")
 
 
 def curves(lines: dict[int, Line], salt: str) -> Markup:

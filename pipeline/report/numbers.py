@@ -1,11 +1,12 @@
 """Figures as people write them."""
 
-import math
 from typing import Any
+
+LARGEST = 1e100  # beyond it squares overflow; no figure of a run is near it
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def number(value: Any, decimals: int | None = None) -> str:

@@ -4,7 +4,6 @@ Reads what the reward-model stage leaves: `summary.json` (the calibration over a
 (the pairs with their scores, up to 500).
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib.ticker import MultipleLocator
 
-from pipeline.errors import UserError
+from pipeline import shapes
+from pipeline.reading import read_json, read_lines
 from pipeline.report.charts import COLORS, INK, chart
+from pipeline.report.numbers import is_number
 from pipeline.run_folder import SUMMARY
 from rewards.text import text_of
 
@@ -50,14 +51,14 @@ def reward_model_section(run_dir: str | Path) -> dict[str, Any] | None:
     if not pairs:
         return None
     margins = [margin(pair) for pair in pairs]
-    summary = _summary(folder / SUMMARY)
+    summary = read_json(folder / SUMMARY, shapes.SUMMARY) if (folder / SUMMARY).is_file() else {}
     calibration, by_margin = calibration_points(summary.get("calibration_bins") or []), margin_points(margins)
-    wrong = mistakes(pairs)
+    wrong, accuracy = mistakes(pairs), summary.get("accuracy")
     return {
         "folder": folder.name,
         "pairs": len(pairs),
         "heldout_pairs": summary.get("heldout_pairs", len(pairs)),
-        "accuracy": summary.get("accuracy", sum(map(rightness, margins)) / len(pairs)),
+        "accuracy": accuracy if is_number(accuracy) else sum(map(rightness, margins)) / len(pairs),
         "calibration_error": summary.get("calibration_error"),
         "calibration": calibration,
         "calibration_svg": draw(calibration, "reward-model-calibration", ideal=True) if calibration else None,
@@ -69,17 +70,9 @@ def reward_model_section(run_dir: str | Path) -> dict[str, Any] | None:
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            pair = json.loads(line)
-            margin(pair)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number} is not a pair with its scores: run the stage again") from error
-        rows.append(pair)
-    return rows
+    """The pairs that have finite scores; the others say nothing of their order."""
+    rows = read_lines(path, shapes.PAIR)
+    return [row for row in rows if is_number(row["score_chosen"]) and is_number(row["score_rejected"])]
 
 
 def margin(pair: dict[str, Any]) -> float:
@@ -102,7 +95,7 @@ def calibration_points(bins: Sequence[dict[str, Any]]) -> list[Point]:
     return [
         Point(b["confidence"], b["accuracy"], b["pairs"], f"{100 * b['from']:.0f}–{100 * b['to']:.0f} %")
         for b in bins
-        if b["pairs"]
+        if b["pairs"] and is_number(b.get("confidence")) and is_number(b.get("accuracy"))
     ]
 
 
@@ -140,15 +133,6 @@ def draw(points: Sequence[Point], salt: str, ideal: bool = False) -> Markup:
         axes.set_ylim(min(0.45, *(y - e - 0.03 for y, e in zip(ys, errors, strict=True))), 1.03)
 
     return chart(paint, salt, height=2.5)
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def _show(pair: dict[str, Any]) -> dict[str, Any]:

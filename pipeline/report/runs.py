@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from pipeline import shapes
 from pipeline.errors import UserError
+from pipeline.reading import checked, read_json, read_text, read_yaml
 from pipeline.run_folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics
 from pipeline.worlds import lower_is_better
 
@@ -62,18 +62,13 @@ def read_run(folder: str | Path, needed: bool = False) -> Run:
     if (folder / METRICS).is_file():
         rows = read_metrics(folder)
     if (folder / SUMMARY).is_file():
-        try:
-            summary = json.loads((folder / SUMMARY).read_text("utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{folder / SUMMARY} is not JSON: {error}") from error
+        summary = read_json(folder / SUMMARY, shapes.SUMMARY)
     if needed and not rows and not summary:
         raise UserError(f"{folder} has no {METRICS} and no {SUMMARY}: give the output folder of a finished stage")
-    config = (folder / CONFIG).read_text("utf-8") if (folder / CONFIG).is_file() else ""
-    try:
-        settings = yaml.safe_load(config)
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder / CONFIG} is not YAML: {' '.join(str(error).split())}") from error
-    settings = settings if isinstance(settings, dict) else {}
+    config, settings = "", {}
+    if (folder / CONFIG).is_file():
+        config = read_text(folder / CONFIG)
+        settings = checked(read_yaml(folder / CONFIG), shapes.CONFIG, str(folder / CONFIG))
     return Run(Path(os.path.abspath(folder)), rows + exam_points(exams), exams, summary, config, settings)
 
 
@@ -92,20 +87,6 @@ def flatten(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
             yield from flatten(item, f"{prefix}{key}/")
         elif not isinstance(item, list):
             yield f"{prefix}{key}", item
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; none when there is no file."""
-    rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    with path.open(encoding="utf-8") as file:
-        for line_number, line in enumerate(file, start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {line_number} is not JSON: {error.msg}") from error
-    return rows
 
 
 def contestants(runs: Sequence[Run]) -> list[Contestant]:

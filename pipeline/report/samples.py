@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import escape
 
+from pipeline import shapes
+from pipeline.reading import read_lines
 from pipeline.report import charts
 from pipeline.report.numbers import arrow, is_number, number
-from pipeline.report.runs import read_jsonl
 
 SAMPLES = "samples.jsonl"
 MAX_SAMPLES = 200
@@ -23,9 +24,10 @@ Rows = Sequence[dict[str, Any]]
 
 def read_samples(run_dir: Path) -> list[dict[str, Any]]:
     """All rows of samples.jsonl, each with its scores as dicts."""
+    path = run_dir / SAMPLES
     return [
         row | {which: row.get(which) or {} for which in ("scores_before", "scores_after")}
-        for row in read_jsonl(run_dir / SAMPLES)
+        for row in (read_lines(path, shapes.SAMPLE) if path.is_file() else [])
     ]
 
 

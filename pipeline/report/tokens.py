@@ -4,14 +4,15 @@ Every number of a token goes into the page once, as text; the color of each chan
 in a CSS variable, so that the page switches between channels without a script.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline import shapes
 from pipeline.errors import UserError
+from pipeline.reading import read_json, read_lines
 from rewards.text import text_of
 
 # The names of pipeline/explain.py, which would bring torch and TRL with it.
@@ -112,12 +113,7 @@ def level(x: float, center: float, largest: float) -> int:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        # not splitlines, which also splits at characters that JSON leaves as they are
-        for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
-            if line.strip():
-                rows.append(_parse(line, f"{path}, line {number}"))
+    rows = read_lines(path, shapes.TOKENS) if path.is_file() else []
     for row in rows:
         if any(row.get(name) is not None and len(row[name]) != len(row["tokens"]) for name in NUMBERS):
             raise UserError(f"{path} has not one number for each token: run the stage again")
@@ -128,18 +124,11 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 def _read_shifts(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    shifts = _parse(path.read_text("utf-8"), str(path))
+    shifts = read_json(path, shapes.SHIFTS)
     for entry in shifts["gains"] + shifts["losses"]:
         entry["shown"] = visible(entry["token"])
         entry["example"]["context"] = entry["example"]["context"].lstrip()
     return shifts
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error.msg}") from error
 
 
 def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -90,9 +90,12 @@ _ALIKE = (
 
 
 def wordings(meaning: Meaning) -> list[str]:
-    """One entry for each value of `meaning`: its wordings joined by "|"; a placeholder for a name."""
+    """One entry for each value of `meaning`: its wordings joined by "|"; a placeholder for a name.
+
+    A value that the data does not know is its own wording.
+    """
     return [
-        {"name": NAME, "near": NEAR}.get(slot) or "|".join(KEYWORDS[slot][value])
+        {"name": NAME, "near": NEAR}.get(slot) or "|".join(KEYWORDS[slot].get(value, (value,)))
         for slot, values in meaning.items()
         for value in values
     ]

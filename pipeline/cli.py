@@ -1,6 +1,7 @@
 """From a YAML file and flags to checked settings, and from a user's error to one clear line."""
 
 import difflib
+import math
 import os
 import sys
 import textwrap
@@ -9,12 +10,14 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
 from trl import TrlParser
 
+from pipeline import mishaps
 from pipeline.errors import UserError
 from pipeline.reading import parse_yaml
 from pipeline.redaction import is_secret, print_redacted, redact
@@ -87,7 +90,8 @@ def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:
 def launch(main: Callable[[], Any]) -> None:
     """Runs `main()` with the libraries kept quiet.
 
-    An error that the user can mend becomes one line and exit code 2; `--debug` shows the trace.
+    An error that the user can mend becomes one line and exit code 2; `--debug` shows the trace. Anything else is a bug
+    of ours and keeps its trace.
     """
     quiet()
     sys.excepthook = print_redacted
@@ -105,11 +109,12 @@ def launch(main: Callable[[], Any]) -> None:
             print(f"\n{farewell()}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(130)  # at once: the others may be waiting in the middle of a step
-    except ValueError as error:
-        if "--debug" in sys.argv or not _is_ours(error):
+    except Exception as error:
+        sentence = mishaps.in_words(error)
+        if "--debug" in sys.argv or sentence is None:
             raise
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {visible(redact(str(error)))}", file=sys.stderr)
+        if _speaks_for_all():
+            print(f"error: {visible(redact(sentence))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -120,12 +125,12 @@ def _leave_together() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _is_ours(error: ValueError) -> bool:
-    if isinstance(error, UserError):
-        return True
-    from rewards.base import RewardError
-
-    return isinstance(error, RewardError)
+def _speaks_for_all() -> bool:
+    """Whether this process prints the error: the first one that failed, or before they know of each other rank 0."""
+    dist = torch.distributed
+    if dist.is_available() and dist.is_initialized():
+        return dist.distributed_c10d._get_default_store().add("plumbline_error", 1) == 1
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def flow_mapping(text: str | dict) -> dict:
@@ -172,12 +177,12 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
+        text = Path(path).read_bytes().decode("utf-8-sig")  # whole, so that an error knows its line
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not valid YAML: it is not UTF-8 text") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line} is not UTF-8 text: save the file as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: no path at all
         raise UserError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     found = parse_yaml(text, path, _Loader)
@@ -197,7 +202,10 @@ def _checked(found: dict[str, Any], dataclasses: Iterable[type], path: str) -> d
             raise UserError(f"{path}: no such setting {_short(str(key))}{_near(str(key)[:100], names)}")
         hint = hints[key]
         if _list_of_mappings(hint) and isinstance(value, list):
-            value = found[key] = [flow_mapping(item) for item in value]
+            try:
+                value = found[key] = [flow_mapping(item) for item in value]
+            except UserError as error:
+                raise UserError(f"{path}: {key}: {error}") from None
         if not _fits(value, hint):
             hint_text = _describe(hint)
             extra = " (put words such as no, off, yes, on in quotes)" if isinstance(value, bool) else ""
@@ -216,14 +224,28 @@ def _near(key: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 def _build(kind: type, values: dict[str, Any], where: str) -> Any:
+    given = {field.name: values[field.name] for field in fields(kind) if field.init}
+    _check_values(given, get_type_hints(kind), where)
     try:
-        return kind(**{field.name: values[field.name] for field in fields(kind) if field.init})
+        return kind(**given)
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     except Exception as error:
         # TRL and transformers refuse some combinations in words of their own, by errors of any kind.
         what = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
-        raise UserError(f"{where}{what}{_short(' '.join(str(error).split()), 1000)}") from error
+        raise UserError(f"{where}{what}{_short(' '.join(str(error).split()), 400)}") from error
+
+
+def _check_values(given: dict[str, Any], hints: dict[str, Any], where: str) -> None:
+    """What neither YAML nor argparse looks at: words that only a library would refuse, in a list of 800 characters."""
+    for key, value in given.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{where}{key} is nan: give a number")
+        parts = get_args(hints[key]) if _is_union(hints[key]) else [hints[key]]
+        choices = [item.value for part in parts if isinstance(part, type) and issubclass(part, Enum) for item in part]
+        if choices and isinstance(value, str) and not isinstance(value, Enum) and value not in choices:
+            some = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+            raise UserError(f"{where}{key} is {_short(repr(value))}{_near(value[:100], choices)} (there are {some})")
 
 
 def _short(text: str, longest: int = 200) -> str:

@@ -3,6 +3,7 @@
 Every check names the setting that is wrong. YAML values bypass argparse's `choices`, so the checks live here.
 """
 
+import os
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -124,6 +125,16 @@ class DataArguments:
         )
 
 
+def _gpu_asked_for() -> str | None:
+    """By what the environment asks for a GPU; an accelerate file such as gpu.yaml or gpus.yaml comes as that."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if devices not in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES is {devices}"
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
+    return f"mixed_precision is {precision} in the accelerate file" if precision != "no" and not on_cpu else None
+
+
 @dataclass
 class StageDefaults:
     """Our defaults for what every TRL config has. Put it before TRL's class: `class C(StageDefaults, SFTConfig)`."""
@@ -155,10 +166,19 @@ class StageDefaults:
         check(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "a number above 0")
         for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 up")
+        check(self.dataloader_num_workers >= 0, "dataloader_num_workers", self.dataloader_num_workers, "0 or more")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
         self.report_to = trackers.asked_for(self.report_to)
+        self.output_dir = self.output_dir or ""  # of None transformers makes a folder `trainer_output`
         if self.trackio_static_space_id is None:
             self.trackio_static_space_id = False  # else a push of the model would publish trackio's log as well
         gpu = torch.cuda.is_available() and not self.use_cpu
+        check(gpu or not self.fp16, "fp16", True, "it needs a GPU, which this run has not; leave it out")
+        if not self.use_cpu and (asked := _gpu_asked_for()) and not torch.accelerator.is_available():
+            raise UserError(
+                f"a GPU was asked for ({asked}), but torch finds none on this machine: see nvidia-smi, or give "
+                "--use_cpu"
+            )
         if self.bf16 is None:
             # TRL takes bf16 whenever fp16 is off, also on a CPU, where it is slow and less exact.
             self.bf16 = gpu and torch.cuda.is_bf16_supported() and not self.fp16

@@ -129,6 +129,12 @@ def _check_types(row: dict[str, Any], wanted: tuple[str, ...], where: str) -> No
             forms[column] = "text" if value is not None else None
         elif isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
             forms[column] = "messages"
+            for message in value:
+                if not isinstance(message["role"], str) or not isinstance(message["content"], str | list | None):
+                    raise UserError(
+                        f"{where}: {column} has a message whose role or content is no text: "
+                        f"{_short(str(message), 100)}; wants text in both"
+                    )
         else:
             raise UserError(
                 f"{where}: {column} is {type(value).__name__}, but wants text or messages "
@@ -258,8 +264,12 @@ def render(row: dict[str, Any], kind: str, tokenizer: PreTrainedTokenizerBase) -
             try:
                 return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
             except Exception as error:  # a template is a program: it may fail in any way
+                roles = ", ".join(message["role"] for message in messages)
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
-                raise UserError(f"the tokenizer's chat template cannot show these messages: {reason}") from None
+                raise UserError(
+                    f"the tokenizer's chat template does not take these messages ({roles[:200]}): {reason}; "
+                    "change the messages, or set chat_template_path"
+                ) from None
         text = "".join(parts)
         return text if not answer or text.endswith(eos) else text + eos
 
@@ -290,8 +300,11 @@ def explain(
     tell(f"{name}: {len(train):,} rows, {held}; columns {', '.join(train.column_names)}")
     some = train.select(range(min(MEASURED, len(train))))
     lengths = []
-    for row in some:
-        texts = render(row, kind, tokenizer)
+    for number, row in enumerate(some, start=1):
+        try:
+            texts = render(row, kind, tokenizer)
+        except UserError as error:
+            raise UserError(f"dataset {name}, row {number}: {error}") from None
         plain = not isinstance(row.get("prompt", row.get("chosen", row.get("messages", ""))), list)
         ids = tokenizer(texts, add_special_tokens=plain)["input_ids"]
         lengths.append(max(map(len, ids)))
@@ -302,7 +315,10 @@ def explain(
         fate = {"sft": "cut", "preference": "dropped", "prompts": "longer"}[kind]
         line += f"; longer than max_length {max_length}: {over:,} {fate}"
         if over == len(lengths) and kind == "preference":
-            raise UserError(f"every pair is longer than max_length {max_length} (the shortest has {ranked[0]} tokens)")
+            raise UserError(
+                f"dataset {name}: every pair is longer than max_length {max_length} (the shortest has {ranked[0]} "
+                "tokens): raise it"
+            )
     tell(line + (f" (of the first {len(some):,} rows)" if len(some) < len(train) else ""))
     labels = ["chosen", "rejected"] if kind == "preference" else ["text"]
     for number, row in enumerate(train.select(range(min(2, len(train)))), start=1):

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from trl import is_conversational
 
 from pipeline.metrics import load_metric
+from rewards.asking import asked
 
 LOGITS = 2**26  # so many logits at once at most: 50 completions of 128 tokens over 150,000 words would be 2**30
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")
@@ -62,7 +63,7 @@ def judge(
     completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
     columns = {key: [row[key] for row in rows] for key in rows[0] if key not in _NOT_COLUMNS}
     scores = {
-        name: list(reward(prompts=prompts, completions=completions, completion_ids=ids, **columns))
+        name: asked(reward, name)(prompts, completions, completion_ids=ids, **columns)
         for name, reward in rewards.items()
     }
     if referee is not None:

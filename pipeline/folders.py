@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 from pipeline import reading, shapes
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
@@ -40,6 +42,7 @@ def resolve_stage(path: str, revision: str | None = None) -> Stage:
             return Stage(_find_base(base, folder), path)
         if not (folder / "config.json").is_file():
             raise UserError(f"{path} holds no model: neither config.json nor {ADAPTER_CONFIG} is in it")
+        read_json(folder / "config.json")
         check_safetensors(folder, "model")
         return Stage(path, None)
     if folder.is_file():
@@ -96,13 +99,17 @@ def is_hub_name(path: str) -> bool:
 
 
 def check_safetensors(folder: Path, what: str) -> None:
-    """Raises `UserError` when the weights in `folder` are pickles, or missing; or when its adapter is none to load."""
+    """Raises `UserError` when the weights in `folder` are pickles, missing, or cut off; or when its adapter is none to
+    load."""
     if (folder / ADAPTER_CONFIG).is_file():
         if problem := adapter_problem(read_json(folder / ADAPTER_CONFIG)):
             raise UserError(f"{folder / ADAPTER_CONFIG} {problem}: give a LoRA adapter")
         if (folder / ADAPTER_WEIGHTS).is_file():
+            check_whole(folder / ADAPTER_WEIGHTS)
             return
-    elif any(folder.glob("*.safetensors")):
+    elif files := sorted(folder.glob("*.safetensors")):
+        for file in files:
+            check_whole(file)
         return
     pickles = sorted(
         file.name for file in folder.iterdir() if file.suffix in PICKLES and "training_args" not in file.name
@@ -113,6 +120,15 @@ def check_safetensors(folder: Path, what: str) -> None:
             "save it again as safetensors (model.save_pretrained does) and give that folder"
         )
     raise UserError(f"{folder} has no {what} weights: there is no .safetensors file of them in it")
+
+
+def check_whole(file: Path) -> None:
+    """Raises `UserError` when a safetensors file is shorter than its header says, or none at all."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is cut off or spoilt ({error}): copy, download or make it again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from pipeline import models
+from pipeline import claim, models
 from pipeline.card import write_card
 from pipeline.config import DTYPES, ModelArguments, check, setting
 from pipeline.errors import UserError
@@ -57,6 +57,7 @@ class Merged(NamedTuple):
     difference: float
 
 
+@claim.ends_with
 def merge(args: MergeArguments) -> Merged:
     """Writes the whole model: weights in safetensors, tokenizer, generation config, card.
 

@@ -22,6 +22,7 @@ from peft import (
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -30,6 +31,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from pipeline.config import ModelArguments
@@ -105,22 +107,33 @@ def load_base(
         "use_safetensors": True,
         "quantization_config": quantization(args),
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # not ignored: refused below, in words
     }
     if options["quantization_config"] is not None and torch.cuda.is_available():
         options["device_map"] = {"": PartialState().local_process_index}
+    check_attention(args)
     with _readable(base, "model"):
         if for_ == "scores":
             with suppress_seqcls_warning():
-                model, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
+                model, found = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
             if not has_own_head(base):
-                info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("score.")}
                 init_score_head(model)
         elif for_ == "causal":
-            model, info = AutoModelForCausalLM.from_pretrained(base, **options)
+            model, found = AutoModelForCausalLM.from_pretrained(base, **options)
         else:
             raise ValueError(f"for_ must be 'causal' or 'scores', got {for_!r}")
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{base} is no whole model: {missing[0]} is not in its weights, and would be random")
+    if odd := sorted(found["mismatched_keys"]):
+        name, saved, wanted = odd[0]
+        raise UserError(
+            f"{base}: {name} has the shape {list(saved)} in its safetensors, but {list(wanted)} by its config.json: "
+            "the two files do not belong together"
+        )
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith("score.")):
+        raise UserError(
+            f"{base}: {len(missing)} weights are missing in its safetensors ({missing[0]}), which would be random: "
+            "copy, download or make the model again"
+        )
+    check_targets(model, args)
     never_repack(model)
     if tokenizer is not None:
         rows = model.get_input_embeddings().weight.shape[0]
@@ -128,6 +141,28 @@ def load_base(
             raise UserError(f"{base}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings")
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def check_attention(args: ModelArguments) -> None:
+    """Raises `UserError` when the asked for attention needs a package that is not here."""
+    there = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    if args.attn_implementation in there and not there[args.attn_implementation]():
+        raise UserError(
+            f"attn_implementation: {args.attn_implementation} needs a GPU and the package flash-attn, which are not "
+            "both here: leave it out, or take sdpa"
+        )
+
+
+def check_targets(model: PreTrainedModel, args: ModelArguments) -> None:
+    """Raises `UserError` when one of `lora_target_modules` is no module of the model."""
+    names = [name for name, _ in model.named_modules()]
+    for target in args.lora_target_modules if args.use_peft else []:
+        if target != "all-linear" and not any(name == target or name.endswith(f".{target}") for name in names):
+            linear = sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+            raise UserError(
+                f"lora_target_modules: {model.name_or_path} has no module {target}; its linear ones are "
+                f"{', '.join(linear)}, or give all-linear"
+            )
 
 
 def has_own_head(base: str) -> bool:
@@ -214,7 +249,7 @@ def does_not_fit(adapter: str, model: PreTrainedModel, error: Exception) -> Exce
     """What to raise when `adapter` could not be put on `model`."""
     if "out of memory" in str(error):
         return error
-    last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
+    last = _shortened((str(error).strip().splitlines() or [type(error).__name__])[-1])
     return UserError(f"adapter {adapter} does not fit its base {model.name_or_path}, or is damaged: {last}")
 
 
@@ -301,8 +336,16 @@ def _readable(path: str, what: str):
     except Exception as error:  # half a file fails in many ways: SafetensorError, TypeError, tokenizers' own, …
         if "out of memory" in str(error):
             raise
-        first = " ".join(str(error).split()) or type(error).__name__
-        if "trust_remote_code" in first:
-            first = "it comes with Python code, which is run only with trust_remote_code: true; read that code before"
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{path} brings Python code of its own (auto_map in its config.json), which runs only with "
+                "trust_remote_code: true: read that code first, or take another model"
+            ) from None
+        first = _shortened(str(error)) or type(error).__name__
         place = "in this folder" if Path(path).is_dir() else "as a folder here, and the Hub does not give it"
-        raise UserError(f"no usable {what} {path} {place}: {first[:300]}") from None
+        raise UserError(f"no usable {what} {path} {place}: {first}") from None
+
+
+def _shortened(text: str, limit: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,5 +1,6 @@
 """Rows from a file, a folder or the Hub, with an error that names file and line when something is broken."""
 
+import bisect
 import csv
 import gzip
 import io
@@ -62,7 +63,10 @@ def read_file(path: Path) -> Dataset:
         try:
             return Dataset(pyarrow.parquet.read_table(io.BytesIO(content)))
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"dataset {path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"dataset {path} is not a readable Parquet file: {reason}; copy or download it again"
+            ) from None
     text = _text(content, path)
     if suffix in (".csv", ".tsv"):
         rows = list(_csv_rows(text, path, "\t" if suffix == ".tsv" else ","))
@@ -92,12 +96,24 @@ def to_dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
                     "every row wants the same kind of value"
                 )
     for key in columns:
-        try:
-            Dataset.from_dict({key: [row.get(key) for row in rows]})
-        except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"dataset {name}: the values of column {key} do not fit one type ({first})") from None
+        values = [row.get(key) for row in rows]
+        if reason := _misfit(values):
+            # the longest beginning that fits: whatever begins with a misfit is one too
+            row = bisect.bisect_left(range(len(rows)), True, key=lambda last: bool(_misfit(values[: last + 1]))) + 1
+            raise UserError(
+                f"dataset {name}, row {row}: the values of column {key} do not fit one type ({reason}); every row "
+                "wants the same kind of value"
+            )
     raise UserError(f"dataset {name}: the rows do not fit one table")
+
+
+def _misfit(values: list[Any]) -> str | None:
+    """Why the values do not make one column, or None."""
+    try:
+        Dataset.from_dict({"column": values})
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _kind(value: Any) -> str:
@@ -113,9 +129,10 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except (gzip.BadGzipFile, EOFError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"dataset {path} cannot be read: {reason}") from None
+        whole = "; is the file whole? Copy or download it again" if path.suffix.lower() == ".gz" else ""
+        raise UserError(f"dataset {path} cannot be read: {reason}{whole}") from None
     except Exception as error:  # zlib.error has no public base class
-        raise UserError(f"dataset {path} cannot be unpacked: {error}") from None
+        raise UserError(f"dataset {path} cannot be unpacked: {error}; copy or download it again") from None
 
 
 def _text(content: bytes, path: Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardTrainer
 
-from pipeline import data, memory_report, models, terminal, trackers
+from pipeline import claim, data, memory_report, models, terminal, trackers
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.errors import UserError
@@ -36,6 +36,7 @@ class Reward(Resumable, PushesResults, RewardTrainer):
     """TRL's RewardTrainer, with our way of stopping and going on, and of pushing to the Hub."""
 
 
+@claim.ends_with
 def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStage) -> dict:
     """Runs the stage and returns the summary that it writes into `config.output_dir`.
 

@@ -11,21 +11,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import data, evaluation, explain, memory_report, models, terminal, trackers
+from pipeline import claim, data, evaluation, explain, memory_report, models, terminal, trackers
 from pipeline.adapters import POLICY
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, check
 from pipeline.errors import UserError
-from pipeline.exam import Exam, ExamCallback, RewardArguments
+from pipeline.exam import Exam, ExamCallback, RewardArguments, random_state_kept
 from pipeline.folders import resolve_model
+from pipeline.ppo.scorer import stands_on
 from pipeline.report import SAMPLES, write_report
 from pipeline.resume import open_run
 from pipeline.run_folder import RunFolder, say
-from pipeline.sft import check_context, origin
+from pipeline.sft import origin
 from pipeline.stopping import graceful
 from pipeline.terminal import visible
 from pipeline.worlds import referee as world_referee
-from rewards import WeightedReward, build_rewards
+from rewards import WeightedReward, build_rewards, prepare
 
 
 class Start(NamedTuple):
@@ -62,14 +63,27 @@ def load(
     folder, made_from = open_run(model_args, data_args, reward_args, config), origin(start, model_args)
     if folder.finished:
         return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from)
+    with random_state_kept():
+        prepare(reward for reward, _ in weighted if who != "PPO" or not stands_on(reward, start.base))
     model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
-    check_context(model, longest + config.max_completion_length, None)
+    _check_context(model, longest, config.max_completion_length)
     if start.adapter is not None:
         model = models.load_adapter(model, start.adapter, trainable=True)
     exam_rows = min(reward_args.eval_batch_size, reward_args.eval_samples)
-    memory_report.tell(memory_report.of_rollouts, model, model_args, config, longest, exam_rows)
+    shared = sum(who == "PPO" and stands_on(reward, start.base) for reward, _ in weighted)
+    memory_report.tell(memory_report.of_rollouts, model, model_args, config, longest, exam_rows, shared)
     peft_config = None if start.adapter else models.lora_config(model_args)
     return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
+
+
+def _check_context(model, longest: int, max_completion_length: int) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and longest + max_completion_length > context:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and max_completion_length is {max_completion_length}, together "
+            f"{longest + max_completion_length}, but the model's context is {context}: lower max_completion_length, "
+            "or leave long prompts out"
+        )
 
 
 def judge_train_judge(
@@ -106,7 +120,8 @@ def judge_train_judge(
         callback.write(before[0], kl=0.0)
     with terminal.show_progress(trainer, algorithm, config.sample_every), graceful(trainer, folder):
         trainer.train(resume_from_checkpoint=folder.checkpoint)
-    trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
+    with claim.all_or_nothing(folder.path):
+        trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
     after = exam.take(POLICY)
 
     summary = {}

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback
 
-from pipeline import __version__, shapes
+from pipeline import __version__, claim, shapes
 from pipeline.errors import UserError
 from pipeline.reading import read_lines
 from pipeline.redaction import is_secret
@@ -52,7 +52,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path | None, resume: bool = False) -> "RunFolder":
-        """Makes the folder, or raises `UserError` when there is something in it already (unless `resume`)."""
+        """Makes the folder and claims it for this run (see pipeline/claim.py).
+
+        Raises:
+            UserError: there is something in it already (unless `resume`), another run is writing to it, or nobody can.
+        """
         if not path:
             raise UserError("output_dir is not set: name the folder for the results, e.g. --output_dir runs/mine/sft")
         folder = cls(path)
@@ -65,17 +69,24 @@ class RunFolder:
     def _make(self, resume: bool) -> str | None:
         if self.path.exists() and not self.path.is_dir():
             return f"output_dir {self.path} is a file, not a folder: give another --output_dir"
-        if not resume and self.is_used():
-            go_on = ", or go on with it: --resume" if (self.path / UNFINISHED).exists() else ""
-            return (
-                f"output_dir {self.path} already holds results and is never overwritten: "
-                f"give another --output_dir, or remove or rename {self.path}{go_on}"
-            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if not claim.take(self.path):
+                return (
+                    f"output_dir {self.path} is in use, another run is writing to it: wait for its end, or give "
+                    "another --output_dir"
+                )
+            if not resume and self.is_used():
+                go_on = ", or go on with it: --resume" if (self.path / UNFINISHED).exists() else ""
+                return (
+                    f"output_dir {self.path} already holds results and is never overwritten: "
+                    f"give another --output_dir, or remove or rename {self.path}{go_on}"
+                )
             probe = self.path / f"{_PROBE}{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            try:
+                probe.write_bytes(b"." * 4096)  # a full disk takes the name, but not the content
+            finally:
+                probe.unlink(missing_ok=True)
         except OSError as error:
             return f"output_dir {self.path} cannot be written ({error.strerror}): give another --output_dir"
         return None
@@ -122,13 +133,14 @@ class RunFolder:
             write_aside(self.path / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
-class MetricsCallback(TrainerCallback):
+class MetricsCallback(claim.Trained):
     """Appends `{"step": …, "epoch": …, …}` to a JSON-lines file at each log, on the main process only.
 
     Args: silent: until training begins; what is measured before it stands in the file of a resumed run already.
     """
 
     def __init__(self, path: Path, silent: bool = False):
+        super().__init__(path.parent)
         self.path, self.silent = path, silent
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -194,8 +206,11 @@ def _plain(value: Any) -> Any:
 def write_aside(path: Path, text: str) -> None:
     """Writes the file aside first and then renames it, so that a reader never sees half of it."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

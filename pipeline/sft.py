@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
-from pipeline import data, memory_report, models, terminal, trackers
+from pipeline import claim, data, memory_report, models, terminal, trackers
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, SFTStage, check
 from pipeline.errors import UserError
@@ -37,6 +37,7 @@ class SFT(Resumable, PushesResults, SFTTrainer):
     """TRL's SFTTrainer, with our way of stopping and going on, and of pushing to the Hub."""
 
 
+@claim.ends_with
 def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) -> dict:
     """Runs the stage and returns the summary that it writes into `config.output_dir`.
 
@@ -165,7 +166,8 @@ def origin(stage: Stage, model_args: ModelArguments) -> dict:
 
 def save(trainer: Trainer, path: Path) -> None:
     """Writes adapter (or model) and tokenizer, and compares the adapter's file with what was trained."""
-    trainer.save_model(str(path), _internal_call=True)  # not pushed yet: the summary is to come
+    with claim.all_or_nothing(path):
+        trainer.save_model(str(path), _internal_call=True)  # not pushed yet: the summary is to come
     if trainer.accelerator.is_main_process:
         # A pickle; config.yaml says the same in plain text.
         (path / "training_args.bin").unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from pipeline import rl
+from pipeline import claim, rl
 from pipeline.adapters import POLICY, copy_adapter
 from pipeline.config import DataArguments, ModelArguments, RolloutDefaults, check, setting, steps_for
 from pipeline.errors import UserError
@@ -87,7 +87,11 @@ class Counted(ResumableRollouts, PushesResults):
         if self.model.training:
             lengths = [len(ids) for ids in completion_ids_list]
             self.journal.count(torch.tensor(lengths, device=self.accelerator.device))
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        for name, column in zip(self.reward_func_names, scores.T, strict=True):
+            if torch.isinf(column).any():
+                raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
+        return scores
 
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or self.args.output_dir)
@@ -130,6 +134,7 @@ class MissingEOS:
         return [0.0 if ids and ids[-1] in self.eos_token_ids else -1.0 for ids in completion_ids]
 
 
+@claim.ends_with
 def run(
     model_args: ModelArguments, data_args: DataArguments, reward_args: RewardArguments, config: GRPOStage | RLOOStage
 ) -> dict:

@@ -7,7 +7,7 @@ from .fluency import Length, Repetition
 from .instant import Instant
 from .keyword import Keyword, first_hit
 from .learned import Learned
-from .mixture import Mixture, Shaped, every_in, load_state, raw, set_training, state_of, token_rewards_of
+from .mixture import Mixture, Shaped, every_in, load_state, prepare, raw, set_training, state_of, token_rewards_of
 from .overlap import Bleu, Rouge
 from .perplexity import Perplexity
 from .relevance import Relevance
@@ -37,6 +37,7 @@ __all__ = [
     "load_state",
     "log_name_of",
     "pays_tokens",
+    "prepare",
     "raw",
     "set_training",
     "state_of",

@@ -1,5 +1,6 @@
 """Asking a reward about completions, so that one bad row does not sink the others and nothing is hidden."""
 
+import asyncio
 import inspect
 import logging
 import math
@@ -113,7 +114,10 @@ def _number(answer: Any, row: int, prompts: Sequence, name: str) -> Any:
 
 def _report(answers: list, errors: dict[int, Exception], whole: Exception, prompts: Sequence, name: str) -> list:
     if errors and len(errors) == len(answers):
-        raise RewardError(f"Reward '{name}' failed for every completion: {_words(whole)}.") from whole
+        needs = ""
+        if isinstance(whole, TypeError) and "unexpected keyword argument" in str(whole):
+            needs = "; end its parameters with **columns, for it is given every column of the data and more"
+        raise RewardError(f"Reward '{name}' failed for every completion: {_words(whole)}{needs}.") from whole
     if not errors:
         logger.warning("Reward '%s' failed for all rows together, but for none alone: %s.", name, _words(whole))
     for row, error in errors.items():
@@ -130,3 +134,22 @@ def _words(error: Exception) -> str:
 def _excerpt(prompt: Any) -> str:
     text = " ".join(text_of(prompt).split())
     return f"the prompt '{text[:80]}{'...' if len(text) > 80 else ''}'"
+
+
+def asked(function: Callable, name: str | None = None) -> Callable:
+    """`function` so that a row on which it fails gets None, as in training; an async one is waited for."""
+
+    def score(prompts, completions, **columns) -> list[float | None]:
+        if is_async(function):
+            scores = asyncio.run(ask_async(function, prompts, completions, columns, name))
+        else:
+            scores = ask(function, prompts, completions, columns, name)
+        for score in scores:
+            if isinstance(score, list):  # numbers for each token are for token_rewards
+                raise RewardError(
+                    f"Reward '{name or log_name_of(function)}': it returned {score!r} for one completion; return a "
+                    "number, or None."
+                )
+        return scores
+
+    return score

@@ -14,6 +14,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,6 +86,9 @@ class Reward:
     def potential(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
         """What an unfinished completion is worth; `Instant` pays its differences. The score, if it grows evenly."""
         return self(prompts=prompts, completions=completions, **columns)
+
+    def prepare(self) -> None:
+        """Loads what the first call would load, so that what is missing shows before a run and not in it."""
 
     def column(self, columns: dict[str, Any], name: str) -> list:
         """The column `name`, or a `RewardError` that says which columns there are."""
@@ -268,6 +272,8 @@ def _import(name: str, options: dict[str, Any]) -> Callable:
     except ModuleNotFoundError as error:
         # A missing import inside the user's module is the user's to see, under its own name.
         raise RewardError(f"Reward '{name}': cannot import '{module_name}' from {os.getcwd()}: {error}.") from error
+    except Exception as error:
+        raise RewardError(f"Reward '{name}': '{module_name}' fails when it is imported: {_where(error)}.") from error
     for part in attribute.split("."):
         if not hasattr(target, part):
             names = [key for key in vars(target) if not key.startswith("_")]
@@ -277,8 +283,21 @@ def _import(name: str, options: dict[str, Any]) -> Callable:
         raise RewardError(f"Reward '{name}' is no function but {type(target).__name__}.")
     _check_options(name, options, [key for key in _parameters(target) if key not in ("prompts", "completions")])
     if isinstance(target, type):
-        return target(**options)
+        try:
+            return target(**options)
+        except Exception as error:
+            raise RewardError(f"Reward '{name}' cannot be made: {_where(error)}.") from error
     return functools.partial(target, **options) if options else target
+
+
+def _where(error: Exception) -> str:
+    """Kind, words, file and line of an error in the user's own code."""
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line, words = error.filename, error.lineno, error.msg
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        file, line, words = last.filename, last.lineno, str(error)
+    return f"{type(error).__name__}: {words} ({os.path.basename(file)}, line {line})"
 
 
 def _parameters(target: Callable) -> list[str]:

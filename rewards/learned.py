@@ -11,10 +11,8 @@ from transformers.utils import cached_file
 
 from .base import RewardError, choice, nearest
 from .foreign import ADAPTER_WEIGHTS
-from .model_based import ModelBased, adapter_config, load_adapter, load_options, loading
+from .model_based import ModelBased, adapter_config, check_complete, is_head, load_adapter, load_options, loading
 from .text import text_of
-
-HEADS = ("score", "classifier")  # what transformers calls the last layer of a sequence classifier
 
 
 class Learned(ModelBased):
@@ -180,12 +178,13 @@ def load_scorer(path: str, name: str = "learned", dtype: str = "auto") -> tuple[
             options["num_labels"] = _head_size(path, name)
             return load_adapter(path, name, adapter, AutoModelForSequenceClassification, options)
         model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
-        fresh = sorted(key for key in info["missing_keys"] if _is_head(key))
+        fresh = sorted(key for key in info["missing_keys"] if is_head(key))
         if fresh:
             raise RewardError(
                 f"Reward '{name}': '{path}' holds no score head ({', '.join(fresh)} would be random); "
                 "give a reward model or a sequence classifier."
             )
+        check_complete(info, path, name, is_head)
         return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
@@ -195,17 +194,13 @@ def _head_size(path: str, name: str) -> int:
     if weights is None:
         raise RewardError(f"Reward '{name}': '{path}' has no {ADAPTER_WEIGHTS}; a pickle is never read.")
     with safe_open(weights, framework="pt") as saved:
-        heads = [key for key in saved.keys() if _is_head(key) and "lora_" not in key and key.endswith("weight")]
+        heads = [key for key in saved.keys() if is_head(key) and "lora_" not in key and key.endswith("weight")]
         if not heads:
             raise RewardError(
                 f"Reward '{name}': the adapter '{path}' was saved without its score head, so its scores would be "
                 "random; train it with recipes/reward.py, or with modules_to_save=['score']."
             )
         return saved.get_slice(heads[-1]).get_shape()[0]
-
-
-def _is_head(key: str) -> bool:
-    return any(head in key.split(".") for head in HEADS)
 
 
 def _reads_last(model: Any) -> bool:

@@ -53,6 +53,9 @@ class Wrapper(Reward):
         super().__init__(log_name or log_name_of(reward))
         self.raw = reward
 
+    def prepare(self) -> None:
+        prepare([self.raw])
+
 
 class Shaped(Wrapper):
     """A reward whose scores are normalized, then clipped. `build_rewards` makes it from the options.
@@ -175,6 +178,9 @@ class Mixture(Reward):
                     totals[row] = (totals[row] or 0.0) + weight * float(score)
         return totals
 
+    def prepare(self) -> None:
+        prepare(reward for reward, _ in self.parts)
+
     @property
     def instant(self) -> bool:
         return any(pays_tokens(reward) for reward, _ in self.parts)
@@ -202,6 +208,13 @@ class Mixture(Reward):
         known = [float(score) for score in scores if is_score(score)]
         if log_metric is not None and known:
             log_metric(f"{self.__name__}/{part}", sum(known) / len(known))
+
+
+def prepare(rewards: Iterable[Callable]) -> None:
+    """Has every reward load what it needs; a plain function says nothing about that."""
+    for reward in rewards:
+        if isinstance(reward, Reward):
+            reward.prepare()
 
 
 def is_score(score: float | None) -> bool:

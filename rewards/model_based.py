@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file, logging
@@ -16,6 +17,7 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 from .base import Reward, RewardError, choice, number
 from .foreign import ADAPTER_WEIGHTS, adapter_problem, is_missing_folder
 
+HEADS = ("score", "classifier")  # what transformers calls the last layer of a sequence classifier
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -45,7 +47,7 @@ class ModelBased(Reward):
         self.path = None if path is None else str(path)
         self.max_length = None if max_length is None else int(number(max_length, "max_length", log_name))
         self.batch_size = max(1, int(number(batch_size, "batch_size", log_name)))
-        self.device = device
+        self.device = None if device is None else self._usable(device)
         self.dtype = choice(dtype, "dtype", DTYPES, log_name)
         self._model, self._tokenizer = model, tokenizer
         self._ready = False
@@ -70,6 +72,18 @@ class ModelBased(Reward):
         """The model's own tokenizer."""
         self._prepare()
         return self._tokenizer
+
+    def prepare(self) -> None:
+        self._prepare()
+
+    def _usable(self, device: Any) -> Any:
+        try:
+            kind = torch.device(device).type
+        except (RuntimeError, TypeError):
+            raise self.error(f"device is {device!r}; give cpu, cuda or cuda:0.") from None
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise self.error(f"device is '{device}', but this machine has no GPU that torch can use; leave it out.")
+        return device
 
     def _load(self) -> tuple[Any, Any]:
         """The model at `self.path` and its tokenizer, on the CPU."""
@@ -141,14 +155,19 @@ def loading(path: str, name: str) -> Iterator[None]:
     """Inside, what goes wrong becomes one `RewardError` of the reward `name`, and models load whole."""
     if is_missing_folder(path):
         raise RewardError(f"Reward '{name}': cannot load '{path}': there is no such folder.")
+    _check_whole(path, name)
     try:
         with _whole_weights():
             yield
     except RewardError:
         raise
     except Exception as error:  # half a file fails in many ways: SafetensorError, KeyError, tokenizers' own, …
-        if "out of memory" in str(error):
-            raise
+        misfit = "size mismatch" in str(error)
+        if "out of memory" in str(error) or isinstance(error, RuntimeError) and not misfit:
+            raise  # no memory, no device
+        if misfit:
+            first = str(error).strip().splitlines()[1].strip()
+            raise RewardError(f"Reward '{name}': the adapter '{path}' does not fit its base: {first}") from error
         kind = "" if os.path.isdir(path) else " (no such folder, and no model of that name in the cache or on the hub)"
         raise RewardError(f"Reward '{name}': cannot load '{path}'{kind}: {_first_line(error)}") from error
 
@@ -157,6 +176,31 @@ def _first_line(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "it comes with Python code of its own, and a reward never runs that (no trust_remote_code)."
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _check_whole(path: str, name: str) -> None:
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise RewardError(
+                f"Reward '{name}': {file} is cut off or spoilt ({error}); copy, download or make it again."
+            ) from None
+
+
+def check_complete(info: dict[str, Any], path: str, name: str, but: Callable[[str], bool]) -> None:
+    """Raises `RewardError` for weights that no file had and that would be random; `but` says which may miss."""
+    if missing := sorted(key for key in info["missing_keys"] if not but(key)):
+        raise RewardError(
+            f"Reward '{name}': '{path}' lacks {len(missing)} weights ({missing[0]}), which would be random; copy, "
+            "download or make the model again."
+        )
+
+
+def is_head(key: str) -> bool:
+    """Whether a weight belongs to the last layer of a sequence classifier, which lies with the adapter."""
+    return any(head in key.split(".") for head in HEADS)
 
 
 def load_options(dtype: str) -> dict[str, Any]:
@@ -170,14 +214,16 @@ def adapter_config(path: str) -> dict[str, Any] | None:
     if file is None:
         return None
     try:
-        config = json.loads(Path(file).read_text("utf-8"))
+        found = json.loads(Path(file).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
     except RecursionError:
         raise ValueError(f"{file} is nested too deeply") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds no settings of an adapter")
-    if problem := adapter_problem(config):
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} does not hold a JSON object")
+    if problem := adapter_problem(found):
         raise ValueError(f"the adapter {problem}")
-    return config
+    return found
 
 
 def load_adapter(
@@ -187,19 +233,25 @@ def load_adapter(
     from peft import PeftModel
 
     base = config.get("base_model_name_or_path")
-    if not isinstance(base, str):
-        raise RewardError(f"Reward '{name}': the adapter '{path}' names no base model (base_model_name_or_path).")
+    if not isinstance(base, str) or not base:
+        raise RewardError(
+            f"Reward '{name}': {path}/adapter_config.json names no base model (base_model_name_or_path); train the "
+            "adapter again, or write its base there."
+        )
     if cached_file(path, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False) is None:
         raise RewardError(f"Reward '{name}': '{path}' has no {ADAPTER_WEIGHTS}; a pickle is never read.")
     try:
         if is_missing_folder(base):
             raise OSError("there is no such folder")
-        model = model_class.from_pretrained(base, revision=config.get("revision"), **options)
+        model, info = model_class.from_pretrained(
+            base, revision=config.get("revision"), output_loading_info=True, **options
+        )
     except OSError as error:
         raise RewardError(
             f"Reward '{name}': the adapter '{path}' stands on the base '{base}', which cannot be loaded from "
             f"{os.getcwd()}: {_first_line(error)}"
         ) from error
+    check_complete(info, base, name, is_head)
     has_tokenizer = cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is not None
     tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base, trust_remote_code=False)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

@@ -65,6 +65,9 @@ class Relevance(Reward):
         texts = [text_of(completion).strip() for completion in completions]
         return self.score_texts(list(zip(texts, others, strict=True)))
 
+    def prepare(self) -> None:
+        _ = self.model
+
     def score_texts(self, rows: Sequence[tuple[str, list[str]]]) -> list[float | None]:
         """The score of each row of a completion and the texts to compare it with."""
         needed = dict.fromkeys(text for said, others in rows if said and others for text in (said, *others))

@@ -129,7 +129,7 @@ def test_yaml_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(UserError, match="wants the path"):
         parse(*ALL, argv=["--config"])
     (tmp_path / "b.yaml").write_bytes(b"dataset: \xff\n")
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match="b.yaml, line 1 is not UTF-8"):
         parse(*ALL, argv=["--config", str(tmp_path / "b.yaml")])
 
 

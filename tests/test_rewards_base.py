@@ -179,7 +179,7 @@ def test_an_own_functions_misspelt_option_is_an_error(own_module):
 def test_an_error_inside_the_users_module_is_not_hidden(tmp_path, monkeypatch):
     (tmp_path / "broken_rewards_for_test.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RewardError, match="ZeroDivisionError: division by zero .broken_rewards_for_test.py, line 1"):
         build_rewards(["broken_rewards_for_test:f"])
 
 

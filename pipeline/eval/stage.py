@@ -4,10 +4,8 @@
 `config.yaml`. With `outputs` nothing but that text file is written: one greedy answer a line.
 """
 
-import asyncio
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from pipeline import claim
 from pipeline.config import DTYPES, DataArguments, ModelArguments, check, setting
 from pipeline.errors import UserError
 from pipeline.eval.candidates import (
@@ -36,7 +35,7 @@ from pipeline.run_folder import SUMMARY, RunFolder, say
 from pipeline.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
 from pipeline.worlds import load_world
 from rewards import Perplexity, build_rewards, log_name_of, raw
-from rewards.asking import ask, ask_async, is_async
+from rewards.asking import asked
 
 ROWS = "rows.jsonl"
 GREEDY, SAMPLED = DECODINGS = ("greedy", "sampled")
@@ -91,6 +90,7 @@ class EvalArguments:
         return ModelArguments(dtype=self.dtype, load_in_4bit=self.load_in_4bit)
 
 
+@claim.ends_with
 def run(args: EvalArguments) -> dict:
     """Runs the stage and returns the summary that it writes; an empty one with `outputs`.
 
@@ -299,14 +299,3 @@ def _entry(answers: Answers, i: int) -> dict:
         "finished": judged.finished[i],
     }
     return entry if answers.kl is None else entry | {"kl": answers.kl[i]}
-
-
-def asked(reward: Callable) -> Callable:
-    """`reward` so that a row on which it fails gets None, as in training; an async one is waited for."""
-
-    def score(prompts, completions, **columns) -> list[float | None]:
-        if is_async(reward):
-            return asyncio.run(ask_async(reward, prompts, completions, columns))
-        return ask(reward, prompts, completions, columns)
-
-    return score

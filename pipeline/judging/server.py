@@ -9,6 +9,7 @@
 
 import errno
 import hmac
+import os
 import secrets
 import signal
 import socket
@@ -173,7 +174,7 @@ def start(session: Session, port: int = 0) -> tuple[BaseWSGIServer, str]:
         listener = socket.create_server((HOST, port))
     except OSError as error:
         raise UserError(
-            f"port {port} cannot be used ({error.strerror}): give another --port, or 0 for a free one"
+            f"port {port} cannot be used ({os.strerror(error.errno or 0)}): give another --port, or 0 for a free one"
         ) from None
     token = secrets.token_urlsafe(16)
     app = make_app(session, token, lambda: server.shutdown())

@@ -258,12 +258,12 @@ class PPOConfig(GRPOConfig):
         rates = "learning_rate max_grad_norm epsilon epsilon_high kl_coef vf_coef entropy_coef missing_eos_penalty"
         for name in rates.split():
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:  # nan neither
                 raise UserError(f"{name} is {value}; it must not be negative.")
         above_zero = "temperature cliprange_value kl_target kl_horizon total_episodes critic_learning_rate"
         for name in above_zero.split():
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise UserError(f"{name} is {value}; it must be greater than 0.")
 
     def _validate_algorithm(self) -> None:

@@ -22,6 +22,7 @@ from pipeline.ppo.critic import HEAD
 from pipeline.ppo.trunk import Trunk
 from pipeline.run_folder import say
 from rewards import Learned, every_in
+from rewards.model_based import ModelBased
 
 REWARD = "reward"  # the first such adapter; a second one is called reward_2, and so on
 
@@ -94,13 +95,30 @@ def put_on_base(rewards: Iterable[Callable], model: PeftModel, autocast: Callabl
     return [scorer for scorer, _ in on_base.values()]
 
 
+def stands_on(reward: Callable, base: str) -> bool:
+    """Whether every model that `reward` asks can be an adapter on `base`; it is not loaded then before it is."""
+    parts = [part for part in every_in(reward) if isinstance(part, ModelBased)]
+    return bool(parts) and all(isinstance(part, Learned) and _why_not(part, base) is None for part in parts)
+
+
+def _why_not(reward: Learned, base: str) -> str | None:
+    """Why a reward needs a model of its own; None: its adapter can stand on `base`."""
+    folder = Path(reward.path or "")
+    if reward.path is None or not (folder / ADAPTER_CONFIG).is_file():
+        return f"{folder} is no LoRA adapter in a folder here"
+    if reward.dtype != "auto" or reward.device is not None:
+        return "its dtype or device is set"
+    try:
+        check_same_base(base, str(folder))
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _make(reward: Learned, model: PeftModel, name: str, autocast: Callable) -> tuple[Scorer, object]:
     folder, base = Path(reward.path), model.get_base_model()
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise UserError(f"{folder} is no LoRA adapter in a folder here")
-    if reward.dtype != "auto" or reward.device is not None:
-        raise UserError("its dtype or device is set")
-    check_same_base(base.name_or_path, str(folder))
+    if why := _why_not(reward, base.name_or_path):
+        raise UserError(why)
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else base.name_or_path, trust_remote_code=False)
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:

@@ -3,11 +3,12 @@
 import time
 from dataclasses import dataclass
 
-from pipeline import rl
+from pipeline import claim, rl
 from pipeline.config import DataArguments, ModelArguments, RolloutDefaults
 from pipeline.exam import RewardArguments
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.trainer import PPOTrainer
+from pipeline.reward_watch import RewardWatch
 
 __all__ = ["PPOStage", "RewardArguments", "run"]
 
@@ -17,6 +18,7 @@ class PPOStage(RolloutDefaults, PPOConfig):
     """Settings of the PPO stage: TRL's `GRPOConfig` and PPO's own, with our defaults."""
 
 
+@claim.ends_with
 def run(model_args: ModelArguments, data_args: DataArguments, reward_args: RewardArguments, config: PPOStage) -> dict:
     """Runs the stage and returns the summary that it writes.
 
@@ -37,7 +39,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
         train_dataset=start.train,
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
-        callbacks=[start.folder.metrics_callback()],
+        callbacks=[start.folder.metrics_callback(), RewardWatch(config.kl_coef)],
     )
     # 3. Judge, train, judge again; what came of it
     settings = (model_args, data_args, reward_args, config)

@@ -1,0 +1,163 @@
+"""Bad rewards, through the front door: each case one sentence with the reward's name, and nothing left behind."""
+
+import pytest
+from catalogue import Case, cases, check, file, prepare
+
+from pipeline.reward_watch import RewardWatch
+
+pytest_plugins = ["places"]
+
+MINE = """
+import math
+broken = 3
+def raises(prompts, completions, **columns): raise OSError("the scoring server is down")
+def short(prompts, completions, **columns): return [0.0]
+def single(prompts, completions, **columns): return 0.5
+def nothing(prompts, completions, **columns): pass
+def nones(prompts, completions, **columns): return [None] * len(prompts)
+def nans(prompts, completions, **columns): return [math.nan] * len(prompts)
+def infinite(prompts, completions, **columns): return [math.inf] * len(prompts)
+def strings(prompts, completions, **columns): return ["good"] * len(prompts)
+def lists(prompts, completions, **columns): return [[1.0]] * len(prompts)
+def huge(prompts, completions, **columns): return [1e6 * len(text) for text in completions]
+def no_columns(prompts, completions): return [0.0] * len(prompts)
+class Cold:
+    def __init__(self, path): raise FileNotFoundError(2, "No such file", path)
+"""
+
+
+def spec(case: str, /, *says: str, make=None, **reward) -> Case:
+    """A case whose only reward is `reward`."""
+    return Case(case, says, "ppo", {"rewards": [reward]}, make)
+
+
+def own(name: str, *says: str, function: str, **options) -> Case:
+    """A case whose only reward is a function of the user's module."""
+    return Case(name, says, "ppo", {"rewards": [{"name": f"mine:{function}"} | options]}, file("mine.py", MINE))
+
+
+NAMED = [
+    Case("no rewards", ("run.yaml: rewards", "at least one"), "ppo", {"rewards": None}),
+    Case("rewards that are no list", ("run.yaml: rewards wants a list",), "ppo", {"rewards": {"name": "bleu"}}),
+    Case("a number for a reward", ("run.yaml: rewards: each item wants the form",), "ppo", {"rewards": [3]}),
+    Case(
+        "two rewards of one name",
+        ("Two rewards are called 'a'", "log_name"),
+        "ppo",
+        {"rewards": [{"name": "bleu", "log_name": "a"}, {"name": "length", "max": 3, "log_name": "a"}]},
+    ),
+    spec("unknown reward", "no reward 'blue'", "did you mean 'bleu'?", name="blue"),
+    spec(
+        "unknown option",
+        "Reward 'keyword' has no option 'wnated'",
+        "did you mean 'wanted'?",
+        name="keyword",
+        wnated=["a"],
+    ),
+    spec("weight that is no number", "Reward 'bleu': weight is 'high'; give a number", name="bleu", weight="high"),
+    spec("clip the wrong way round", "clip is [1, 0]", "smaller", name="bleu", clip=[1, 0]),
+    spec("option missing", "Reward 'learned': give either path", name="learned"),
+    spec(
+        "column missing",
+        "Reward 'keyword'",
+        "no column 'fact'",
+        "did you mean 'facts'?",
+        name="keyword",
+        column="fact",
+    ),
+    spec(
+        "gpu for a reward",
+        "Reward 'learned': device is 'cuda'",
+        "no GPU",
+        "leave it out",
+        name="learned",
+        path="reward",
+        device="cuda",
+    ),
+    spec("module that is not there", "Reward 'nowhere:score'", "cannot import 'nowhere'", name="nowhere:score"),
+    spec(
+        "module that needs another",
+        "Reward 'mine:score'",
+        "No module named 'nowhere_else'",
+        make=file("mine.py", "import nowhere_else\n"),
+        name="mine:score",
+    ),
+    spec(
+        "module that does not parse",
+        "Reward 'mine:score'",
+        "mine.py",
+        "line 2",
+        make=file("mine.py", "\ndef score(:\n"),
+        name="mine:score",
+    ),
+    spec(
+        "module that fails on import",
+        "Reward 'mine:score'",
+        "ZeroDivisionError",
+        "mine.py",
+        "line 2",
+        make=file("mine.py", "\n1 / 0\n"),
+        name="mine:score",
+    ),
+    own("function that is not there", "'mine' has no 'shrot'", "did you mean 'short'?", function="shrot"),
+    own("a number for a function", "Reward 'mine:broken' is no function but int", function="broken"),
+    own(
+        "an option that the function lacks",
+        "Reward 'mine:short' has no option 'max_words'",
+        function="short",
+        max_words=3,
+    ),
+    own(
+        "a class that fails",
+        "Reward 'mine:Cold'",
+        "FileNotFoundError",
+        "weights.bin",
+        function="Cold",
+        path="weights.bin",
+    ),
+]
+ASKED = [
+    own(
+        "raises",
+        "Reward 'raises' failed for every completion",
+        "OSError: the scoring server is down",
+        function="raises",
+    ),
+    own("wrong length", "Reward 'short'", "1 scores for 2 completions", "one for each", function="short"),
+    own("one number for all", "Reward 'single'", "returned 0.5", "a list", function="single"),
+    own("returns nothing", "Reward 'nothing'", "returned None", "a list", function="nothing"),
+    own("strings", "Reward 'strings'", "returned 'good'", "return a number, or None", function="strings"),
+    own("lists", "Reward 'lists'", "returned [1.0]", "return a number, or None", function="lists"),
+    own("none for all", "No reward scored any completion", "Check that the columns", function="nones"),
+    own("nan for all", "No reward scored any completion", "NaN", function="nans"),
+    own("infinite", "infinite returned an infinite score", "clip it", function="infinite"),
+    own("takes no columns", "Reward 'no_columns'", "**columns", function="no_columns"),
+]
+
+
+@cases(*NAMED, *ASKED)
+def test_bad_rewards(door, place, case):
+    check(door, place, case)
+
+
+def test_a_reward_of_a_huge_scale_is_warned_of_with_the_figure(door, place):
+    prepare(place, own("huge", function="huge"))
+    done = door("ppo", ["--config", "run.yaml"], place)
+    assert done.code == 0 and (place / "out/adapter_model.safetensors").is_file(), done
+    assert done.out.count("warning: ") == 1 and "score/huge is" in done.out and "normalize: running" in done.out
+
+
+@pytest.mark.parametrize(
+    ("scoring", "generation", "says"),
+    [
+        (30.0, 0.3, "30.0 s of an update, generation 0.3 s (100 times)"),
+        (3.0, 0.31, None),  # 9.7 times
+        (0.5, 0.001, None),  # 500 times, but nobody waits
+    ],
+)
+def test_a_reward_far_slower_than_generation_is_warned_of_once_with_the_figures(scoring, generation, says, capsys):
+    watch = RewardWatch(kl_coef=0.05)
+    for _ in range(2):
+        watch.on_log(None, None, None, logs={"time/scoring": scoring, "time/generation": generation, "score": 1.0})
+    said = capsys.readouterr().out
+    assert said.count("warning: ") == (says is not None) and (says or "") in said

@@ -26,6 +26,7 @@ from pipeline.reading import checked, read_json, read_lines, read_yaml
 from pipeline.report import SAMPLES
 from pipeline.report.numbers import is_number
 from pipeline.run_folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics, say
+from pipeline.watch import read_warnings
 
 CARD, CURVES = "README.md", "curves.png"
 SHOWN = 5  # samples
@@ -208,6 +209,7 @@ def render(
         accuracy=_accuracy(run.summary),
         curves=[Markdown(title) for title in curves],
         curves_file=Markdown(CURVES),
+        warnings=read_warnings(run.folder),
         samples=[_sample(row) for row in run.samples[:SHOWN]],
         loading=loading(run, repo_id, merged),
         needs_base=repo_id is not None and run.adapter and not merged and run.hub_base is None,

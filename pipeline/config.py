@@ -15,6 +15,7 @@ from pipeline import trackers
 from pipeline.errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+WATCH = ("warn", "stop", "off")
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -194,6 +195,9 @@ class RolloutDefaults(StageDefaults):
     """Our defaults for the stages that sample completions, over those of every stage."""
 
     logging_steps: float = setting(0, "Optimizer steps between two logs; 0 means once an update (rollout).")
+    watch: str = setting(
+        "warn", "Watchers of what usually goes wrong: warn, stop (save and end the run at the first warning), 'off'."
+    )
     sample_every: int = setting(10, "Updates (rollouts) between two samples in the terminal; 0: none.")
     log_completions: bool | None = setting(
         None, "Keep every completion in the run folder and send a table to the trackers; none: if there is a tracker."
@@ -204,6 +208,7 @@ class RolloutDefaults(StageDefaults):
 
     def __post_init__(self):
         check(self.sample_every >= 0, "sample_every", self.sample_every, "a whole number from 0 up")
+        check(self.watch in WATCH, "watch", self.watch, f"one of {', '.join(WATCH)}")
         if self.log_completions is None:
             self.log_completions = bool(trackers.asked_for(self.report_to))
         super().__post_init__()

@@ -201,7 +201,7 @@ class ResumableRollouts(Resumable):
         logs = {name: _plain(self._logs[name]) for name in ("prompt", "completion", "rewards", "advantages", "extra")}
         state = {"micro_step": micro_step, "journal": self.journal.state(), "logs": logs if micro_step else None}
         _write_json(self._file(folder, "rollout", "json"), state)
-        if micro_step:
+        if micro_step and self._buffered_inputs is not None:  # dropped after steps that were not finite
             tensors = {
                 f"{index}.{name}": value.contiguous()
                 for index, micro_batch in enumerate(self._buffered_inputs)
@@ -216,7 +216,7 @@ class ResumableRollouts(Resumable):
         state = _read_json(self._file(folder, "rollout", "json"))
         self._step, self._buffered_inputs = state["micro_step"], None
         self.journal.load_state(state["journal"])
-        if state["micro_step"]:
+        if self._file(folder, "rollout", "safetensors").exists():
             tensors = load_file(self._file(folder, "rollout", "safetensors"))
             self._buffered_inputs = [{} for _ in range(self.args.steps_per_generation)]
             for name, value in tensors.items():

@@ -19,6 +19,7 @@ from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.errors import UserError
 from pipeline.folders import Stage, resolve_model
 from pipeline.hub import PushesResults
+from pipeline.nonfinite import SkipsNonFinite
 from pipeline.report import write_report
 from pipeline.resumable import Resumable
 from pipeline.resume import open_run
@@ -32,8 +33,8 @@ PAIRS, MAX_PAIRS = "pairs.jsonl", 500  # held-out pairs with their scores, for t
 _ROW = "row"  # of the held-out pairs: TRL drops the long ones
 
 
-class Reward(Resumable, PushesResults, RewardTrainer):
-    """TRL's RewardTrainer, with our way of stopping and going on, and of pushing to the Hub."""
+class Reward(SkipsNonFinite, Resumable, PushesResults, RewardTrainer):
+    """TRL's RewardTrainer, with our way of stopping and going on, of steps that are not finite, and of the Hub."""
 
 
 @claim.ends_with

@@ -25,6 +25,8 @@ from pipeline.run_folder import RunFolder, say
 from pipeline.sft import origin
 from pipeline.stopping import graceful
 from pipeline.terminal import visible
+from pipeline.watch import WatchCallback
+from pipeline.worlds import lower_is_better
 from pipeline.worlds import referee as world_referee
 from rewards import WeightedReward, build_rewards, prepare
 
@@ -113,6 +115,9 @@ def judge_train_judge(
     )
     callback = ExamCallback(exam, folder.path, reward_args.eval_every)
     trainer.add_callback(callback)
+    if config.watch != "off":  # after the exam's, whose rows it reads
+        warmup = getattr(config, "critic_warmup", 0)
+        trainer.add_callback(WatchCallback(folder.path, config.watch, lower_is_better(reward_args.referee), warmup))
 
     is_main = trainer.accelerator.is_main_process
     before = exam.take(reference)

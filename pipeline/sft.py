@@ -22,6 +22,7 @@ from pipeline.config import DataArguments, ModelArguments, SFTStage, check
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_WEIGHTS, Stage, fingerprint, resolve_model
 from pipeline.hub import PushesResults
+from pipeline.nonfinite import SkipsNonFinite
 from pipeline.provenance import hardware
 from pipeline.report import write_report
 from pipeline.resumable import Resumable
@@ -33,8 +34,8 @@ from pipeline.stopping import graceful
 EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
 
 
-class SFT(Resumable, PushesResults, SFTTrainer):
-    """TRL's SFTTrainer, with our way of stopping and going on, and of pushing to the Hub."""
+class SFT(SkipsNonFinite, Resumable, PushesResults, SFTTrainer):
+    """TRL's SFTTrainer, with our way of stopping and going on, of steps that are not finite, and of the Hub."""
 
 
 @claim.ends_with

@@ -19,6 +19,7 @@ from pipeline.config import DataArguments, ModelArguments, RolloutDefaults, chec
 from pipeline.errors import UserError
 from pipeline.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
+from pipeline.nonfinite import SkipsNonFinite
 from pipeline.ppo.metrics import Journal
 from pipeline.ppo.setup import sample_plainly
 from pipeline.reading import read_json
@@ -76,7 +77,7 @@ class RLOOStage(GroupStage, RLOOConfig):
     """Settings of RLOO: TRL's `RLOOConfig` with our defaults."""
 
 
-class Counted(ResumableRollouts, PushesResults):
+class Counted(SkipsNonFinite, ResumableRollouts, PushesResults):
     """Mixed into TRL's trainers: counts what they sample, and saves the policy's adapter alone."""
 
     def __init__(self, *args, **kwargs):

@@ -1,13 +1,15 @@
 """What PPO logs in training and evaluation, against numbers by hand; the table of metrics against real runs."""
 
+import math
 import re
 
 import pytest
+import torch
 import toy
 from datasets import Dataset
 from toy import ANSWERS
 
-from pipeline.ppo.metrics import METRICS
+from pipeline.ppo.metrics import METRICS, repetition
 from rewards import build_rewards
 
 # what Trainer adds to the last log of a run
@@ -45,6 +47,9 @@ def test_values_of_the_log_by_hand(tmp_path):
     # letters: the a's less the d's of a, ddacba, "", aba, ccdda, b, ababecdd, ea
     scores = [1, 0, 0, 2, -1, 0, 0, 1]
     assert row["score"] == row["score/letters"] == pytest.approx(3 / 8)
+    assert row["score_std"] == pytest.approx(math.sqrt(7 / 8 - 9 / 64))  # mean of the squares less square of the mean
+    # no trigram comes twice in them; the first step of a rollout has the policy that sampled it
+    assert (row["repetition"], row["ratio/first"], row["skipped_steps"]) == (0, pytest.approx(0, abs=1e-6), 0)
     assert (row["length/mean"], row["length/min"], row["length/max"]) == (sum(lengths) / 8, 1, 6)
     assert row["finished"] == 6 / 8 and row["episodes"] == 8 and row["tokens"] == 30
     # V = 0 and KL = 0: every token's return is its score
@@ -52,6 +57,21 @@ def test_values_of_the_log_by_hand(tmp_path):
     assert row["loss/value"] == pytest.approx(sum(s * s * n for s, n in zip(scores, lengths, strict=True)) / 60)
     assert (row["values"], row["explained_variance"], row["kl_coef"]) == (0, 0, pytest.approx(0.05))
     assert (row["time/generation"] > 0) and row["tokens_per_second"] > 0
+
+
+def test_the_share_of_repeated_trigrams_by_hand():
+    ids = [[3, 3, 3, 3, 3, 0], [3, 4, 3, 4, 3, 4], [3, 4, 5, 6, 7, 8], [3, 3, 0, 0, 0, 0]]
+    mask = [[1, 1, 1, 1, 1, 0], [1] * 6, [1] * 6, [1, 1, 0, 0, 0, 0]]
+    # 333 three times; 343, 434, 343, 434; four different ones; none
+    assert repetition(torch.tensor(ids), torch.tensor(mask)).tolist() == pytest.approx([2 / 3, 1 / 2, 0, 0])
+
+
+def test_only_the_first_step_on_a_rollout_is_before_any_update(tmp_path):
+    small = {"per_device_train_batch_size": 2, "num_mini_batches": 2}
+    trainer = toy.make_trainer(tmp_path, total_episodes=16, logging_steps=1, **small)
+    trainer.train()  # two updates of two epochs, two steps each
+    found = ["ratio/first" in row for row in trainer.state.log_history if "loss" in row]
+    assert found == [True, False, False, False] * 2
 
 
 def test_logging_every_step_and_every_other_update(tmp_path):

@@ -88,6 +88,14 @@ def test_trap_28_ranks_hold_the_same_weights(tmp_path, two_processes):
         close(first[name], alone[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
+def test_a_loss_of_one_process_that_is_not_finite_skips_the_step_on_both(two_processes):
+    first, second = (reported(two_processes, rank) for rank in (0, 1))
+    assert first["skipped"] == second["skipped"] == [0, 2]
+    assert all(torch.equal(first["lost"][name], second["lost"][name]) for name in first["lost"])
+    assert [path.name for path in (two_processes / "lost/non_finite").glob("*.json")].count("step-3-rank1.json") == 1
+    assert not list((two_processes / "lost/non_finite").glob("*rank0*"))
+
+
 def test_trap_29_saving_after_a_two_process_run(two_processes):
     # Trainer.__init__ has run: what TRL 1.12 lacked is there
     assert hasattr(toy.make_trainer(two_processes / "one"), "is_distributed_loading_by_transformers")

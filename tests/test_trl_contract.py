@@ -101,6 +101,10 @@ def test_signatures_of_what_is_overridden():
         says(hasattr(GRPOTrainer, name), f"GRPOTrainer has no {name} any more.")
         found = list(inspect.signature(inspect.unwrap(getattr(GRPOTrainer, name))).parameters)
         says(found == parameters, f"{name} takes {found}, not {parameters}.")
+    # and of Trainer, for pipeline/nonfinite.py
+    hooks = {"_clip_grad_norm": ["self", "model"], "_get_grad_norm": ["self", "model", "grad_norm"]}
+    for name, parameters in hooks.items():
+        says(list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters, f"{name} has changed.")
     classes = (PPOTrainer, ResumableRollouts, Resumable)
     overridden = {n for c in classes for n in vars(c) if hasattr(GRPOTrainer, n) and not n.startswith("__")}
     ours = {"_tag_names", "_name", "_paper", "_run_epoch"}  # the last passes on whatever it is called with

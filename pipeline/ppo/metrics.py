@@ -12,6 +12,7 @@ from torch import Tensor
 METRICS = {
     "score": "mean over completions of the weighted sum of the rewards, before KL and missing-EOS penalties",
     "score/<reward>": "mean over completions of what one reward function returned, unweighted",
+    "score_std": "standard deviation of the score over the completions of a rollout, missing-EOS penalty included",
     "kl": "mean over completions of Σ_t kl_t against the reference, in nats, by `kl_estimator`, as penalised",
     "kl_coef": "β of the KL penalty in this update",
     "entropy": "mean over tokens of -Σ_a π(a) log π(a), in nats, at the sampling temperature",
@@ -22,6 +23,7 @@ METRICS = {
     "approx_kl": "mean over tokens of ρ - 1 - log ρ, in nats: how far the update moved from the sampling policy",
     "ratio": "mean over tokens of ρ = π/π_old",
     "ratio/max": "largest ρ",
+    "ratio/first": "mean over tokens of abs(ρ - 1) in the first step on a rollout: 0 but for rounding",
     "replay/weight": "mean over tokens of earlier rollouts of min(2, π/π_sampled), with `replay` only",
     "explained_variance": "1 - Var(R - V)/Var(R) of the critic before the update",
     "values": "mean over tokens of V before the update",
@@ -30,6 +32,7 @@ METRICS = {
     "length/min": "shortest completion, tokens",
     "length/max": "longest completion, tokens",
     "finished": "share of completions that ended with an end-of-text token (the others were cut at the limit)",
+    "repetition": "mean over completions of the share of token trigrams that stood earlier in the same completion",
     "episodes": "completions sampled so far",
     "tokens": "completion tokens sampled so far",
     "tokens_per_second": "completion tokens of the update / wall time of the update, all processes together",
@@ -40,8 +43,23 @@ METRICS = {
     "grad_norm": "norm of the whole gradient of the last step, before clipping",
     "learning_rate": "learning rate of the policy in the last step",
     "loss": "what was minimised: loss/policy + vf_coef · loss/value - entropy_coef · entropy",
+    "skipped_steps": "optimizer steps since the last log that were not made: loss or gradient was NaN or infinite",
     "epoch": "passes over the prompts",
 }
+
+
+def repetition(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    """1 - distinct trigrams / trigrams of the tokens of each completion, in [0, 1); 0 below three tokens.
+
+    seq-rep-3 of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training", eq. 10.
+
+    Args: completion_ids (B, T), completion_mask (B, T) 1 = a real token. Returns: (B,) on the device of the ids.
+    """
+    shares = []
+    for ids, length in zip(completion_ids.tolist(), completion_mask.sum(dim=1).tolist(), strict=True):
+        trigrams = [tuple(ids[i : i + 3]) for i in range(length - 2)]
+        shares.append(1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0)
+    return torch.tensor(shares, device=completion_ids.device)
 
 
 class Journal:
@@ -58,6 +76,7 @@ class Journal:
         self._since: float | None = None  # the first thing that a clock measures
         self.seconds = dict.fromkeys(("generation", "scoring", "forward", "training"), 0.0)
         self.episodes = self.tokens = 0
+        self.before_any_update = False  # in the first optimizer step on a rollout
 
     def add(self, name: str, x: Tensor, mask: Tensor | None = None) -> None:
         """Adds the elements of `x` (where `mask` is 1) to the mean called `name`."""
@@ -65,6 +84,8 @@ class Journal:
         mask = torch.ones_like(x) if mask is None else mask
         pair = torch.stack([torch.where(mask.bool(), x, 0).sum(), mask.sum().double()])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+        if name == "ratio" and self.before_any_update:
+            self.add("ratio/first", (x - 1).abs(), mask)
 
     def largest(self, name: str, x: Tensor, mask: Tensor | None = None) -> None:
         """Keeps the largest element of `x` (where `mask` is 1)."""

@@ -19,11 +19,12 @@ from pipeline.checkpoint_reading import from_checkpoint
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.lean import lean
+from pipeline.nonfinite import SkipsNonFinite
 from pipeline.ppo import baseline, checkpoint, math, setup
 from pipeline.ppo.batches import CRITIC_STATES, has_rows_alone, pack, parts
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
-from pipeline.ppo.metrics import Journal
+from pipeline.ppo.metrics import Journal, repetition
 from pipeline.ppo.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.rollout import Rollout, is_finished, judge, weigh
@@ -39,7 +40,7 @@ _NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
 _READ = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
-class PPOTrainer(OwnLoop, ResumableRollouts, PushesResults, GRPOTrainer):
+class PPOTrainer(OwnLoop, SkipsNonFinite, ResumableRollouts, PushesResults, GRPOTrainer):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:
@@ -280,6 +281,9 @@ class PPOTrainer(OwnLoop, ResumableRollouts, PushesResults, GRPOTrainer):
         if is_new:
             self._buffered_inputs = self._by_mini_batch(self._buffered_inputs)
         pass_index, micro_step = divmod(self._step, self.args.steps_per_generation)
+        self.journal.before_any_update = (
+            pass_index % self.num_iterations == 0 and micro_step < self.args.gradient_accumulation_steps
+        )
         if self.args.replay and micro_step == 0:
             self._begin_pass(pass_index % self.num_iterations)
         return (self.replay.micro_batches or self._buffered_inputs)[micro_step]
@@ -318,7 +322,9 @@ class PPOTrainer(OwnLoop, ResumableRollouts, PushesResults, GRPOTrainer):
                 loss = super().training_step(model, inputs, num_items_in_batch)
                 # 2. The critic, which needs nothing of it: activations of one of them are in memory at a time
                 if self._last is not None:
-                    loss = loss + self._learn(self._critic_loss(self._last))
+                    of_critic = self._learn(self._critic_loss(self._last))
+                    self.add_to_loss(of_critic)
+                    loss = loss + of_critic
             finally:
                 self._one_by_one, self._last = False, None
         return loss
@@ -418,6 +424,8 @@ class PPOTrainer(OwnLoop, ResumableRollouts, PushesResults, GRPOTrainer):
         journal.largest("length/max", lengths)
         journal.largest("length/min", -lengths)  # the largest of the negatives; turned round in log()
         journal.add("finished", finished)
+        journal.add("repetition", repetition(batch["completion_ids"], batch["completion_mask"]))
+        journal.add("score_std", math.moments(rollout.scores, counts, self.journal.sum)[1].sqrt()[None])
         journal.add("kl_coef", torch.tensor([self.kl_coef], device=mask.device))
         if self.critic is not None:
             explained = math.explained_variance(rollout.values, experience.returns, mask, self.journal.sum)

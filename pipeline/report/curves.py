@@ -19,12 +19,12 @@ MAX_POINTS = 240  # a curve this wide shows no more; longer ones are averaged in
 GROUPS: tuple[tuple[str, str], ...] = (
     ("Scores", r"^(scores?|rewards?|gold)(/|_|$)"),
     ("Distance to the reference", r"^(kl|ref_kl|non_score_reward|objective)(_coef|/|$)"),
-    ("Text", r"^(length|completions?|finish\w*|eos)(/|_|$)"),
+    ("Text", r"^(length|completions?|finish\w*|eos|repetition)(/|_|$)"),
     ("Policy", r"^(entropy|loss/policy|clip_fraction/policy|approx_kl|ratio|clip_ratio|policy)(/|_|$)"),
     ("Critic", r"^(loss/value|clip_fraction/value|explained_variance|values?|returns?|critic|advantages?)(/|_|$)"),
     ("Held out", r"^eval(/|_)"),
     ("Reward model", r"^(accuracy|margin|min_reward|max_reward|mean_reward)(/|_|$)"),
-    ("Loss", r"^(loss|mean_token_accuracy|perplexity)$"),
+    ("Loss", r"^(loss|mean_token_accuracy|perplexity|skipped_steps)$"),
     ("Time", r"^(time|tokens_per_second)(/|_|$)"),
 )
 OTHER = "Other"

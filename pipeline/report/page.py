@@ -21,6 +21,7 @@ from pipeline.report.curves import curve_groups, x_axis
 from pipeline.report.numbers import number, signed
 from pipeline.report.reward_model import reward_model_section
 from pipeline.report.tokens import token_section
+from pipeline.watch import read_warnings
 
 REPORT, REPORTS = "report.html", "reports.html"
 STAGES = ("sft", "reward")  # the stages before PPO, whose curves its page shows as well
@@ -46,6 +47,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         tiles=tables.tiles(run, table),
         words=tables.in_words(run, table),
         table=table,
+        warnings=read_warnings(run.path),
         started_from=run.settings.get("adapter_path"),
         samples=samples.show_samples(rows),
         score_charts=samples.score_charts(rows),

@@ -71,6 +71,7 @@ def measured(case: Case, name: str, pythons: dict[str, Path], args: argparse.Nam
     models = str(Path(args.out, "models").absolute())
     flags = ["--models", models, "--size", case.size, "--form", case.form, "--dtype", case.dtype]
     flags += ["--threads", str(args.threads), "--updates", str(args.updates)]
+    flags += ["--critic-layers", str(case.critic_layers)]
     found = runs.alternate(pythons, flags, args.rounds, name, look_around)
     summary["versions"] |= {side: ran[0]["versions"] for side, ran in found.items()}
     ours = pythons["plumbline"]

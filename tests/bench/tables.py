@@ -19,12 +19,15 @@ class Case(NamedTuple):
     memory: float | None = None  # goal: peak memory, as a part of TRL's
     other: float | None = None  # goal: part of an update that is no pass, no step and no decoding
     sft: float | None = None  # goal: peak memory, as a part of our SFT stage's
+    critic_layers: int = 0  # upper layers on which our critic is trained; 0: a quarter of them
 
 
 CASES = {
     "M-fixed-bf16": Case("M", "fixed", "bfloat16", faster=1.8, memory=0.40, other=0.05, sft=1.25),
     "M-fixed-fp32": Case("M", "fixed", "float32", faster=1.3, memory=0.40, other=0.05, sft=1.25),
     "M-natural-bf16": Case("M", "natural", "bfloat16", faster=2.5, other=0.05),
+    "M-fixed-bf16-whole-critic": Case("M", "fixed", "bfloat16", critic_layers=8),
+    "M-fixed-fp32-whole-critic": Case("M", "fixed", "float32", critic_layers=8),
     "S-fixed-fp32": Case("S", "fixed", "float32", without_gc=True, faster=1.5),
     "S-natural-fp32": Case("S", "natural", "float32", without_gc=True, faster=1.5),
 }

@@ -48,6 +48,19 @@ group = build(
 )
 group_advantages = toy.sample(group, ["c"] * 4)["advantages"][:, 0]
 
+# in the second rollout one process alone gets a score whose square, and with it its loss, is infinite
+rollouts = []
+
+
+def too_large(prompts, completions, **columns):
+    rollouts.append(len(prompts))
+    scores = toy.letters(prompts, completions)
+    return [3e19, *scores[1:]] if rank == 1 and len(rollouts) == 2 else scores
+
+
+lost = build(folder / "lost", reward=too_large)
+lost.train()
+
 report = {
     "rows": toy.real(batch),
     "advantages": batch["advantages"],
@@ -57,6 +70,8 @@ report = {
     "learned": toy.learned(trainer),
     "whole": toy.learned(whole),
     "again": toy.learned(again),
+    "lost": toy.learned(lost),
+    "skipped": toy.logged(lost, "skipped_steps"),
 }
 torch.save(report, folder / f"rank{rank}.pt")
 trainer.accelerator.wait_for_everyone()

@@ -179,6 +179,9 @@ mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must ca
 torture: $(STAMP)  ## kills each stage at 20 random moments, goes on, compares the bits; one and two processes
 	HF_HUB_OFFLINE=1 "$(PY)" tests/torture.py $(ARGS)
 
+soak: $(STAMP) | $(BASE)  ## 1,000 PPO updates on the small base: memory, handles and time must hold
+	HF_HUB_OFFLINE=1 "$(PY)" tests/soak.py $(if $(BASE),--model $(RUN)/base) --output runs/soak $(ARGS)
+
 fuzz: $(STAMP)  ## loaders against 20,000 broken files: loaded or refused in one sentence, never anything else
 	"$(PY)" tests/fuzz.py $(ARGS)
 

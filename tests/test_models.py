@@ -203,7 +203,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(project):
 
 def test_a_broken_config_and_an_unknown_hub_name(project):
     (project / "runs/x/base/config.json").write_text("{")
-    with pytest.raises(UserError, match="runs/x/base/config.json cannot be read as JSON"):
+    with pytest.raises(UserError, match="runs/x/base/config.json is not JSON"):
         models.load_base(ModelArguments(model_name_or_path="runs/x/base"))
     with pytest.raises(UserError, match="no usable model somebody/nothing"):
         models.load_base(ModelArguments(model_name_or_path="somebody/nothing"))

@@ -10,7 +10,7 @@ from test_critic import reward_folder
 
 from pipeline.adapters import CRITIC, POLICY, REFERENCE
 from pipeline.ppo.scorer import REWARD, put_on_base
-from rewards import Instant, Mixture, build_rewards
+from rewards import Instant, Mixture, RewardError, build_rewards
 
 TEXTS = ["a", "bad", "", "deeeec", "ab"]
 
@@ -107,9 +107,14 @@ def test_what_does_not_fit_loads_beside_and_says_so(base, reward, tmp_path, caps
         model = toy.with_sft_adapter(toy.build_model(intermediate_size=32))
         model.get_base_model().name_or_path = str(base)
     rewarded = learned(folder, **options)
-    assert put_on_base([rewarded], model, nullcontext) == []
+    if why == "no adapter":  # and no head: said now, not in the middle of a run
+        with pytest.raises(RewardError, match="no score head"):
+            put_on_base([rewarded], model, nullcontext)
+    else:
+        assert put_on_base([rewarded], model, nullcontext) == []
+        assert rewarded.is_loaded
     said = capsys.readouterr().out
     assert "loads its own model beside the policy's base (" in said and "MB)" in said
-    assert not rewarded.is_loaded and list(model.peft_config) == [POLICY]
+    assert list(model.peft_config) == [POLICY]
     if why == "other base":
         rewarded(["c"], ["a"])  # it works all the same

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from test_layout import ROOT, python_files
 
-from pipeline import cli, models
+from pipeline import checkpoints, cli, models
 from pipeline.config import ModelArguments, SFTStage
 from pipeline.errors import UserError
 from pipeline.eval.candidates import read_candidates
@@ -141,6 +141,15 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder / "checkpoint-1"
 
 
+def sealed(folder: Path) -> None:
+    """Gives a checkpoint that was changed a manifest that says nothing of it."""
+    manifest = checkpoints.read_manifest(folder)
+    (folder / checkpoints.MANIFEST).unlink()
+    aside = folder.rename(folder.with_name("aside"))
+    checkpoints.seal(aside, folder, {name: manifest[name] for name in ("step", "inputs", "whole")})
+    assert checkpoints.damage(folder) is None
+
+
 @pytest.mark.parametrize("form", ["zip", "plain"])
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_checkpoint_of_somebody_else_runs_nothing(checkpoint, tmp_path, canary, name, form):
@@ -150,6 +159,7 @@ def test_a_checkpoint_of_somebody_else_runs_nothing(checkpoint, tmp_path, canary
         torch.save({"state": Evil(canary), "param_groups": Evil(canary)}, evil / name)
     else:
         (evil / name).write_bytes(pickle.dumps(Evil(canary)))
+    sealed(evil)
     kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
     trainer = toy.make_trainer(tmp_path / "again")
     with pytest.raises(UserError) as caught:
@@ -168,12 +178,13 @@ def test_a_checkpoint_of_somebody_else_runs_nothing(checkpoint, tmp_path, canary
         ("trainer_state.json", '{"global_step": "1"}', "global_step is text, but wants a whole number"),
         ("trainer_state.json", '{"global_step": -1}', "global_step is -1"),
         ("ppo_state.json", '{"micro_step": 0}', "kl_coef is missing"),
-        ("adapter_model.safetensors", "", "its weights cannot be read"),
+        ("adapter_model.safetensors", "", "is cut off or spoilt"),
     ],
 )
 def test_a_broken_checkpoint_is_one_sentence(checkpoint, tmp_path, name, content, says):
     broken = shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
     (broken / name).write_text(content)
+    sealed(broken)
     with pytest.raises(UserError, match=says) as caught:
         toy.make_trainer(tmp_path / "again").train(resume_from_checkpoint=str(broken))
     assert "\n" not in str(caught.value)
@@ -248,7 +259,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_no_weights(good, tmp_path, ca
         torch.save({"x": Evil(canary)}, next(folder.glob("*.safetensors")))
     with pytest.raises(UserError, match="no usable model"):
         LOADERS["base"](str(tmp_path / "base"), "")
-    with pytest.raises(UserError, match="or is damaged"):
+    with pytest.raises(UserError, match="is cut off or spoilt"):
         LOADERS["sft"](str(tmp_path / "sft"), str(good / "base"))
     assert not canary.exists()
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from pipeline.adapters import use_adapter
 from pipeline.errors import UserError
-from pipeline.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_base, resolve_stage
+from pipeline.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors, check_same_base, resolve_stage
 from pipeline.ppo.critic import HEAD
 from pipeline.ppo.trunk import Trunk
 from pipeline.run_folder import say
@@ -90,6 +90,7 @@ def put_on_base(rewards: Iterable[Callable], model: PeftModel, autocast: Callabl
                 on_base[reward.path] = _make(reward, model, name, autocast)
             except UserError as why:
                 say(f"Reward {reward.__name__} loads its own model beside the policy's base{_size(reward)}: {why}.")
+                reward.prepare()  # now: what is wrong with it is to be said before training
                 continue
         reward.take(*on_base[reward.path])
     return [scorer for scorer, _ in on_base.values()]
@@ -109,6 +110,7 @@ def _why_not(reward: Learned, base: str) -> str | None:
     if reward.dtype != "auto" or reward.device is not None:
         return "its dtype or device is set"
     try:
+        check_safetensors(folder, "adapter")
         check_same_base(base, str(folder))
     except UserError as error:
         return str(error)

@@ -213,11 +213,8 @@ class PPOTrainer(OwnLoop, SkipsNonFinite, ResumableRollouts, PushesResults, GRPO
         if ref_logprobs is None:
             with use_adapter(self.model, self.reference_adapter):
                 ref_logprobs = self._logprobs(self.model, batch, batch_size=size)[0]
-        return (
-            old_logprobs,
-            ref_logprobs,
-            torch.zeros_like(old_logprobs) if self.critic is None else self._values(batch),
-        )
+        values = torch.zeros_like(old_logprobs) if self.critic is None else self._values(batch)
+        return old_logprobs, ref_logprobs, values
 
     def _values(self, batch):
         """V before each token, (B, T)."""

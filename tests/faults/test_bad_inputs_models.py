@@ -145,7 +145,7 @@ BASES = [
         make=without("base/model.safetensors", "layers.1."),
     ),
     model("broken config", "base/config.json", "JSON", make=cut("base/config.json")),
-    model("config that is a list", "base/config.json", "JSON object", make=file("base/config.json", "[]")),
+    model("config that is a list", "base/config.json", "wants a mapping", make=file("base/config.json", "[]")),
     model("config without a model type", "base", "model_type", make=edit("base/config.json", model_type=None)),
     model(
         "unknown architecture", "base", "model type `nonsense`", make=edit("base/config.json", model_type="nonsense")
@@ -272,7 +272,7 @@ ADAPTERS = [
     model(
         "adapter of an unknown kind",
         "sft/adapter_config.json",
-        "peft_type",
+        "of the type",
         "NONSENSE",
         make=edit("sft/adapter_config.json", peft_type="NONSENSE"),
         adapter_path="sft",

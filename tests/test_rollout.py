@@ -1,8 +1,9 @@
 """Rollouts as tensors: weighing of scores, and the packing of a mini-batch by length."""
 
 import torch
+from torch import nn
 
-from pipeline.ppo.batches import CRITIC_STATES, Part, pack, parts
+from pipeline.ppo.batches import CRITIC_STATES, Part, pack, parts, tokens_a_pass
 from pipeline.ppo.rollout import weigh
 
 
@@ -57,20 +58,20 @@ def lengths(prompts, completions):
 
 
 def test_parts_are_cut_where_padding_costs_more_than_a_pass():
-    """A pass is worth 128 tokens on a CPU."""
+    """A pass is worth 128 tokens here."""
     # together 10 x 210 + 128 = 2228; apart 8 x 20 + 2 x 210 + 2 x 128 = 836
-    found = list(parts(*lengths([10] * 10, [10, 200, 10, 10, 10, 10, 200, 10, 10, 10]), size=16))
+    found = list(parts(*lengths([10] * 10, [10, 200, 10, 10, 10, 10, 200, 10, 10, 10]), size=16, a_pass=128))
     assert [sorted(part.rows.tolist()) for part in found] == [[0, 2, 3, 4, 5, 7, 8, 9], [1, 6]]
     assert [(part.prompt, part.tokens) for part in found] == [(10, 10), (10, 200)]
     # together 8 x 22 + 128 = 304; apart 4 x 20 + 4 x 22 + 2 x 128 = 424
-    assert len(list(parts(*lengths([10] * 8, [10, 12] * 4), size=16))) == 1
+    assert len(list(parts(*lengths([10] * 8, [10, 12] * 4), size=16, a_pass=128))) == 1
     # three lengths, the best cut is the one between the second and the third: 4 x 2 x 20 + 2 x 500 + ...
-    found = list(parts(*lengths([10, 10, 9, 9, 4, 4], [5, 10, 5, 10, 490, 490]), size=16))
+    found = list(parts(*lengths([10, 10, 9, 9, 4, 4], [5, 10, 5, 10, 490, 490]), size=16, a_pass=128))
     assert [sorted(part.rows.tolist()) for part in found] == [[0, 1, 2, 3], [4, 5]] and found[1].prompt == 4
 
 
 def test_no_part_is_larger_than_asked_for():
-    found = list(parts(*lengths([3] * 7, [2] * 7), size=3))
+    found = list(parts(*lengths([3] * 7, [2] * 7), size=3, a_pass=128))
     assert sorted(len(part.rows) for part in found) == [1, 3, 3]
     assert sorted(row for part in found for row in part.rows.tolist()) == list(range(7))
 
@@ -82,3 +83,11 @@ def test_a_part_cuts_states_as_it_cuts_ids():
     assert found[CRITIC_STATES][:, :, 0].tolist() == [[0, 6, 6, 6, 0], [5, 5, 5, 5, 5]]
     assert found["prompt_ids"].tolist() == [[0, 12], [10, 10]]
     assert found["completion_ids"].tolist() == [[12, 12, 0], [10, 10, 10]] and found["num_items_in_batch"] == 7
+
+
+def test_a_pass_is_worth_fewer_tokens_the_larger_the_model():
+    # two layers of 10,000 weights, biases and adapters not counted: 2 x 1e8 / 2e4
+    layers = nn.ModuleList(nn.Linear(100, 100) for _ in range(2))
+    assert tokens_a_pass(layers, 2) == 10_000
+    layers[0].lora_A = nn.Linear(100, 1)
+    assert tokens_a_pass(layers, 2) == 10_000

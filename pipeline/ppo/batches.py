@@ -8,12 +8,22 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CRITIC_STATES = "critic_states"  # (B, P+T, H): what enters the critic's first trained layer (pipeline/ppo/critic.py)
-# A pass over the model costs, before its first token, about as much as so many tokens
-_TOKENS_A_PASS = {"cpu": 128}
-_TOKENS_A_PASS_ELSEWHERE = 4096
+# Multiplications that a device could make in the time in which the calls of one layer are made: half a millisecond or
+# two of Python and launches, at some hundred billion a second on a CPU and some hundred thousand billion on a GPU
+_A_LAYERS_CALLS = {"cpu": 1e8}
+_A_LAYERS_CALLS_ELSEWHERE = 1.5e10
+
+
+def tokens_a_pass(trunk: nn.Module, layers: int) -> float:
+    """How many tokens cost as much as a pass over the model does before its first token: few in a large model."""
+    looked_up = {id(p) for module in trunk.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    multiplied = (p for n, p in trunk.named_parameters() if "lora_" not in n and p.ndim > 1 and id(p) not in looked_up)
+    weights = sum(p.numel() for p in multiplied)
+    device = next(trunk.parameters()).device.type
+    return layers * _A_LAYERS_CALLS.get(device, _A_LAYERS_CALLS_ELSEWHERE) / max(weights, 1)
 
 
 class Part(NamedTuple):
@@ -39,16 +49,15 @@ class Part(NamedTuple):
         return found
 
 
-def parts(prompt_mask: Tensor, completion_mask: Tensor, size: int) -> Iterator[Part]:
+def parts(prompt_mask: Tensor, completion_mask: Tensor, size: int, a_pass: float) -> Iterator[Part]:
     """Cuts a batch, masks (B, P) and (B, T), into parts of at most `size` rows so that passes over them cost least.
 
-    Rows are sorted by length; a part costs its rows x columns and a fixed amount (see above). The best cuts are found
-    by dynamic programming over the sorted rows.
+    Rows are sorted by length; a part costs its rows x columns and `a_pass` tokens (`tokens_a_pass`). The best cuts are
+    found by dynamic programming over the sorted rows.
     """
     prompts, completions = prompt_mask.sum(dim=1), completion_mask.sum(dim=1)
     order = completions.argsort(stable=True)
     prompt, tokens = prompts[order].tolist(), completions[order].tolist()
-    a_pass = _TOKENS_A_PASS.get(order.device.type, _TOKENS_A_PASS_ELSEWHERE)
     least, start = [0.0], [0]  # of the first n rows: what they cost at least, and where their last part starts
     for end in range(1, len(tokens) + 1):
         best, widest = (torch.inf, 0), 0

@@ -21,7 +21,7 @@ from pipeline.hub import PushesResults
 from pipeline.lean import lean
 from pipeline.nonfinite import SkipsNonFinite
 from pipeline.ppo import baseline, checkpoint, math, setup
-from pipeline.ppo.batches import CRITIC_STATES, has_rows_alone, pack, parts
+from pipeline.ppo.batches import CRITIC_STATES, has_rows_alone, pack, parts, tokens_a_pass
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.metrics import Journal, repetition
@@ -113,7 +113,8 @@ class PPOTrainer(OwnLoop, SkipsNonFinite, ResumableRollouts, PushesResults, GRPO
         setup.switch_dropout_off(model)
         lean(model)
         use_short_rows(model.get_base_model())
-        self._tail = Tail(Trunk(model))
+        trunk = Trunk(model)
+        self._tail, self._a_pass = Tail(trunk), tokens_a_pass(trunk.module, trunk.depth)
         setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)
         setup.count_positions_from_the_mask(model)
         self._one_by_one = False  # whether policy and critic go backward one after the other
@@ -220,7 +221,7 @@ class PPOTrainer(OwnLoop, SkipsNonFinite, ResumableRollouts, PushesResults, GRPO
         """V before each token, (B, T)."""
         size, known, found, states = self.args.per_device_train_batch_size, CRITIC_STATES in batch, None, None
         shape, prompt = batch["completion_mask"].shape, batch["prompt_mask"].shape[1]
-        for part in parts(batch["prompt_mask"], batch["completion_mask"], size):
+        for part in parts(batch["prompt_mask"], batch["completion_mask"], size, self._a_pass):
             inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
             with self._reading(part.tokens), self.accelerator.autocast():
                 if known:  # an earlier rollout
@@ -260,7 +261,7 @@ class PPOTrainer(OwnLoop, SkipsNonFinite, ResumableRollouts, PushesResults, GRPO
         # A whole rollout, by us or by TRL: in parts of like length
         width = input_ids.shape[1] - logits_to_keep
         logprobs = None
-        for part in parts(attention_mask[:, :width], attention_mask[:, width:], batch_size):
+        for part in parts(attention_mask[:, :width], attention_mask[:, width:], batch_size, self._a_pass):
             columns = (part.rows, slice(width - part.prompt, width + part.tokens))
             found = call(input_ids[columns], attention_mask[columns], part.tokens)[0]
             logprobs = found.new_zeros(len(input_ids), logits_to_keep) if logprobs is None else logprobs
@@ -341,7 +342,9 @@ class PPOTrainer(OwnLoop, SkipsNonFinite, ResumableRollouts, PushesResults, GRPO
         size = len(inputs["completion_mask"])
         if not has_rows_alone(inputs, size):
             return [inputs]
-        return [part.cut(inputs) for part in parts(inputs["prompt_mask"], inputs["completion_mask"], size)]
+        return [
+            part.cut(inputs) for part in parts(inputs["prompt_mask"], inputs["completion_mask"], size, self._a_pass)
+        ]
 
     def _learn(self, loss):
         if loss.requires_grad:

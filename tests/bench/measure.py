@@ -26,7 +26,7 @@ def arguments(description: str, **modes) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as many as it takes by itself")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--critic-layers", type=int, default=0, help="of ours, trained; 0: the upper quarter")
+    parser.add_argument("--critic-layers", type=int, default=1, help="upper layers on which ours is trained")
     for name, choices in modes.items():
         parser.add_argument(f"--{name}", default=choices[0], choices=choices)
     return parser.parse_args()

@@ -65,7 +65,7 @@ def settings(args, built: models.Built, folder: str) -> PPOConfig:
         temperature=models.TEMPERATURE,
         learning_rate=1e-5,
         critic_path=str(built.reward),
-        critic_layers=args.critic_layers or max(1, built.size.layers // 4),
+        critic_layers=args.critic_layers,
         use_cpu=args.device == "cpu",
         bf16=args.dtype == "bfloat16",
         seed=args.seed,

@@ -19,7 +19,7 @@ class Case(NamedTuple):
     memory: float | None = None  # goal: peak memory, as a part of TRL's
     other: float | None = None  # goal: part of an update that is no pass, no step and no decoding
     sft: float | None = None  # goal: peak memory, as a part of our SFT stage's
-    critic_layers: int = 0  # upper layers on which our critic is trained; 0: a quarter of them
+    critic_layers: int = 1  # upper layers on which our critic is trained
 
 
 CASES = {

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 CRITIC_STATES = "critic_states"  # (B, P+T, H): what enters the critic's first trained layer (pipeline/ppo/critic.py)
+# Shapes that come again are cheap: libraries prepare their products anew for every other one (oneDNN in bfloat16 above
+# all). So parts have a multiple of so many rows and columns where they can.
+_ROWS, _COLUMNS = 4, 8
 # Multiplications that a device could make in the time in which the calls of one layer are made: half a millisecond or
 # two of Python and launches, at some hundred billion a second on a CPU and some hundred thousand billion on a GPU
 _A_LAYERS_CALLS = {"cpu": 1e8}
@@ -57,14 +60,16 @@ def parts(prompt_mask: Tensor, completion_mask: Tensor, size: int, a_pass: float
     """
     prompts, completions = prompt_mask.sum(dim=1), completion_mask.sum(dim=1)
     order = completions.argsort(stable=True)
-    prompt, tokens = prompts[order].tolist(), completions[order].tolist()
+    prompt = [_round_up(n, prompt_mask.shape[1]) for n in prompts[order].tolist()]
+    tokens = [_round_up(n, completion_mask.shape[1]) for n in completions[order].tolist()]
     least, start = [0.0], [0]  # of the first n rows: what they cost at least, and where their last part starts
     for end in range(1, len(tokens) + 1):
         best, widest = (torch.inf, 0), 0
         for first in range(end - 1, max(end - size, 0) - 1, -1):
             widest = max(widest, prompt[first])
-            cost = least[first] + (end - first) * (widest + tokens[end - 1]) + a_pass
-            best = min(best, (cost, first))
+            if first % _ROWS == 0 and (end % _ROWS == 0 or end == len(tokens)):
+                cost = least[first] + (end - first) * (widest + tokens[end - 1]) + a_pass
+                best = min(best, (cost, first))
         least.append(best[0])
         start.append(best[1])
     ends, end = [], len(tokens)
@@ -72,7 +77,12 @@ def parts(prompt_mask: Tensor, completion_mask: Tensor, size: int, a_pass: float
         ends.append((start[end], end))
         end = start[end]
     for first, end in reversed(ends):
-        yield Part(order[first:end], max(1, max(prompt[first:end])), max(1, tokens[end - 1]))
+        yield Part(order[first:end], max(prompt[first:end]), tokens[end - 1])
+
+
+def _round_up(count: int, most: int) -> int:
+    """To a whole number of `_COLUMNS`, but no more columns than there are, and at least one."""
+    return min(max(_COLUMNS, -(-count // _COLUMNS) * _COLUMNS), max(most, 1))
 
 
 def pack(mini_batch: list[dict]) -> list[dict]:
@@ -90,7 +100,8 @@ def pack(mini_batch: list[dict]) -> list[dict]:
     packed = []
     for micro_batch, rows in zip(mini_batch, order.split(size), strict=True):
         prompt, tokens = (int(merged[f"{x}_mask"][rows].sum(dim=1).max()) for x in ("prompt", "completion"))
-        packed.append(micro_batch | Part(rows, max(1, prompt), max(1, tokens)).cut(merged))
+        widths = (merged[f"{name}_mask"].shape[1] for name in ("prompt", "completion"))
+        packed.append(micro_batch | Part(rows, *map(_round_up, (prompt, tokens), widths)).cut(merged))
     return packed
 
 

@@ -1,8 +1,10 @@
 """Rollouts as tensors: weighing of scores, and the packing of a mini-batch by length."""
 
+import pytest
 import torch
 from torch import nn
 
+from pipeline.ppo import batches
 from pipeline.ppo.batches import CRITIC_STATES, Part, pack, parts, tokens_a_pass
 from pipeline.ppo.rollout import weigh
 
@@ -29,6 +31,14 @@ def micro_batch(prompt_lengths, completion_lengths, first_id):
     }
 
 
+@pytest.fixture
+def every_shape(monkeypatch):
+    """Parts of any number of rows and columns."""
+    monkeypatch.setattr(batches, "_ROWS", 1)
+    monkeypatch.setattr(batches, "_COLUMNS", 1)
+
+
+@pytest.mark.usefixtures("every_shape")
 def test_packing_sorts_by_length_and_drops_shared_padding():
     packed = pack([micro_batch([2, 4], [5, 1], 10), micro_batch([1, 3], [2, 3], 20)])
     # completion lengths 1, 2 | 3, 5; their prompts 4, 1 | 3, 2
@@ -57,6 +67,7 @@ def lengths(prompts, completions):
     return prompt_mask.long(), completion_mask.long()
 
 
+@pytest.mark.usefixtures("every_shape")
 def test_parts_are_cut_where_padding_costs_more_than_a_pass():
     """A pass is worth 128 tokens here."""
     # together 10 x 210 + 128 = 2228; apart 8 x 20 + 2 x 210 + 2 x 128 = 836
@@ -76,6 +87,17 @@ def test_no_part_is_larger_than_asked_for():
     assert sorted(row for part in found for row in part.rows.tolist()) == list(range(7))
 
 
+def test_parts_have_shapes_that_come_again():
+    """Rows in fours, columns in eights, where there are so many."""
+    # 300 tokens are worth a pass: 3 x 5 and 5 x 60 tokens are cut after the fourth row, not after the third
+    found = list(parts(*lengths([10] * 8, [3, 3, 3, 60, 60, 60, 60, 70]), size=8, a_pass=100))
+    assert [len(part.rows) for part in found] == [8]  # 8 x 80 + 100 = 740; apart 4 x 70 + 4 x 80 + 200 = 800
+    found = list(parts(*lengths([10] * 8, [3, 3, 3, 3, 60, 60, 60, 70]), size=8, a_pass=100))
+    assert [(len(part.rows), part.prompt, part.tokens) for part in found] == [(4, 10, 8), (4, 10, 70)]
+    # a micro-batch of three rows keeps its three
+    assert sorted(len(part.rows) for part in parts(*lengths([3] * 7, [2] * 7), size=3, a_pass=1)) == [1, 3, 3]
+
+
 def test_a_part_cuts_states_as_it_cuts_ids():
     batch = micro_batch([2, 4, 1], [5, 1, 2], 10)
     states = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)[:, :, None] * 0.5
@@ -86,8 +108,8 @@ def test_a_part_cuts_states_as_it_cuts_ids():
 
 
 def test_a_pass_is_worth_fewer_tokens_the_larger_the_model():
-    # two layers of 10,000 weights, biases and adapters not counted: 2 x 1e8 / 2e4
+    # two layers of 10,000 weights, biases and adapters not counted: 2 x 5e8 / 2e4
     layers = nn.ModuleList(nn.Linear(100, 100) for _ in range(2))
-    assert tokens_a_pass(layers, 2) == 10_000
+    assert tokens_a_pass(layers, 2) == 50_000
     layers[0].lora_A = nn.Linear(100, 1)
-    assert tokens_a_pass(layers, 2) == 10_000
+    assert tokens_a_pass(layers, 2) == 50_000

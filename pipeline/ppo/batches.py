@@ -16,7 +16,7 @@ CRITIC_STATES = "critic_states"  # (B, P+T, H): what enters the critic's first t
 _ROWS, _COLUMNS = 4, 8
 # Multiplications that a device could make in the time in which the calls of one layer are made: half a millisecond or
 # two of Python and launches, at some hundred billion a second on a CPU and some hundred thousand billion on a GPU
-_A_LAYERS_CALLS = {"cpu": 1e8}
+_A_LAYERS_CALLS = {"cpu": 5e8}
 _A_LAYERS_CALLS_ELSEWHERE = 1.5e10
 
 
@@ -62,12 +62,13 @@ def parts(prompt_mask: Tensor, completion_mask: Tensor, size: int, a_pass: float
     order = completions.argsort(stable=True)
     prompt = [_round_up(n, prompt_mask.shape[1]) for n in prompts[order].tolist()]
     tokens = [_round_up(n, completion_mask.shape[1]) for n in completions[order].tolist()]
+    rows = _ROWS if size % _ROWS == 0 else 1
     least, start = [0.0], [0]  # of the first n rows: what they cost at least, and where their last part starts
     for end in range(1, len(tokens) + 1):
         best, widest = (torch.inf, 0), 0
         for first in range(end - 1, max(end - size, 0) - 1, -1):
             widest = max(widest, prompt[first])
-            if first % _ROWS == 0 and (end % _ROWS == 0 or end == len(tokens)):
+            if first % rows == 0 and (end % rows == 0 or end == len(tokens)):
                 cost = least[first] + (end - first) * (widest + tokens[end - 1]) + a_pass
                 best = min(best, (cost, first))
         least.append(best[0])

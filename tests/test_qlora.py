@@ -12,12 +12,14 @@ import toy
 from conftest import build_model, build_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file
+from test_critic import reward_folder
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from pipeline import models, reward_model, sft
 from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
 from pipeline.ppo import stage as ppo_stage
 from pipeline.ppo.stage import PPOStage, RewardArguments
+from rewards import build_rewards
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -215,19 +217,27 @@ def weights_alive() -> dict[int, int]:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "nf4"])
 def test_the_base_is_in_memory_once(tmp_path, precision):
+    folder, sizes = tmp_path / "base", {"hidden_size": 64, "intermediate_size": 128}
+    if precision == "nf4":
+        sizes["num_attention_heads"] = 4
+    toy.build_model(**sizes, initializer_range=0.1).save_pretrained(folder)
+    reward_folder(folder, tmp_path / "reward", r=2, lora_alpha=4, target_modules="all-linear")
+    toy.tokenizer().save_pretrained(tmp_path / "reward")
     before = weights_alive()
     if precision == "nf4":
-        model = nf4(tmp_path, hidden_size=64, intermediate_size=128)
+        model = nf4(folder, **sizes)
     else:
-        model = toy.build_model(hidden_size=64, intermediate_size=128).to(getattr(torch, precision))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision))
     base = sum(weights_alive().values()) - sum(before.values())
     # a layer: 64 x 64 for q and o, 64 x 32 for k and v (one kv head of two), 3 x 64 x 128; norms; nine words, untied
     heads = 4 if precision == "nf4" else 2
     kv = 64 // heads
     layer = 2 * 64 * 64 + 2 * 64 * kv + 3 * 64 * 128 + 2 * 64
     assert base == 2 * layer + 64 + 2 * 9 * 64
-    trainer = toy.make_trainer(tmp_path, toy.with_sft_adapter(model))
+    reward = build_rewards([{"name": "learned", "path": str(tmp_path / "reward")}])[0][0]
+    trainer = toy.make_trainer(tmp_path, toy.with_sft_adapter(model), reward, critic_path=str(tmp_path / "reward"))
     trainer.train()
+    assert set(trainer.model.peft_config) == {"default", "reference", "critic", "reward"}
     alive = {pointer: size for pointer, size in weights_alive().items() if pointer not in before}
     adapter = 2 * 2 * (2 * (64 + 64) + 2 * (64 + kv) + 3 * (64 + 128))  # rank 2, two layers
-    assert sum(alive.values()) <= base + 3 * adapter + 64 + 1  # policy, reference, critic and its head
+    assert sum(alive.values()) <= base + 4 * adapter + 2 * (64 + 1)

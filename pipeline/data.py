@@ -11,6 +11,7 @@ Three kinds of data, each as plain text or as messages (`[{"role": ..., "content
 import difflib
 import json
 import random
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -88,9 +89,10 @@ def columns_of(rows: Dataset, kind: str, name: str) -> tuple[str, ...]:
     missing = next(column for column in best if column not in have)
     near = [column for column in have if column in OTHER_NAMES.get(missing, ())]
     near = near or difflib.get_close_matches(missing, have, n=1, cutoff=0.6)
-    hint = f" Is it {near[0]}? Then rename that column to {missing}." if near else ""
+    hint = f" Is it {near[0][:100]}? Then rename that column to {missing}." if near else ""
     forms = " or ".join("+".join(wanted) for wanted in COLUMNS[kind])
-    raise UserError(f"dataset {name} has no column {missing} (it has {', '.join(have)}; wants {forms}).{hint}")
+    had = textwrap.shorten(", ".join(have), 300)
+    raise UserError(f"dataset {name} has no column {missing} (it has {had}; wants {forms}).{hint}")
 
 
 def clean(rows: Dataset, kind: str, name: str = "data") -> tuple[Dataset, list[str]]:

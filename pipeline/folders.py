@@ -13,6 +13,9 @@ from pipeline.errors import UserError
 from pipeline.run_folder import SUMMARY
 from rewards.foreign import ADAPTER_WEIGHTS, PICKLES, adapter_problem
 
+_LONGEST_HUB_NAME = 193  # owner and name of 96 characters each
+_MOST_LAYERS = 10_000  # a config with more would be built for hours
+
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -33,7 +36,7 @@ def resolve_stage(path: str, revision: str | None = None) -> Stage:
         UserError: no such folder, no model in it, or pickled weights only.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if is_folder(path):
         if (folder / ADAPTER_CONFIG).is_file():
             check_safetensors(folder, "adapter")
             base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
@@ -44,11 +47,18 @@ def resolve_stage(path: str, revision: str | None = None) -> Stage:
             raise UserError(f"{path} holds no model: neither config.json nor {ADAPTER_CONFIG} is in it")
         read_json(folder / "config.json")
         check_safetensors(folder, "model")
+        layers = read_json(folder / "config.json").get("num_hidden_layers")
+        if isinstance(layers, int | float) and layers > _MOST_LAYERS:
+            raise UserError(
+                f"{folder / 'config.json'}: num_hidden_layers is no number of layers: make the model again"
+            )
         return Stage(path, None)
-    if folder.is_file():
+    if len(path) < 256 and folder.is_file():
         raise UserError(f"{path} is a file; give the folder of the model")
     if not is_hub_name(path):
-        raise UserError(f"{path}: there is no such model folder (an earlier stage makes it, or the path is misspelt)")
+        raise UserError(
+            f"{path[:200]}: there is no such model folder (an earlier stage makes it, or the path is misspelt)"
+        )
     return Stage(path, None)
 
 
@@ -87,14 +97,24 @@ def check_same_base(base: str, adapter: str) -> None:
         found = _find_base(named, Path(adapter))
     except UserError:
         return  # its base is gone; shapes are compared when the weights are loaded
-    same_folder = Path(found).is_dir() and Path(base).is_dir() and Path(found).resolve() == Path(base).resolve()
+    same_folder = is_folder(found) and is_folder(base) and Path(found).resolve() == Path(base).resolve()
     same_weights = fingerprint(found) is not None and fingerprint(found) == fingerprint(base)
     if not (found == base or same_folder or same_weights):
         raise UserError(f"adapter {adapter} was trained on the base {named}, not on {base}: give {named} as the base")
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder; a name too long for the file system is none."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def is_hub_name(path: str) -> bool:
     """Whether `path` can be the name of a Hub repository, such as `Qwen/Qwen2.5-0.5B-Instruct` or `gpt2`."""
+    if len(path) > _LONGEST_HUB_NAME:
+        return False
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path)) and not path.startswith("runs/")
 
 
@@ -128,7 +148,7 @@ def check_whole(file: Path) -> None:
         with safe_open(file, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is cut off or spoilt ({error}): copy, download or make it again") from None
+        raise UserError(f"{file} is cut off or spoilt ({str(error)[:200]}): copy, download or make it again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,7 +161,7 @@ def fingerprint(folder: str) -> str | None:
 
     Taken from the sizes and the first and last MiB of each safetensors file, which training changes.
     """
-    files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    files = sorted(Path(folder).glob("*.safetensors")) if is_folder(folder) else []
     if not files:
         return None
     digest, chunk = hashlib.sha256(), 1 << 20
@@ -157,14 +177,14 @@ def fingerprint(folder: str) -> str | None:
 
 def _find_base(base: str, adapter: Path) -> str:
     if Path(base).is_absolute():
-        if Path(base).is_dir():
+        if is_folder(base):
             return base
     else:
         for folder in adapter.resolve().parents:
             if (folder / base).is_dir():
                 # The short form when both are the same, so that no absolute path gets into saved files.
-                return base if Path(base).is_dir() and Path(base).resolve() == folder / base else str(folder / base)
-        if Path(base).is_dir():
+                return base if is_folder(base) and Path(base).resolve() == folder / base else str(folder / base)
+        if is_folder(base):
             return base
     if is_hub_name(base):
         return base

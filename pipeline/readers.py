@@ -154,7 +154,7 @@ def _json_rows(text: str, path: Path) -> list[dict[str, Any]]:
     if text.lstrip().startswith("{"):
         try:
             whole = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
             return list(_jsonl_rows(text, path))
         if not isinstance(whole.get("data"), list):
             return [whole]

@@ -253,7 +253,7 @@ def _unique(name: str, taken: set[str]) -> str:
 def _from_registry(name: Any, options: dict[str, Any]) -> Reward:
     if not isinstance(name, str) or name not in REGISTRY:
         known = f"there are {', '.join(REGISTRY)}, and your own as module:function"
-        raise RewardError(f"There is no reward '{name}'{nearest(name, REGISTRY)}; {known}.")
+        raise RewardError(f"There is no reward '{str(name)[:100]}'{nearest(str(name)[:100], REGISTRY)}; {known}.")
     module, cls_name, fixed = REGISTRY[name]
     cls = getattr(importlib.import_module(f".{module}", __package__), cls_name)
     real = [key for key in _parameters(cls) if key not in cls.python_only and key not in fixed and key != "log_name"]

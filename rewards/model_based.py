@@ -163,7 +163,8 @@ def loading(path: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:  # half a file fails in many ways: SafetensorError, KeyError, tokenizers' own, …
         misfit = "size mismatch" in str(error)
-        if "out of memory" in str(error) or isinstance(error, RuntimeError) and not misfit:
+        ours = isinstance(error, NotImplementedError)  # PEFT's, of a setting that it does not know
+        if "out of memory" in str(error) or isinstance(error, RuntimeError) and not (misfit or ours):
             raise  # no memory, no device
         if misfit:
             first = str(error).strip().splitlines()[1].strip()
@@ -185,7 +186,7 @@ def _check_whole(path: str, name: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise RewardError(
-                f"Reward '{name}': {file} is cut off or spoilt ({error}); copy, download or make it again."
+                f"Reward '{name}': {file} is cut off or spoilt ({str(error)[:200]}); copy, download or make it again."
             ) from None
 
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from pipeline import models
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
-from pipeline.folders import Stage, resolve_model
+from pipeline.folders import Stage, is_folder, resolve_model
 
 
 class Candidate(NamedTuple):
@@ -43,7 +43,7 @@ def read_candidates(specs: Iterable[dict], model_args: ModelArguments) -> list[C
             stage = resolve_model(ModelArguments(model_name_or_path=path))
             found[name] = Candidate(name, path, stage, models.load_tokenizer(stage, model_args))
         except UserError as error:
-            raise UserError(f"candidate {name}: {error}") from None
+            raise UserError(f"candidate {name[:100]}: {str(error)[:500]}") from None
     return list(found.values())
 
 
@@ -65,7 +65,7 @@ def by_base(candidates: Sequence[Candidate], last: str) -> list[list[Candidate]]
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         base = candidate.stage.base
-        groups.setdefault(str(Path(base).resolve()) if Path(base).is_dir() else base, []).append(candidate)
+        groups.setdefault(str(Path(base).resolve()) if is_folder(base) else base, []).append(candidate)
     return sorted(groups.values(), key=lambda group: last in [candidate.name for candidate in group])
 
 

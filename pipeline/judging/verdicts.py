@@ -46,7 +46,7 @@ def read_verdicts(path: Path, pairs: Pairs) -> tuple[list[dict[str, Any]], list[
 def _row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
 

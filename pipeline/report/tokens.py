@@ -109,6 +109,8 @@ def level(x: float, center: float, largest: float) -> int:
     """How strong a color is, -100 to 100: it grows with the square root, so that small numbers next to a large one
     (KL next to a score) can still be told from 0."""
     share = (x - center) / largest if largest else 0.0
+    if not math.isfinite(share):  # of a file that somebody changed
+        return 0
     return round(100 * math.copysign(math.sqrt(min(abs(share), 1.0)), share))
 
 

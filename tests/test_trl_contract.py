@@ -11,6 +11,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from pipeline.ppo import PPOTrainer
+from pipeline.ppo.passes import Passes
+from pipeline.ppo.update import Update
 from pipeline.resumable import Resumable, ResumableRollouts
 
 
@@ -105,7 +107,7 @@ def test_signatures_of_what_is_overridden():
     hooks = {"_clip_grad_norm": ["self", "model"], "_get_grad_norm": ["self", "model", "grad_norm"]}
     for name, parameters in hooks.items():
         says(list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters, f"{name} has changed.")
-    classes = (PPOTrainer, ResumableRollouts, Resumable)
+    classes = (PPOTrainer, Update, Passes, ResumableRollouts, Resumable)
     overridden = {n for c in classes for n in vars(c) if hasattr(GRPOTrainer, n) and not n.startswith("__")}
     ours = {"_tag_names", "_name", "_paper", "_run_epoch"}  # the last passes on whatever it is called with
     # the surface is written down here: a new override must be added with its signature

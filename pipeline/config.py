@@ -111,6 +111,10 @@ class DataArguments:
     eval_split: str | None = setting(None, "Split of the data set to hold out, e.g. test.")
     eval_fraction: float = setting(0.0, "Part of the training prompts to hold out when no held-out data is named.")
     max_rows: int | None = setting(None, "Use only the first rows of each data set, for a quick look.")
+    as_messages: bool = setting(
+        False,
+        "Read HH's dialogues (\\n\\nHuman: ... \\n\\nAssistant: ...) as messages, for the model's chat template.",
+    )
 
     def __post_init__(self):
         check(

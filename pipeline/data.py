@@ -18,6 +18,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from pipeline import dialogues
 from pipeline.config import DataArguments
 from pipeline.errors import UserError
 from pipeline.readers import read
@@ -72,6 +73,8 @@ def _one(args: DataArguments, source: str, split: str, kind: str | None, tell: C
     if args.max_rows and len(rows) > args.max_rows:
         tell(f"{name}: the first {args.max_rows:,} of {len(rows):,} rows (max_rows)")
         rows = rows.select(range(args.max_rows))
+    if kind and args.as_messages:
+        rows = dialogues.as_messages(rows, kind, name, tell)
     if kind:
         rows, notes = clean(rows, kind, name)
         for note in notes:

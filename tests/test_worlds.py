@@ -207,7 +207,7 @@ def test_referees_by_name():
     assert referee("field_notes")("At dusk, I saw an otter by the old mill.", OTTER) == {"gold": 1.0}
     row = {"mr": "name[Aromi], eatType[pub], area[riverside], near[Burger King]"}
     assert referee("e2e")("Aromi is a pub in the city centre.", row) == {"slot_errors": 2 / 4}
-    with pytest.raises(UserError, match="no world 'field_note'. Worlds: e2e, field_notes"):
+    with pytest.raises(UserError, match="no world 'field_note'. Worlds: .*e2e, .*field_notes"):
         load_world("field_note")
 
 

@@ -7,12 +7,14 @@ A world is a module or package here with this interface:
   prompts among them;
 - ``referee(completion, row) -> dict[str, float]``: the held-out measures, never a training reward. `row` is a row of
   ``prompts_heldout``;
-- ``HIGHER_IS_BETTER: dict[str, bool]``: the direction of each measure.
+- ``HIGHER_IS_BETTER: dict[str, bool]``: the direction of each measure;
+- ``CHAT_FORMAT: ChatFormat``, only where rows are messages: chat template and role tokens of the base's tokenizer.
 
 Files (JSONL): ``sft_train`` {prompt, completion}; ``preferences_train`` and ``preferences_heldout`` {prompt, chosen,
 rejected}; ``prompts_train`` and ``prompts_heldout`` {prompt, references, facts, one column per slot}, where ``facts``
 is a list of wanted words or phrases and "a|b" means that either counts. A prompt ends with a newline: its tokens stay
-the same when a completion follows.
+the same when a completion follows. All of these may be messages (`[{"role": ..., "content": ...}]`) in place of text,
+and ``sft_train`` then holds whole conversations, {messages}.
 
 A new world is one more entry in `WORLDS`.
 """
@@ -38,6 +40,7 @@ __all__ = [
 WORLDS = {
     "field_notes": "pipeline.worlds.field_notes",
     "e2e": "pipeline.worlds.e2e",
+    "dialogue": "pipeline.worlds.dialogue",
 }
 
 

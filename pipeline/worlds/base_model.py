@@ -17,23 +17,29 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from ..errors import UserError
 from .base import BaseModelSettings, Document, progress
+from .chat_format import BOS, EOS, PAD, ChatFormat, without_tokens
 
-PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
-
-def train_tokenizer(texts: list[str], settings: BaseModelSettings) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on `texts` with pad 0, bos 1, eos 2. Any text survives encoding and decoding."""
+def train_tokenizer(
+    texts: list[str], settings: BaseModelSettings, chat: ChatFormat | None = None
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on `texts` with pad 0, bos 1, eos 2, and the role tokens of `chat` after them. Any text survives
+    encoding and decoding.
+    """
+    special = [PAD, BOS, EOS, *(chat.role_tokens if chat else ())]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size,
-        special_tokens=[PAD, BOS, EOS],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    if chat:  # what stands between the role tokens is text, they are not
+        texts = [piece for text in texts for piece in without_tokens(text, special)]
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BOS,
@@ -41,7 +47,10 @@ def train_tokenizer(texts: list[str], settings: BaseModelSettings) -> PreTrained
         padding_side="left",
         model_max_length=settings.context_length,
         clean_up_tokenization_spaces=False,
+        **({"additional_special_tokens": list(chat.role_tokens)} if chat else {}),
     )
+    tokenizer.chat_template = chat.template if chat else None
+    return tokenizer
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, settings: BaseModelSettings) -> LlamaForCausalLM:
@@ -164,8 +173,11 @@ def pretrain(model: LlamaForCausalLM, rows: list[Row], settings: BaseModelSettin
     return sum(tail) / len(tail)
 
 
-def make_base_model(folder: Path, texts: list[Document], settings: BaseModelSettings, seed: int) -> dict[str, float]:
-    """Train tokenizer and model on `texts` and save both into the existing `folder`.
+def make_base_model(
+    folder: Path, texts: list[Document], settings: BaseModelSettings, seed: int, chat: ChatFormat | None = None
+) -> dict[str, float]:
+    """Train tokenizer and model on `texts` and save both into the existing `folder`; with `chat` the tokenizer has its
+    template and role tokens.
 
     Seeded: the same bits on the same machine. Touches no global random state.
 
@@ -173,7 +185,7 @@ def make_base_model(folder: Path, texts: list[Document], settings: BaseModelSett
         parameters, documents, tokens (per epoch), loss (nats/token, the last 5% of steps), seconds.
     """
     started = time.monotonic()
-    tokenizer = train_tokenizer([first + text for first, text in texts], settings)
+    tokenizer = train_tokenizer([first + text for first, text in texts], settings, chat)
     firsts = tokenizer([first for first, _ in texts])["input_ids"]
     whole = tokenizer([first + text for first, text in texts])["input_ids"]
     rows = [Row([*ids, tokenizer.eos_token_id], len(first)) for ids, first in zip(whole, firsts, strict=True)]

@@ -45,7 +45,8 @@ def prepare(world_settings: WorldSettings, base_settings: BaseModelSettings) -> 
         from .base_model import make_base_model
 
         texts = world.pretraining_texts(world_settings, data)
-        made = make_base_model(folder, texts, base_settings, world_settings.seed)
+        chat = getattr(world, "CHAT_FORMAT", None)
+        made = make_base_model(folder, texts, base_settings, world_settings.seed, chat)
         return (
             f"{made['parameters'] / 1e6:.2f} M parameters, {made['documents']} documents, "
             f"{made['tokens'] / 1e6:.2f} M tokens, loss {made['loss']:.3f} nats/token, {made['seconds']:.0f} s"
@@ -73,7 +74,7 @@ def _stamps(world_settings: WorldSettings, base_settings: BaseModelSettings, wor
                 f"data_path {world_settings.data_path}: {reason}. Give the path of the data file."
             ) from None
     code = sorted(world_file.parent.glob("*.py")) if world_file.name == "__init__.py" else [world_file]
-    code.append(Path(__file__).parent / "base_model.py")
+    code += [Path(__file__).parent / name for name in ("base_model.py", "chat_format.py")]
     data["code"] = _digest(*code)
     return {"data": data, "base": {**data, "base_settings": asdict(base_settings)}}
 

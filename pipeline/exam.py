@@ -46,7 +46,7 @@ class RewardArguments:
         [], "Rewards, e.g. '{name: bleu, weight: 0.5}' '{name: learned, path: runs/tiny/reward}' mymodule:myfunction."
     )
     referee: str | None = setting(
-        None, "A world's own judgement of held-out completions (field_notes, e2e, dialogue). Never a reward in training."
+        None, "A world's own judgement of held-out completions (e2e, dialogue, ...). Never a reward in training."
     )
     eval_samples: int = setting(200, "Held-out prompts that are answered before and after.")
     eval_every: int | None = setting(

@@ -63,7 +63,7 @@ class EvalArguments:
         None, "Only write the greedy answers of the one candidate into this file, a line each; nothing is judged."
     )
     rewards: list[dict] = setting([], "Rewards that score the answers, written as for PPO; unweighted here.")
-    referee: str | None = setting(None, "A world's own judgement of completions (field_notes, e2e, dialogue).")
+    referee: str | None = setting(None, "A world's own judgement of completions (e2e, dialogue, ...).")
     judges: list[dict] = setting(
         [], "Who says which of two answers wins: mymodule:function(prompts, completions_a, completions_b, **columns)."
     )

@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare report eval judge chat merge push screenshots test test-all test-cov test-latest mutants torture soak fuzz audit bench bench-gpu lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-latest mutants torture soak fuzz audit bench bench-gpu lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,7 +79,7 @@ else
 LAUNCH := "$(PY)"
 endif
 
-STAGES := sft reward ppo a2c reinforce grpo rloo compare eval
+STAGES := sft reward ppo a2c reinforce grpo rloo compare sweep eval
 GO_ON  := $(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 # A recipe with a base.yaml has its base model and data made on the spot, once; the others name a model.
@@ -117,6 +117,9 @@ JOBS ?= 2
 compare: $(STAMP) | $(BASE)  ## PPO against GRPO and RLOO, after sft and reward: SEEDS="0 1 2", JOBS=2 at once; table and curves
 	"$(PY)" recipes/compare.py $(RECIPE_) --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
 
+sweep: $(STAMP) | $(BASE)  ## which settings are best (Optuna): recipes/<recipe>/sweep.yaml, JOBS=2 at once; the same command goes on
+	"$(PY)" recipes/sweep.py --config $(RECIPE_)/sweep.yaml --jobs $(JOBS) $(ARGS)
+
 # --- what came out ----------------------------------------------------------------------------------------------------
 RUNS ?= $(RUN)/ppo
 ONE  := $(firstword $(RUNS))
@@ -147,10 +150,10 @@ screenshots: $(STAMP)  ## pictures of the report for the README; needs Chromium
 # Asked for together, they run in this order, however they were typed.
 AFTER := report eval judge chat merge push screenshots
 ifneq ($(filter sft,$(MAKECMDGOALS)),)
-reward ppo a2c reinforce grpo rloo compare $(AFTER): | sft
+reward ppo a2c reinforce grpo rloo compare sweep $(AFTER): | sft
 endif
 ifneq ($(filter reward,$(MAKECMDGOALS)),)
-ppo a2c reinforce grpo rloo compare $(AFTER): | reward
+ppo a2c reinforce grpo rloo compare sweep $(AFTER): | reward
 endif
 ifneq ($(filter ppo,$(MAKECMDGOALS)),)
 $(AFTER): | ppo

@@ -1,5 +1,6 @@
 """From a YAML file and flags to checked settings, and from a user's error to one clear line."""
 
+import copy
 import difflib
 import math
 import os
@@ -71,7 +72,7 @@ def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:
     where = ""
     if path is not None:
         where = f"{path}: "
-        parser.set_defaults_with_config(**_checked(_read_yaml(path), dataclasses, path))
+        parser.set_defaults_with_config(**checked(_read_yaml(path), dataclasses, path))
     if wanted := [arg for arg in argv if arg in HELP]:
         print(help_text(parser, dataclasses, everything="--help-all" in wanted))
         raise SystemExit(0)
@@ -192,7 +193,16 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return found
 
 
-def _checked(found: dict[str, Any], dataclasses: Iterable[type], path: str) -> dict[str, Any]:
+def build(found: dict[str, Any], *dataclasses: type, where: str) -> tuple:
+    """As `parse`, from what a YAML file would hold; `where` stands in the errors in place of its path."""
+    parser = Parser(dataclasses)
+    parser.set_defaults_with_config(**checked(copy.deepcopy(found), dataclasses, where))
+    values = vars(parser.parse_known_args([])[0])
+    return tuple(_build(kind, values, f"{where}: ") for kind in dataclasses)
+
+
+def checked(found: dict[str, Any], dataclasses: Iterable[type], path: str) -> dict[str, Any]:
+    """`found`, if the dataclasses have every key of it and take a value of that type; a `UserError` names `path`."""
     names = _names(dataclasses)
     hints = {}
     for kind in dataclasses:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from trl import RewardConfig, SFTConfig
 
-from pipeline import trackers
+from pipeline import trackers, vllm_server
 from pipeline.errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -203,6 +203,7 @@ class RolloutDefaults(StageDefaults):
         "warn", "Watchers of what usually goes wrong: warn, stop (save and end the run at the first warning), 'off'."
     )
     sample_every: int = setting(10, "Updates (rollouts) between two samples in the terminal; 0: none.")
+    vllm_server: str | None = setting(None, vllm_server.HELP)
     log_completions: bool | None = setting(
         None, "Keep every completion in the run folder and send a table to the trackers; none: if there is a tracker."
     )
@@ -213,6 +214,7 @@ class RolloutDefaults(StageDefaults):
     def __post_init__(self):
         check(self.sample_every >= 0, "sample_every", self.sample_every, "a whole number from 0 up")
         check(self.watch in WATCH, "watch", self.watch, f"one of {', '.join(WATCH)}")
+        vllm_server.apply(self)
         if self.log_completions is None:
             self.log_completions = bool(trackers.asked_for(self.report_to))
         super().__post_init__()

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipeline.attention import SHORT_ROWS
 from pipeline.evaluation import LOGITS
+from pipeline.launchers import read_whole
 
 # TRL's fused head (trl/kernels/chunked_logprob.py) works on tiles of so many tokens x so many words
 _HEAD_TOKENS, _HEAD_WORDS = 4096, 32768
@@ -52,7 +53,7 @@ class Architecture:
         """
         text = config.get_text_config()
         kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-        with init_empty_weights():
+        with read_whole(), init_empty_weights():
             model = kind.from_config(text)
         model.tie_weights()
         output = model.score if scores else model.get_output_embeddings()

@@ -45,6 +45,7 @@ from pipeline.folders import (
     resolve_model,
     resolve_stage,
 )
+from pipeline.launchers import read_whole
 from pipeline.quantized import never_repack
 from pipeline.run_folder import say
 
@@ -112,7 +113,7 @@ def load_base(
     if options["quantization_config"] is not None and torch.cuda.is_available():
         options["device_map"] = {"": PartialState().local_process_index}
     check_attention(args)
-    with _readable(base, "model"):
+    with _readable(base, "model"), read_whole():
         if for_ == "scores":
             with suppress_seqcls_warning():
                 model, found = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardTrainer
 
-from pipeline import claim, data, memory_report, models, terminal, trackers
+from pipeline import claim, data, launchers, memory_report, models, terminal, trackers
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.errors import UserError
@@ -46,6 +46,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     """
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
+    launchers.check("The reward-model stage", config)
     stage = resolve_model(model_args)
     check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
     tokenizer = models.load_tokenizer(stage, model_args)

@@ -11,7 +11,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import claim, data, evaluation, explain, memory_report, models, terminal, trackers
+from pipeline import (
+    claim,
+    data,
+    evaluation,
+    explain,
+    launchers,
+    memory_report,
+    models,
+    terminal,
+    trackers,
+    vllm_server,
+)
 from pipeline.adapters import POLICY
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, check
@@ -53,6 +64,7 @@ def load(
     Raises:
         UserError, RewardError: for whatever does not fit; nothing that existed before is touched.
     """
+    launchers.check(who, config)
     start = resolve_model(model_args)
     check(model_args.use_peft, "use_peft", False, f"{who} trains LoRA adapters on a frozen base")
     weighted = build_rewards(reward_args.rewards)
@@ -65,6 +77,7 @@ def load(
     folder, made_from = open_run(model_args, data_args, reward_args, config), origin(start, model_args)
     if folder.finished:
         return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from)
+    vllm_server.check(config)
     with random_state_kept():
         prepare(reward for reward, _ in weighted if who != "PPO" or not stands_on(reward, start.base))
     model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)

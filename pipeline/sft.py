@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
-from pipeline import claim, data, memory_report, models, terminal, trackers
+from pipeline import claim, data, launchers, memory_report, models, terminal, trackers
 from pipeline.card import write_card
 from pipeline.config import DataArguments, ModelArguments, SFTStage, check
 from pipeline.errors import UserError
@@ -47,6 +47,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     """
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
+    launchers.check("SFT", config)
     stage = resolve_model(model_args)
     check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
     tokenizer = models.load_tokenizer(stage, model_args)
@@ -80,10 +81,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     folder.write_config(model_args, data_args, config)
 
     # 3. Measure, train, measure again
-    before = trainer.evaluate() if heldout else {}
+    before = launchers.held_out_before(trainer, resumed=folder.checkpoint is not None)
     with terminal.show_progress(trainer, "sft"), graceful(trainer, folder):
         trained = trainer.train(resume_from_checkpoint=folder.checkpoint)
-    after = trainer.evaluate() if heldout else {}
+    before, after = before(), trainer.evaluate() if heldout else {}
 
     # 4. Save, check what was saved, and say where it is
     save(trainer, folder.path)

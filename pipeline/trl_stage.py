@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from pipeline import claim, rl
+from pipeline import claim, rl, vllm_server
 from pipeline.adapters import POLICY, copy_adapter
 from pipeline.config import DataArguments, ModelArguments, RolloutDefaults, check, setting, steps_for
 from pipeline.errors import UserError
@@ -165,6 +165,7 @@ def run(
     )
     if config.missing_eos_penalty is not None:
         reward_funcs[-1].eos_token_ids = trainer.eos_token_ids
+    vllm_server.send_merged(trainer)
     sample_plainly(trainer.model, trainer.eos_token_ids, start.tokenizer)
     settings = (model_args, data_args, reward_args, config)
     return rl.judge_train_judge(

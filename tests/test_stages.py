@@ -12,7 +12,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {"use_cpu": True, "max_steps": 2, "per_device_train_batch_size": 2, "save_strategy": "no"}
 STAGES = {
-    "sft": {"dataset": "sft.jsonl", "max_length": 64},
+    # rows to hold out: they are looked at before training, after which DDP must still be put around the model
+    "sft": {"dataset": "sft.jsonl", "max_length": 64, "eval_fraction": 0.25},
     "reward": {"adapter_path": "out/sft", "dataset": "pairs.jsonl", "eval_fraction": 0.25, "max_length": 64},
     "ppo": {
         "adapter_path": "out/sft",

@@ -212,3 +212,11 @@ def test_hooks_of_trainer_that_resuming_uses():
     for loader in (Trainer._load_rng_state, Trainer._load_optimizer_and_scheduler, Trainer._load_scaler):
         source = inspect.getsource(loader)
         says(source.count("torch.load(") == source.count("weights_only=True"), "a checkpoint is read as a pickle.")
+
+
+def test_vllm_takes_its_weights_from_one_place():
+    """pipeline/vllm_server.py puts another source there."""
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    source = inspect.getsource(VLLMGeneration.sync_weights)
+    says("self._iter_named_params()" in source, "weights for vLLM no longer come from `_iter_named_params`.")

@@ -33,6 +33,7 @@ from pipeline.ppo.scoring import Scoring
 from pipeline.ppo.trunk import Tail, Trunk
 from pipeline.ppo.update import Update
 from pipeline.resumable import ResumableRollouts
+from pipeline.vllm_server import send_merged
 from rewards import set_training
 
 # GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS
@@ -117,6 +118,7 @@ class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, Pus
         self._tail, self._a_pass = Tail(trunk), tokens_a_pass(trunk.module, trunk.depth)
         setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)
         setup.count_positions_from_the_mask(model)
+        send_merged(self)
         self._one_by_one = False  # whether policy and critic go backward one after the other
         self._last: dict | None = None  # the part of a micro-batch whose critic comes after the policy
         self.kl_coef = args.kl_coef

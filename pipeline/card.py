@@ -31,13 +31,14 @@ from pipeline.watch import read_warnings
 CARD, CURVES = "README.md", "curves.png"
 SHOWN = 5  # samples
 EMPTY_FORM = "# Model Card for Model ID\n\n<!-- Provide a quick summary"
-METHODS = ("ppo", "a2c", "reinforce", "grpo", "rloo")
+METHODS = ("ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")
 # What decides a run, in the order of the table. Settings that a stage does not have are left out.
 SETTINGS = (
     "total_episodes num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
     "num_mini_batches num_iterations num_generations replay learning_rate lr_scheduler_type warmup_steps "
     "weight_decay max_length max_completion_length temperature kl_coef kl_estimator gamma lam epsilon "
-    "cliprange_value vf_coef beta missing_eos_penalty baseline loss_type center_rewards_coefficient lora_r lora_alpha "
+    "cliprange_value vf_coef beta tau cql_coef polyak missing_eos_penalty baseline loss_type "
+    "center_rewards_coefficient lora_r lora_alpha "
     "lora_dropout lora_target_modules load_in_4bit load_in_8bit bf16 fp16 seed"
 ).split()
 OF_OTHERS = {"ppo": {"beta", "loss_type", "baseline", "num_generations"}, "reward": {"loss_type"}}
@@ -214,6 +215,7 @@ def render(
         loading=loading(run, repo_id, merged),
         needs_base=repo_id is not None and run.adapter and not merged and run.hub_base is None,
         has_critic=(run.folder / "critic").is_dir() and not merged,
+        has_values=(run.folder / "values").is_dir() and not merged,
         time=duration(run.summary.get("seconds")),
         hardware=run.summary.get("hardware"),
         versions=[(key, value) for key, value in (config.get("versions") or {}).items()],

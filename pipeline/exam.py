@@ -19,7 +19,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,7 @@ class Exam:
         """Mean over completions of log π - log π_start summed over tokens, in nats (the k1 estimate of the KL)."""
         prompts, total = [row["prompt"] for row in self.rows], []
         for adapter in (POLICY, self.reference):
-            with use_adapter(self.model, adapter):
+            with self.speaking(adapter):
                 each = evaluation.logprobs(
                     self.model,
                     self.trainer.processing_class,
@@ -144,8 +144,12 @@ class Exam:
             for reward in self.rewards.values():
                 stack.enter_context(at_rest(reward))
             stack.enter_context(random_state_kept())
-            stack.enter_context(use_adapter(self.model, adapter))
+            stack.enter_context(self.speaking(adapter))
             yield
+
+    def speaking(self, adapter: str | None) -> AbstractContextManager:
+        """Inside, `adapter` answers."""
+        return use_adapter(self.model, adapter)
 
 
 class ExamCallback(TrainerCallback):
@@ -159,9 +163,10 @@ class ExamCallback(TrainerCallback):
     def __init__(self, exam: Exam, folder: Path, every: int | None):
         self.exam, self.folder, self.every = exam, Path(folder), every
         args = exam.trainer.args
-        self.steps_per_update = max(
-            1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
-        )
+        self.steps_per_update = 1
+        if hasattr(args, "steps_per_generation"):  # else nothing is sampled, and an update is a step
+            steps = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
+            self.steps_per_update = max(1, steps)
         self.watch = Stopwatch()
 
     def write(self, judged: evaluation.Judged, kl: float) -> None:

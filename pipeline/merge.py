@@ -24,6 +24,7 @@ from pipeline.card import write_card
 from pipeline.config import DTYPES, ModelArguments, check, setting
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_CONFIG, Stage, check_fingerprint, read_json, resolve_stage
+from pipeline.ilql.network import has_shift
 from pipeline.reading import read_yaml
 from pipeline.run_folder import CONFIG, SUMMARY, RunFolder, say
 
@@ -123,6 +124,11 @@ def find(args: MergeArguments) -> tuple[Stage, str]:
     stage = resolve_stage(args.run)
     if stage.adapter is None:
         raise UserError(f"{args.run} holds no adapter ({ADAPTER_CONFIG} is missing): there is nothing to merge")
+    if has_shift(args.run):
+        raise UserError(
+            f"{args.run} is a run of ILQL, whose Q and V shift the policy's logits at each token: a merged model "
+            "would not have them. Decode with the run itself (docs/ilql.md)"
+        )
     check_fingerprint(stage)
     kinds = {"CAUSAL_LM": "causal", "SEQ_CLS": "scores"}
     task = read_json(Path(args.run, ADAPTER_CONFIG)).get("task_type")

@@ -14,6 +14,8 @@ from pipeline.adapters import POLICY, REFERENCE, use_adapter
 from pipeline.config import DataArguments, ModelArguments
 from pipeline.errors import UserError
 from pipeline.folders import ADAPTER_CONFIG, Stage, check_safetensors, check_same_base, read_json, resolve_model
+from pipeline.ilql.decoding import Shift, load_shift, shifted
+from pipeline.ilql.network import TARGET, has_shift, values_folder
 from pipeline.reading import checked, read_yaml
 from pipeline.run_folder import CONFIG, SUMMARY, say
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
@@ -24,10 +26,11 @@ MAX_TOKENS = 256  # of an answer, where the run names no limit
 
 
 class Speaker(NamedTuple):
-    """Who answers, and the adapter with which; None: the raw base."""
+    """Who answers, and the adapter with which; None: the raw base. `shift`: what a run of ILQL adds to its logits."""
 
     name: str
     adapter: str | None
+    shift: Shift | None = None
 
 
 class Answer(NamedTuple):
@@ -83,7 +86,8 @@ def load_run(path: str, own_code: bool = False) -> Run:
     tokenizer = models.load_tokenizer(Stage(start.base, str(folder)), model_args)
     model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
     model = models.load_adapter(model, str(folder), name=POLICY)
-    speakers = [Speaker("base", None), Speaker(_name_of(folder, settings), POLICY)]
+    shift = load_shift(model, values_folder(folder), TARGET) if has_shift(folder) else None
+    speakers = [Speaker("base", None), Speaker(_name_of(folder, settings), POLICY, shift)]
     on_rewards = "rewards" in settings
     if start.adapter is not None:
         try:
@@ -192,7 +196,7 @@ def answer(run: Run, prompts: list, row: dict, temperature: float, seed: int) ->
         )
     ids = []
     for speaker, prompt in zip(run.speakers, prompts, strict=True):
-        with use_adapter(run.model, speaker.adapter):
+        with use_adapter(run.model, speaker.adapter), shifted(run.model, speaker.shift):
             ids += evaluation.complete(
                 run.model, run.tokenizer, [prompt], limit, run.eos_token_ids, temperature, seed=seed
             )

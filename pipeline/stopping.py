@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.run_folder import RunFolder, is_main, say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STAGES = ("sft", "reward", "ppo", "grpo", "rloo")
+STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql")
 
 
 class Stopped(SystemExit):

@@ -234,7 +234,7 @@ def test_an_sft_card_with_and_without_held_out_rows(tmp_path):
     assert "nothing was measured on any" in path.read_text() and "model-index" not in metadata_load(path)
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "reinforce", "grpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "reinforce", "grpo", "rloo", "ilql"])
 def test_each_method_is_cited(tmp_path, algorithm):
     text = write_card(make_run(tmp_path, summary={"algorithm": algorithm})).read_text()
     years = {
@@ -243,6 +243,7 @@ def test_each_method_is_cited(tmp_path, algorithm):
         "reinforce": "williams1992",
         "grpo": "shao2024",
         "rloo": "ahmadian",
+        "ilql": "snell2023",
     }
     assert years[algorithm] in text and sum(name in text for name in years.values()) == 1
     assert algorithm in metadata_load(tmp_path / "README.md")["tags"] and f"({algorithm.upper()})" in text

@@ -29,6 +29,11 @@ def settings_for(stage: str) -> tuple[type, ...]:
         from pipeline.trl_stage import GRPOStage, RLOOStage
 
         return ModelArguments, DataArguments, RewardArguments, GRPOStage if stage == "grpo" else RLOOStage
+    if stage == "ilql":
+        from pipeline.exam import RewardArguments
+        from pipeline.ilql.config import ILQLStage
+
+        return ModelArguments, DataArguments, RewardArguments, ILQLStage
     from pipeline.worlds.base import WorldSettings  # recipes/base.py
 
     return (WorldSettings,)
@@ -39,7 +44,7 @@ def stage_of(path: Path) -> str:
     return "ppo" if stage in ("a2c", "reinforce") else stage  # algorithms of the PPO stage
 
 
-STAGES = [path for path in RECIPES if stage_of(path) in ("sft", "reward", "ppo", "grpo", "rloo")]
+STAGES = [path for path in RECIPES if stage_of(path) in ("sft", "reward", "ppo", "grpo", "rloo", "ilql")]
 
 
 def name(path: Path) -> str:
@@ -79,7 +84,7 @@ def test_a_misspelt_key_in_any_recipe_is_named(path, tmp_path):
         parse(*settings_for(stage_of(path)), argv=["--config", str(broken)])
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "rloo", "ilql"])
 def test_recipe_scripts_are_thin_and_import_without_running(stage):
     path = ROOT / "recipes" / f"{stage}.py"
     assert len(path.read_text("utf-8").splitlines()) <= 80

@@ -258,6 +258,15 @@ def test_a_sweep_goes_on_as_it_began(tmp_path, changes, says):
         ),
         ({"sampler": "bayes"}, "sampler: 'bayes' will not do: one of tpe, random, grid"),
         ({"pruner": "soon"}, "pruner: 'soon' will not do"),
+        (
+            {
+                "stage": "ilql",
+                "stage_config": "recipes/tiny/ilql.yaml",
+                "overrides": {},
+                "space": {"beta": {"int": [1, 3]}},
+            },
+            "pruner: runs of ilql are not stopped early; set pruner",
+        ),
         ({"kl_limit": 0}, "kl_limit: 0 will not do"),
         ({"trials": 0}, "trials: 0 will not do"),
     ],

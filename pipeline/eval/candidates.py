@@ -14,6 +14,8 @@ from pipeline import models
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
 from pipeline.folders import Stage, is_folder, resolve_model
+from pipeline.ilql.decoding import load_shift, shifted
+from pipeline.ilql.network import has_shift, values_folder
 
 
 class Candidate(NamedTuple):
@@ -77,6 +79,7 @@ def load_group(group: Sequence[Candidate], model_args: ModelArguments) -> torch.
     """
     biggest = max((candidate.tokenizer for candidate in group), key=len)
     model = models.load_base(model_args, base=group[0].stage.base, tokenizer=biggest)
+    shifts = {}  # adapter -> what a run of ILQL adds to its logits
     for place, candidate in enumerate(group):
         if candidate.stage.adapter is None:
             continue
@@ -84,6 +87,10 @@ def load_group(group: Sequence[Candidate], model_args: ModelArguments) -> torch.
             _add_adapter(model, candidate.stage.adapter, adapter_name(place))
         else:
             model = models.load_adapter(model, candidate.stage.adapter, name=adapter_name(place))
+        if has_shift(candidate.stage.adapter):
+            name = adapter_name(place)
+            shifts[name] = load_shift(model, values_folder(candidate.stage.adapter), f"{name}_values")
+    model.shifts = shifts
     return model.eval() if models.quantization(model_args) else model.eval().to(PartialState().device)
 
 
@@ -113,7 +120,8 @@ def speaking(model: torch.nn.Module, adapter: str | None) -> Iterator[None]:
             yield
     else:
         model.set_adapter(adapter, inference_mode=True)
-        yield
+        with shifted(model, getattr(model, "shifts", {}).get(adapter)):
+            yield
 
 
 def eos_token_ids(model: torch.nn.Module, tokenizer) -> list[int]:

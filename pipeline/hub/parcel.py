@@ -34,6 +34,8 @@ TOKENIZER = (
     *("vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja"),
 )
 RECORD = (CONFIG, METRICS, SUMMARY)
+# Of a run of ILQL, what it decodes with beside the policy.
+VALUES, OF_VALUES = "values", (ADAPTER_CONFIG, "adapter_model.safetensors", "heads.safetensors", "ilql.json")
 UNWRITTEN = "[More Information Needed]"  # stands in the empty form that PEFT leaves for a card
 PICTURES = ("*.png", "*.svg")
 # Files of the libraries say in these keys where the model lay; a token may look like a path and stays as it is.
@@ -132,6 +134,10 @@ def parcel(
         if path.suffix == ".safetensors":
             _check_readable(path)
         files[path.name] = _without_local_paths(path) or path
+    for path in (folder / VALUES / name for name in OF_VALUES if (folder / VALUES / name).is_file()):
+        if path.suffix == ".safetensors":
+            _check_readable(path)
+        files[f"{VALUES}/{path.name}"] = _without_local_paths(path) or path
     if kind == "critic":  # it reads the policy's tokens
         for name in TOKENIZER:
             if name not in files and (folder.parent / name).is_file():

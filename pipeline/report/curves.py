@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean as mean
 from typing import Any, NamedTuple
 
@@ -21,7 +21,11 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ("Distance to the reference", r"^(kl|ref_kl|non_score_reward|objective)(_coef|/|$)"),
     ("Text", r"^(length|completions?|finish\w*|eos|repetition)(/|_|$)"),
     ("Policy", r"^(entropy|loss/policy|clip_fraction/policy|approx_kl|ratio|clip_ratio|policy)(/|_|$)"),
-    ("Critic", r"^(loss/value|clip_fraction/value|explained_variance|values?|returns?|critic|advantages?)(/|_|$)"),
+    (
+        "Critic",
+        r"^(loss/(value|q|v|conservative)|q$|clip_fraction/value|explained_variance|values?|returns?|critic|advantages?)"
+        r"(/|_|$)",
+    ),
     ("Held out", r"^eval(/|_)"),
     ("Reward model", r"^(accuracy|margin|min_reward|max_reward|mean_reward)(/|_|$)"),
     ("Loss", r"^(loss|mean_token_accuracy|perplexity|skipped_steps)$"),
@@ -119,7 +123,7 @@ def curve_groups(of: Sequence[Contestant], salt: str = "") -> list[dict[str, Any
     x = x_axis(of)
     points = [[all_points(run.rows, x=x) for run in contestant.runs] for contestant in of]
     names = list(dict.fromkeys(name for seeds in points for seed in seeds for name in seed))
-    meanings = metric_meanings() if any(run.algorithm in PPO for c in of for run in c.runs) else {}
+    meanings = metric_meanings({run.algorithm for c in of for run in c.runs})
     if len(of) == 1 and len(parts := [name for name in names if name.startswith(TIME_SPLIT)]) > 1:
         # Where the time of one run goes is one picture; several runs are compared part by part.
         split = {name.removeprefix(TIME_SPLIT): [s[name] for s in points[0] if name in s] for name in parts}
@@ -142,10 +146,17 @@ def x_axis(of: Sequence[Contestant]) -> str:
     return "episodes" if len(runs) > 1 and counted else "step"
 
 
-def metric_meanings() -> dict[str, str]:
-    """The trainer's own list of what it logs. Imported here: a page about SFT alone needs no PPO."""
-    from pipeline.ppo.metrics import METRICS as meanings
+def metric_meanings(algorithms: Collection[str]) -> dict[str, str]:
+    """The trainers' own lists of what they log. Imported here: a page about SFT alone needs no PPO."""
+    meanings = {}
+    if "ilql" in algorithms:
+        from pipeline.ilql.metrics import METRICS
 
+        meanings |= METRICS
+    if set(PPO) & set(algorithms):
+        from pipeline.ppo.metrics import METRICS
+
+        meanings |= METRICS
     return meanings
 
 

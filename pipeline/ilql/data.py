@@ -1,0 +1,209 @@
+"""The offline data: prompts with completions, read, tokenized, scored once by the project's rewards, and padded."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from trl import is_conversational
+
+from pipeline import data
+from pipeline.config import DataArguments
+from pipeline.data import COLUMNS, text_of
+from pipeline.errors import UserError
+from pipeline.evaluation import tokenize_prompts
+from pipeline.ppo import math
+from pipeline.ppo.rollout import weigh
+from pipeline.ppo.scoring import Scoring
+from pipeline.run_folder import say
+from rewards import WeightedReward, log_name_of
+from rewards.asking import is_async
+from rewards.mixture import Shaped, at_rest, every_in
+
+FINISHED = "finished"  # column: false where the completion was cut at a limit
+CHUNK = 256  # completions scored at once
+_NOT_COLUMNS = ("prompt", "completion", "completion_ids")
+
+
+class Scored(NamedTuple):
+    """What is learned from, and what it is worth."""
+
+    rows: Dataset  # prompt_ids, completion_ids, rewards: lists; a reward for each completion token
+    means: dict[str, float]  # of each reward, unweighted, and of the weighted `score`
+    std: float  # of the score
+
+
+def load(args: DataArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """Rows with prompt and completion to learn from, and held-out prompts, each once, with their columns.
+
+    Raises:
+        UserError: data that cannot be read, that has no completions, or nothing held out.
+    """
+    plain = replace(args, eval_dataset=None, eval_split=None, eval_fraction=0.0)
+    train, _ = data.load(plain, "sft", seed, say)
+    if data.columns_of(train, "sft", str(args.dataset)) != COLUMNS["sft"][0]:
+        raise UserError(
+            f"dataset {args.dataset} has no columns prompt and completion, which Q-learning wants (it has "
+            f"{', '.join(train.column_names)[:300]})"
+        )
+    if args.eval_dataset or args.eval_split:
+        source = args.eval_dataset or args.dataset
+        named = replace(plain, dataset=source, dataset_split=args.eval_split or args.dataset_split)
+        heldout, _ = data.load(named, "prompts", seed, say)
+        known = {repr(prompt) for prompt in train["prompt"]}
+        keep = [i for i, prompt in enumerate(heldout["prompt"]) if repr(prompt) not in known]
+        if len(keep) < len(heldout):
+            say(f"held-out data: {len(heldout) - len(keep):,} rows dropped: they are in the training data too")
+        heldout = heldout.select(keep)
+    elif args.eval_fraction:
+        train, heldout = data.hold_out(train, args.eval_fraction, seed)
+    else:
+        raise UserError("eval_dataset is not set: ILQL compares before and after on prompts held out from training")
+    first = {repr(prompt): i for i, prompt in reversed(list(enumerate(heldout["prompt"])))}
+    if not first:
+        raise UserError("every held-out row is in the training data too: give other held-out rows")
+    return train, heldout.select(sorted(first.values()))
+
+
+def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
+    """Adds prompt_ids and completion_ids, the end token on those that are finished; rows that are too long go.
+
+    Ids are those of prompt and completion in one text where these begin with the prompt's, as TRL does it for SFT.
+
+    Raises:
+        UserError: no row is left, or `finished` holds something else than true and false.
+    """
+    found = rows.to_list()
+    conversational = is_conversational({"prompt": found[0]["prompt"]})
+    prompts = tokenize_prompts(tokenizer, [row["prompt"] for row in found])
+    keep = []
+    for number, (row, prompt_ids) in enumerate(zip(found, prompts, strict=True), start=1):
+        finished = row.get(FINISHED)
+        if not isinstance(finished, bool | None):
+            raise UserError(f"row {number}: {FINISHED} is {finished!r:.100}, but wants true or false")
+        ids = _completion_ids(row, prompt_ids, tokenizer, conversational)
+        if finished is not False and ids[-1:] != [tokenizer.eos_token_id]:
+            ids = [*ids, tokenizer.eos_token_id]
+        row |= {"prompt_ids": prompt_ids, "completion_ids": ids}
+        if ids and len(prompt_ids) + len(ids) <= max_length:
+            keep.append(row)
+    if not keep:
+        raise UserError(f"no row is left: every one has more than max_length {max_length} tokens; raise it")
+    if len(keep) < len(found):
+        say(f"{len(found) - len(keep):,} rows left out: more than max_length {max_length} tokens")
+    return Dataset.from_list(keep)
+
+
+def _completion_ids(row: dict, prompt_ids: list[int], tokenizer, conversational: bool) -> list[int]:
+    prompt, completion = row["prompt"], row["completion"]
+    if conversational:
+        turns = [*prompt, *(completion if isinstance(completion, list) else [_turn(completion)])]
+        whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
+    else:
+        whole = tokenizer(text=prompt + completion)["input_ids"]
+    ids = whole[len(prompt_ids) :]
+    if whole[: len(prompt_ids)] != prompt_ids:  # prompt and completion have grown together
+        ids = tokenizer(text=text_of(completion), add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def _turn(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def score(rows: Dataset, tokenizer, weighted: Sequence[WeightedReward], missing_eos_penalty: float | None) -> Scored:
+    """What every reward says of every completion, and what is paid at each token, as PPO pays it.
+
+    Running statistics (`normalize: running`) are those of all the data.
+
+    Raises:
+        UserError, RewardError: no reward scores any row, or one is infinite.
+    """
+    if any(isinstance(part, Shaped) and part.stats for reward, _ in weighted for part in every_in(reward)):
+        for start in range(0, len(rows), CHUNK):
+            _ask(rows[start : start + CHUNK], tokenizer, weighted)
+    columns, paid, scores = [], [], []
+    weights = torch.tensor([weight for _, weight in weighted])
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        with ExitStack() as stack:
+            for reward, _ in weighted:
+                stack.enter_context(at_rest(reward))
+            each, scoring = _ask(chunk, tokenizer, weighted)
+        total, scorable = weigh(each, weights)
+        cut = torch.tensor([finished is False for finished in chunk.get(FINISHED, [None] * len(total))])
+        total = torch.where(scorable, total - (missing_eos_penalty or 0.0) * cut, torch.nan)
+        ids = [torch.ones(len(row)) for row in chunk["completion_ids"]]
+        mask = pad_sequence(ids, batch_first=True)
+        instant = scoring.instant(weights, mask.shape[1])
+        rewards = math.token_rewards(total, torch.zeros_like(mask), mask, 0.0, instant)
+        paid += [[round(x, 6) for x in row[: len(real)].tolist()] for row, real in zip(rewards, ids, strict=True)]
+        columns.append(each)
+        scores.append(total)
+    each, total = torch.cat(columns), torch.cat(scores)
+    known = ~total.isnan()
+    if not known.any():
+        raise UserError("no reward scored any completion: check that the columns that the rewards read are filled")
+    if len(total) > known.sum():
+        say(f"{len(total) - int(known.sum()):,} rows left out: no reward scored them")
+    names = [log_name_of(reward) for reward, _ in weighted]
+    means = {name: column[~column.isnan()].mean().item() for name, column in zip(names, each.T, strict=True)}
+    good = known.nonzero()[:, 0].tolist()
+    kept = rows.select(good).select_columns(["prompt_ids", "completion_ids"])
+    kept = kept.add_column("rewards", [paid[i] for i in good])
+    return Scored(kept, means | {"score": total[known].mean().item()}, total[known].std(correction=0).item())
+
+
+def mean_return(rows: Dataset, gamma: float) -> float:
+    """Mean over all tokens of what the completion still earns from there on, discounted."""
+    total, count = 0.0, 0
+    for rewards in rows["rewards"]:
+        following = 0.0
+        for reward in reversed(rewards):
+            following = reward + gamma * following
+            total, count = total + following, count + 1
+    return total / count
+
+
+def _ask(chunk: dict[str, list], tokenizer, weighted: Sequence[WeightedReward]) -> tuple[Tensor, Scoring]:
+    """Scores (B, F), NaN where there is none, and what knows the payments at tokens."""
+    names = [log_name_of(reward) for reward, _ in weighted]
+    conversational = is_conversational({"prompt": chunk["prompt"][0]})
+    completions = [[_turn(c)] if conversational and isinstance(c, str) else c for c in chunk["completion"]]
+    columns = {key: values for key, values in chunk.items() if key not in (*_NOT_COLUMNS, "prompt_ids")}
+    ids = chunk["completion_ids"]
+    scoring = Scoring([reward for reward, _ in weighted], names, tokenizer, completions, ids)
+    found = []
+    for name, function in zip(names, scoring.functions, strict=True):
+        question: dict[str, Any] = {"prompts": chunk["prompt"], "completions": completions, "completion_ids": ids}
+        scores = function(**question, **columns)
+        scores = asyncio.run(scores) if is_async(function) else scores
+        column = torch.tensor([float("nan") if s is None else float(s) for s in scores])
+        if column.isinf().any():
+            raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
+        found.append(column)
+    return torch.stack(found, dim=1), scoring
+
+
+class Collator:
+    """Rows to tensors: prompts padded on the left, completions on the right, so that columns are completion tokens."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+        """prompt_ids and prompt_mask (B, P); completion_ids, completion_mask and rewards (B, T)."""
+        batch = {}
+        for name, side in (("prompt", "left"), ("completion", "right")):
+            ids = [torch.tensor(row[f"{name}_ids"]) for row in rows]
+            ones = [torch.ones_like(row) for row in ids]
+            batch[f"{name}_ids"] = pad_sequence(ids, True, self.pad_token_id, side)
+            batch[f"{name}_mask"] = pad_sequence(ones, True, 0, side)
+        batch["rewards"] = pad_sequence([torch.tensor(row["rewards"]) for row in rows], batch_first=True)
+        return batch

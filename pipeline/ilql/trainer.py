@@ -1,0 +1,193 @@
+"""Implicit language Q-learning on the Trainer's loop: the losses, the target that follows, checkpoints."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import set_peft_model_state_dict
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from pipeline.adapters import POLICY
+from pipeline.attention import use_short_rows
+from pipeline.checkpoint_reading import from_checkpoint
+from pipeline.errors import UserError
+from pipeline.folders import ADAPTER_WEIGHTS
+from pipeline.hub import PushesResults
+from pipeline.ilql import math
+from pipeline.ilql.config import ILQLStage
+from pipeline.ilql.data import Collator
+from pipeline.ilql.network import FOLDER, ONLINE, Network
+from pipeline.lean import lean
+from pipeline.models import read_weights
+from pipeline.nonfinite import SkipsNonFinite
+from pipeline.ppo.metrics import Journal
+from pipeline.ppo.setup import count_positions_from_the_mask
+from pipeline.reading import read_json
+from pipeline.resumable import Resumable
+
+
+class QLearning(Trainer):
+    """The losses alone, on a `Network`; see `ILQLTrainer`."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        ids, mask = inputs["completion_ids"], inputs["completion_mask"]
+        whole = torch.cat([inputs["prompt_ids"], ids], dim=1), torch.cat([inputs["prompt_mask"], mask], dim=1)
+        found = model(*whole, ids.shape[1])
+        targets = math.td_targets(inputs["rewards"], found.values.detach(), mask, self.args.gamma, self.args.lam)
+        target_q = self.network.target_q(*whole, ids)
+        both = found.logits, found.q2
+        taken = [math.taken(q, ids) for q in both]
+        parts = {
+            "loss/q": sum(math.td_loss(q, targets) for q in taken),
+            "loss/v": math.expectile_loss(target_q, found.values, self.args.tau),
+            "loss/conservative": sum(math.conservative_loss(q, ids) for q in both),
+        }
+        self._note(parts, torch.minimum(*taken), found.values, inputs["rewards"], mask)
+        each = parts["loss/q"] + parts["loss/v"] + self.args.cql_coef * parts["loss/conservative"]
+        total = torch.where(mask.bool(), each, 0).sum()
+        if num_items_in_batch is None:
+            loss = total / mask.sum().clamp(min=1)
+        else:  # tokens of all micro-batches and processes; DDP takes the mean over these
+            loss = total / num_items_in_batch * self.accelerator.num_processes
+        return (loss, found) if return_outputs else loss
+
+    @torch.no_grad()
+    def _note(self, parts: dict[str, Tensor], q: Tensor, values: Tensor, rewards: Tensor, mask: Tensor) -> None:
+        to_go = math.returns(rewards, mask, self.args.gamma)
+        missed = to_go - values
+        moments = {"_r": to_go, "_r2": to_go.square(), "_e": missed, "_e2": missed.square()}
+        for name, x in (parts | {"q": q, "values": values} | moments).items():
+            self.journal.add(name, x, mask)
+        self.journal.count(mask.sum(dim=1))
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset
+        lengths = [len(p) + len(c) for p, c in zip(rows["prompt_ids"], rows["completion_ids"], strict=True)]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return GroupedByLength(lengths, size, self.args.data_seed or self.args.seed)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """All completion tokens of a step."""
+        count = torch.stack([batch["completion_mask"].sum() for batch in batch_samples]).sum().to(device)
+        return self.accelerator.reduce(count, reduction="sum")
+
+
+class ILQLTrainer(SkipsNonFinite, Resumable, PushesResults, QLearning):
+    """Learns Q and V of a data set of scored completions (Snell et al. 2022, arXiv 2206.11871).
+
+    Args:
+        network: policy, values and target on one base.
+        args: the settings.
+        train_dataset: rows with the lists prompt_ids, completion_ids and rewards.
+        processing_class: the tokenizer, saved with the result.
+
+    Raises:
+        UserError: under FSDP or ZeRO-3.
+    """
+
+    def __init__(self, network: Network, args: ILQLStage, train_dataset: Dataset, processing_class, callbacks=None):
+        self._metrics = {"train": defaultdict(list)}  # TRL's trainers have it, and Resumable keeps it
+        super().__init__(
+            model=network,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=Collator(processing_class.pad_token_id),
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        if self.is_fsdp_enabled or (self.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3):
+            raise UserError(
+                "ILQL does not run under FSDP or DeepSpeed ZeRO-3: Q is made from the base's output embeddings, which "
+                "are sharded there. Use DDP or ZeRO-2 (recipes/accelerate/gpus.yaml, zero2.yaml)."
+            )
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of a step, not by micro-batches
+        self.network = network
+        lean(network.lm)
+        use_short_rows(network.lm.get_base_model())
+        count_positions_from_the_mask(network.lm)
+        self.journal = Journal(self.accelerator)
+        self.add_callback(Follow(network, args.polyak))
+
+    # what the exams ask a trainer for
+    @property
+    def max_completion_length(self) -> int:
+        return self.args.max_completion_length
+
+    @property
+    def temperature(self) -> float:
+        return self.args.temperature
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            found = self.journal.read()
+            if "_r" in found:
+                variances = [found.pop(f"{x}2") - found.pop(x) ** 2 for x in ("_r", "_e")]
+                if variances[0] > 0:
+                    found["explained_variance"] = 1 - variances[1] / variances[0]
+            logs = {**logs, **found, "episodes": self.journal.episodes, "tokens": self.journal.tokens}
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------ save and load
+    def _save(self, output_dir=None, state_dict=None):
+        """Policy adapter and tokenizer, and in `values` what decodes with it; safetensors only."""
+        folder = Path(output_dir or self.args.output_dir)
+        self.network.lm.save_pretrained(folder, selected_adapters=[POLICY])
+        self.network.save(folder / FOLDER, self.args.beta)
+        self.processing_class.save_pretrained(folder)
+
+    def save_rest(self, folder):
+        super().save_rest(folder)
+        if self.args.should_save:
+            self.network.save(folder / ONLINE, self.args.beta, online=True)
+        (folder / self._state_file).write_text(json.dumps(self.journal.state()), encoding="utf-8")
+
+    def load_rest(self, folder):
+        super().load_rest(folder)
+        self.journal.load_state(read_json(folder / self._state_file))
+
+    @property
+    def _state_file(self) -> str:
+        return f"ilql_{self.args.process_index}.json"
+
+    @from_checkpoint("its weights")
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        folder = Path(resume_from_checkpoint)
+        set_peft_model_state_dict(self.network.lm, read_weights(folder / ADAPTER_WEIGHTS), POLICY)
+        self.network.load(folder / FOLDER)
+        self.network.load(folder / ONLINE, online=True)
+
+
+class GroupedByLength(Sampler):
+    """Rows of like length together, in another order in each epoch, and in the same one when the run is resumed."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class Follow(TrainerCallback):
+    """The target follows the values after each step."""
+
+    def __init__(self, network: Network, rate: float):
+        self.network, self.rate = network, rate
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.network.follow(self.rate)

@@ -103,7 +103,9 @@ class DataArguments:
     """Where the rows come from and which are held out."""
 
     dataset: str | None = setting(
-        None, "Training data: a file (.jsonl .json .csv .tsv .parquet, also .gz), a local folder, or a Hub name."
+        None,
+        "Training data: a file (.jsonl .json .csv .tsv .parquet, also .gz), a local folder, or a Hub name; or two "
+        "files of parallel text, such as train.{en,fi}.",
     )
     dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
     dataset_split: str = setting("train", "Split of a Hub data set or folder to train on.")
@@ -111,15 +113,19 @@ class DataArguments:
     eval_split: str | None = setting(None, "Split of the data set to hold out, e.g. test.")
     eval_fraction: float = setting(0.0, "Part of the training prompts to hold out when no held-out data is named.")
     max_rows: int | None = setting(None, "Use only the first rows of each data set, for a quick look.")
+    prompt_template: str | None = setting(None, 'Makes the prompt of other columns, such as "Translate: {source}".')
+    completion_template: str | None = setting(None, 'Makes the completion of other columns, such as "{target}".')
     as_messages: bool = setting(
         False,
-        "Read HH's dialogues (\\n\\nHuman: ... \\n\\nAssistant: ...) as messages, for the model's chat template.",
+        "Text becomes messages of user and assistant (HH's dialogues turn by turn): the model's chat template is used.",
     )
 
     def __post_init__(self):
         check(
             0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a number from 0 up to, not including, 1"
         )
+        for key in ("prompt_template", "completion_template"):
+            check(isinstance(getattr(self, key), str | None), key, getattr(self, key), "a text in quotes")
         check(self.max_rows is None or self.max_rows >= 1, "max_rows", self.max_rows, "a whole number from 1 up")
         named = self.eval_dataset or self.eval_split
         check(

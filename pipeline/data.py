@@ -22,6 +22,7 @@ from pipeline import dialogues
 from pipeline.config import DataArguments
 from pipeline.errors import UserError
 from pipeline.readers import read
+from pipeline.row_templates import fill_templates
 
 ANSWER = "\n\nAssistant:"
 COLUMNS = {
@@ -73,8 +74,10 @@ def _one(args: DataArguments, source: str, split: str, kind: str | None, tell: C
     if args.max_rows and len(rows) > args.max_rows:
         tell(f"{name}: the first {args.max_rows:,} of {len(rows):,} rows (max_rows)")
         rows = rows.select(range(args.max_rows))
-    if kind and args.as_messages:
+    if args.as_messages and kind and dialogues.are_pairs(rows):
         rows = dialogues.as_messages(rows, kind, name, tell)
+    else:
+        rows = fill_templates(rows, args, name)
     if kind:
         rows, notes = clean(rows, kind, name)
         for note in notes:
@@ -92,7 +95,10 @@ def columns_of(rows: Dataset, kind: str, name: str) -> tuple[str, ...]:
     missing = next(column for column in best if column not in have)
     near = [column for column in have if column in OTHER_NAMES.get(missing, ())]
     near = near or difflib.get_close_matches(missing, have, n=1, cutoff=0.6)
-    hint = f" Is it {near[0][:100]}? Then rename that column to {missing}." if near else ""
+    hint = f" Is it {near[0][:100]}? Then rename that column to {missing}" if near else ""
+    if hint:
+        template = f'{missing}_template: "{{{near[0][:100]}}}"' if missing in ("prompt", "completion") else ""
+        hint += f", or set {template}." if template else "."
     forms = " or ".join("+".join(wanted) for wanted in COLUMNS[kind])
     had = textwrap.shorten(", ".join(have), 300)
     raise UserError(f"dataset {name} has no column {missing} (it has {had}; wants {forms}).{hint}")

@@ -29,6 +29,11 @@ def messages_of(text: str) -> list[dict[str, str]] | None:
     return [{"role": ROLES[speaker], "content": said.strip()} for speaker, said in turns]
 
 
+def are_pairs(rows: Dataset) -> bool:
+    """Whether the rows are pairs of whole texts, as HH's are: `chosen` and `rejected` without a `prompt`."""
+    return {"chosen", "rejected"} <= set(rows.column_names) and "prompt" not in rows.column_names
+
+
 def as_messages(rows: Dataset, kind: str, name: str, tell: Callable[[str], Any]) -> Dataset:
     """Rows with `chosen` and `rejected` dialogues as rows of messages of the `kind`; what is no dialogue is dropped.
 

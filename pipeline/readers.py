@@ -17,12 +17,13 @@ from datasets import Dataset, DatasetDict
 
 from pipeline.errors import UserError
 from pipeline.folders import is_hub_name
+from pipeline.parallel_text import pair_of, read_pair
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def read(source: str, split: str = "train", config: str | None = None) -> Dataset:
-    """The rows of a file, a local folder (`save_to_disk` or data files) or a Hub data set.
+    """The rows of a file, two files of parallel text, a local folder (`save_to_disk` or data files) or a Hub data set.
 
     Raises:
         UserError: nothing there, nothing in it, or something that cannot be read; with file and line.
@@ -32,6 +33,8 @@ def read(source: str, split: str = "train", config: str | None = None) -> Datase
         found = _read_folder(path, split)
     elif path.exists() or data_suffix(path):
         found = read_file(path)
+    elif pair := pair_of(source):
+        found = to_dataset(read_pair(pair, lambda file: _text(_content(file), file)), source)
     elif is_hub_name(source):
         found = _read_hub(source, split, config)
     else:

@@ -302,9 +302,14 @@ def _clock(seconds: float) -> str:
 
 
 def next_step(stage: str, output_dir: str | Path) -> str:
-    """The command that runs `stage` after the one whose results lie in `output_dir` (`runs/<recipe>/<stage>`)."""
+    """The command that runs `stage` after the one whose results lie in `output_dir` (`runs/<recipe>/<stage>`).
+
+    A recipe without a reward model goes on with PPO.
+    """
     parts = Path(output_dir).parts
     recipe = parts[-2] if len(parts) >= 3 and parts[-3] == "runs" else None
     if recipe is None:
         return f"accelerate launch recipes/{stage}.py --config ... --model_name_or_path {output_dir}"
+    if stage == "reward" and Path("recipes", recipe, "ppo.yaml").exists():
+        stage = stage if Path("recipes", recipe, "reward.yaml").exists() else "ppo"
     return f"make {stage}" if recipe == "tiny" else f"make {stage} RECIPE=recipes/{recipe}"

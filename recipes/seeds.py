@@ -13,7 +13,7 @@ from statistics import mean
 
 import yaml
 
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "ppo")  # of which a recipe has those that it has a YAML for
 
 
 def command(recipe: Path, run: str, stage: str, seed: int) -> list[str]:
@@ -33,13 +33,14 @@ def command(recipe: Path, run: str, stage: str, seed: int) -> list[str]:
 
 def main(recipe: Path, seeds: list[int]) -> None:
     run, rows = f"runs/{recipe.name}", []
+    there = [stage for stage in STAGES if (recipe / f"{stage}.yaml").exists()]
     for seed in seeds:
-        for stage in STAGES:
+        for stage in there:
             if not Path(run, f"seed{seed}", stage, "summary.json").exists():
                 started = time.perf_counter()
                 subprocess.run(command(recipe, run, stage, seed), check=True)
                 print(f"seed {seed}, {stage}: {time.perf_counter() - started:.0f} s", flush=True)
-        rows.append([json.loads(Path(run, f"seed{seed}", s, "summary.json").read_text("utf-8")) for s in STAGES])
+        rows.append([json.loads(Path(run, f"seed{seed}", s, "summary.json").read_text("utf-8")) for s in there])
     for decoding in ("sampled", "greedy"):
         print(f"\n{decoding:<16}" + "".join(f"{f'seed {seed}':>18}" for seed in seeds) + f"{'mean':>18}")
         held = [ppo if decoding == "sampled" else ppo["greedy"] for *_, ppo in rows]
@@ -47,11 +48,11 @@ def main(recipe: Path, seeds: list[int]) -> None:
             pairs = [(h["before"][name], h["after"][name]) for h in held]
             pairs.append(tuple(mean(side) for side in zip(*pairs, strict=True)))
             print(f"{name:<16}" + "".join(f"{f'{b:.3f} -> {a:.3f}':>18}" for b, a in pairs))
-    for name, values in {
-        "KL, nats": [ppo["kl"] for *_, ppo in rows],
-        "reward accuracy": [reward["accuracy"] for _, reward, _ in rows],
-        "seconds": [sum(stage["seconds"] for stage in stages) for stages in rows],
-    }.items():
+    figures = {"KL, nats": [ppo["kl"] for *_, ppo in rows]}
+    if "reward" in there:
+        figures["reward accuracy"] = [stages[there.index("reward")]["accuracy"] for stages in rows]
+    figures["seconds"] = [sum(stage["seconds"] for stage in stages) for stages in rows]
+    for name, values in figures.items():
         print(f"{name:<16}" + "".join(f"{value:>18.2f}" for value in [*values, mean(values)]))
 
 

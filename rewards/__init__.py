@@ -8,7 +8,7 @@ from .instant import Instant
 from .keyword import Keyword, first_hit
 from .learned import Learned
 from .mixture import Mixture, Shaped, every_in, load_state, prepare, raw, set_training, state_of, token_rewards_of
-from .overlap import Bleu, Rouge
+from .overlap import Bleu, Chrf, Rouge
 from .perplexity import Perplexity
 from .relevance import Relevance
 from .text import text_of
@@ -16,6 +16,7 @@ from .tokens import pays_tokens, token_ends
 
 __all__ = [
     "Bleu",
+    "Chrf",
     "Code",
     "Coverage",
     "Instant",

@@ -30,6 +30,7 @@ NOT_COLUMNS = {"completion_ids", "token_ends", "trainer_state", "log_extra", "lo
 # name in YAML -> (module, class, fixed options). Imported when asked for.
 REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bleu": ("overlap", "Bleu", {}),
+    "chrf": ("overlap", "Chrf", {}),
     "rouge": ("overlap", "Rouge", {}),
     "rouge1": ("overlap", "Rouge", {"type": "rouge1"}),
     "rouge2": ("overlap", "Rouge", {"type": "rouge2"}),

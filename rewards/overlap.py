@@ -1,4 +1,4 @@
-"""BLEU and ROUGE of each completion against the references of its row."""
+"""BLEU, chrF and ROUGE of each completion against the references of its row."""
 
 import functools
 import importlib.util
@@ -8,9 +8,9 @@ from typing import Any
 
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF
 
-from .base import Reward, RewardError, choice
+from .base import Reward, RewardError, choice, number
 from .text import is_han, is_kana, is_unspaced, text_of, words
 
 BLEU_TOKENIZERS = ("auto", "13a", "char", "intl", "ja-mecab", "none", "zh")
@@ -86,6 +86,48 @@ class Bleu(Reward):
             return 0.0
         tokenize = bleu_tokenizer(references) if self.tokenize == "auto" else self.tokenize
         return _bleu(tokenize, self.lowercase, self.smoothing).sentence_score(completion, references).score / 100
+
+
+class Chrf(Reward):
+    """chrF: how many character n-grams a completion shares with a reference, from 0 to 1 (sacrebleu's figure / 100).
+
+        chrF = (1 + β²) P R / (β² P + R)
+
+    P and R are the precision and the recall of character n-grams, the mean over n = 1 to 6 (spaces do not count), and
+    β is 2: recall weighs double. The best over the row's references. It equals `sacrebleu.sentence_chrf(completion,
+    references).score / 100`, and sees a word with a wrong ending as nearly right where BLEU sees a wrong word.
+    An empty completion scores 0; a row without references scores None.
+
+        {name: chrf, column: references, weight: 0.5}
+
+    Options:
+        column ("references"): the column with each row's reference, or list of references.
+        word_order (0): 2 counts words and pairs of words as well (chrF++).
+        lowercase (false): ignore case.
+
+    Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation", equation 1; Popović 2017,
+    "chrF++: words helping character n-grams".
+    """
+
+    def __init__(
+        self, column: str = "references", word_order: int = 0, lowercase: bool = False, log_name: str = "chrf"
+    ):
+        super().__init__(log_name)
+        self.column_name = column
+        self.word_order = int(number(word_order, "word_order", log_name))
+        if not 0 <= self.word_order <= 6:
+            raise self.error(f"word_order is {word_order}; give 0 (chrF), 2 (chrF++), or another number up to 6.")
+        self.lowercase = lowercase
+
+    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+        rows = zip(completions, self.column(columns, self.column_name), strict=True)
+        return [self.score(text_of(completion), references_of(refs, self.column_name)) for completion, refs in rows]
+
+    def score(self, completion: str, references: list[str]) -> float | None:
+        """chrF of one completion in 0..1; None without references."""
+        if not references:
+            return None
+        return _chrf(self.word_order, self.lowercase).sentence_score(completion, references).score / 100
 
 
 class Rouge(Reward):
@@ -234,6 +276,11 @@ _reference_ngrams = functools.lru_cache(maxsize=1024)(_ngrams)  # asked again fo
 @functools.cache
 def _bleu(tokenize: str, lowercase: bool, smoothing: str) -> BLEU:
     return BLEU(tokenize=tokenize, lowercase=lowercase, smooth_method=smoothing, effective_order=True)
+
+
+@functools.cache
+def _chrf(word_order: int, lowercase: bool) -> CHRF:
+    return CHRF(word_order=word_order, lowercase=lowercase)
 
 
 @functools.lru_cache(maxsize=1024)

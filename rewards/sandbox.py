@@ -1,6 +1,7 @@
 """The sandbox: runs generated code in a process of its own that the kernel locks in (`sandbox_runner.py`).
 
-Every job is one fresh Python. Before it runs anything that is not ours, it gives up, for good:
+Every job has a process of its own, the fork of a Python that has done nothing but start. Before it runs anything that
+is not ours, it gives up, for good:
     files       all but reading the standard library and system libraries (Landlock, seccomp)
     network, processes, threads, signals, ptrace, and every other system call that computing does not need (seccomp)
     memory      more than `memory_mb` (rlimit)
@@ -10,11 +11,14 @@ It works without root and without namespaces, so also inside most containers. Wh
 run: `require` says what is missing. docs/code-reward.md says what is not promised.
 """
 
+import contextlib
 import functools
 import json
 import os
+import queue
 import secrets
 import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,7 +51,7 @@ class Job(NamedTuple):
 
 
 def run_all(jobs: Iterable[Job], seconds: float, memory_mb: int) -> list[bool]:
-    """Whether each job passed; as many at once as there are CPUs.
+    """Whether each job passed; as many at once as there are CPUs. Equal jobs are run once.
 
     Args:
         seconds: wall-clock time of each job, without the start of Python.
@@ -57,24 +61,85 @@ def run_all(jobs: Iterable[Job], seconds: float, memory_mb: int) -> list[bool]:
         SandboxError: a sandbox could not be made; the job was not run.
     """
     jobs = list(jobs)
-    with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1) or 1) as pool:
-        return list(pool.map(lambda job: run(job, seconds, memory_mb), jobs))
+    todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    for job in dict.fromkeys(jobs):
+        todo.put(job)
+
+    def work() -> dict[Job, bool]:
+        done: dict[Job, bool] = {}
+        with Python() as python, contextlib.suppress(queue.Empty):
+            while True:
+                job = todo.get_nowait()
+                done[job] = python.run(job, seconds, memory_mb)
+        return done
+
+    workers = min(todo.qsize(), os.cpu_count() or 1)
+    passed: dict[Job, bool] = {}
+    with ThreadPoolExecutor(workers or 1) as pool:
+        for future in [pool.submit(work) for _ in range(workers)]:
+            passed |= future.result()
+    return [passed[job] for job in jobs]
 
 
 def run(job: Job, seconds: float, memory_mb: int) -> bool:
-    """Whether one job passed, see `run_all`. The verdict must carry a token that is new for each run."""
-    token = secrets.token_hex()
-    order = {"token": token, "parent": os.getpid(), "seconds": seconds, "memory_mb": memory_mb, **job._asdict()}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(PYTHON, **pipes, env=ENVIRONMENT, cwd="/", start_new_session=True, bufsize=0) as process:
-        try:
-            _send(process.stdin, json.dumps(order).encode())
-            start = _read_line(process.stdout, START_SECONDS)
+    """Whether one job passed, see `run_all`."""
+    with Python() as python:
+        return python.run(job, seconds, memory_mb)
+
+
+class Python:
+    """A started Python that forks for each job (`sandbox_runner.serve`); a fork costs a fifth of a start.
+
+    Used by one thread: the kernel ends it with the thread that started it.
+    """
+
+    def __init__(self):
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Python":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.control.close()  # then it kills what it has forked, and ends
+            try:
+                self.process.wait(START_SECONDS)
+            finally:
+                self.process.kill()
+            self.process = None
+
+    def run(self, job: Job, seconds: float, memory_mb: int) -> bool:
+        """Whether `job` passed. The verdict must carry a token that is new for each run."""
+        token = secrets.token_hex()
+        if self.process is None:
+            self._start()
+        order = {"token": token, "parent": self.process.pid, "seconds": seconds, "memory_mb": memory_mb}
+        theirs, orders = os.pipe()
+        reading, answers = os.pipe()
+        with open(orders, "wb", buffering=0) as orders, open(reading, "rb", buffering=0) as reading:
+            try:
+                socket.send_fds(self.control, [b"j"], [theirs, answers])
+            except OSError:
+                pass  # it died; the missing answer says so
+            finally:
+                os.close(theirs)
+                os.close(answers)
+            _send(orders, json.dumps(order | job._asdict()).encode())
+            start = _read_line(reading, START_SECONDS)
             if start != {"locked": True}:
+                self.__exit__()
                 raise SandboxError(start.get("error") or f"{sys.executable} does not start in {memory_mb} MB")
-            return _read_line(process.stdout, seconds) == {"token": token, "passed": True}
-        finally:
-            process.kill()  # it has no children: it could not start any
+            verdict = _read_line(reading, seconds)
+            if not _at_end(reading):  # it is running still, whatever it says
+                self.__exit__()
+            return verdict == {"token": token, "passed": True}
+
+    def _start(self) -> None:
+        self.control, far = socket.socketpair()
+        with far:
+            pipes: dict[str, Any] = {"stdin": far, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            command = [*PYTHON, "--serve"]
+            self.process = subprocess.Popen(command, **pipes, env=ENVIRONMENT, cwd="/", start_new_session=True)
 
 
 @functools.cache
@@ -120,6 +185,13 @@ def _send(pipe: Any, order: bytes) -> None:
                 order = order[pipe.write(order) :]
     except BrokenPipeError:
         pass  # it died; the missing answer says so
+
+
+def _at_end(pipe: Any) -> bool:
+    """Whether all who could write into the pipe have ended; they are given a second for it."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(1000)) and pipe.read(1) == b""
 
 
 def _read_line(pipe: Any, seconds: float) -> dict[str, Any]:

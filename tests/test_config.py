@@ -36,6 +36,8 @@ def test_model_settings_out_of_range(settings, key):
         ({"eval_fraction": 0.1, "eval_dataset": "x.jsonl"}, "eval_fraction"),
         ({"eval_fraction": 0.1, "eval_split": "test"}, "eval_fraction"),
         ({"max_rows": 0}, "max_rows"),
+        ({"prompt_template": 5}, "prompt_template"),
+        ({"completion_template": {"target": None}}, "completion_template"),
     ],
 )
 def test_data_settings_out_of_range(settings, key):

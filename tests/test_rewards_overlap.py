@@ -1,4 +1,4 @@
-"""BLEU and ROUGE against the libraries that define them."""
+"""BLEU, chrF and ROUGE against the libraries that define them."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from rewards import Bleu, RewardError, Rouge
+from rewards import Bleu, Chrf, RewardError, Rouge, build_rewards
 from rewards.overlap import bleu_tokenizer, has_mecab, lcs_length
 from rewards.text import words
 
@@ -42,6 +42,38 @@ def test_bleu_by_pencil():
     assert Bleu().score("the cat sat on the mat", ["the cat sat on a mat"]) == pytest.approx(expected, abs=1e-9)
     # two of four words said, all right: 1-gram 2/2, 2-gram 1/1, brevity penalty exp(1 - 4/2)
     assert Bleu().score("the cat", ["the cat sat down"]) == pytest.approx(math.exp(-1), abs=1e-9)
+
+
+@pytest.mark.parametrize("word_order", [0, 2])
+@pytest.mark.parametrize("lowercase", [True, False])
+@settings(max_examples=60, deadline=None)
+@given(completion=TEXTS, references=REFERENCES)
+def test_chrf_is_sacrebleus_sentence_chrf(word_order, lowercase, completion, references):
+    case = str.lower if lowercase else str
+    expected = (
+        sacrebleu.sentence_chrf(case(completion), list(map(case, references)), word_order=word_order).score / 100
+    )
+    reward = Chrf(word_order=word_order, lowercase=lowercase)
+    assert reward(["p"], [completion], references=[references]) == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_chrf_by_pencil():
+    # a, b of 3; ab of 2; none of 1; no longer n-grams on either side: precision = recall = (2/3 + 1/2 + 0) / 3
+    assert Chrf().score("abc", ["abd"]) == pytest.approx(7 / 18, abs=1e-9)
+    # precision 1; recall (2/4 + 1/3) / 2 = 5/12, which weighs four times as much: 5 P R / (4 P + R)
+    assert Chrf().score("ab", ["abcd"]) == pytest.approx(25 / 53, abs=1e-9)
+    # spaces do not count; of several references the best does
+    assert Chrf().score("a b c", ["xyz", "ab c"]) == pytest.approx(1.0)
+    # with words: a b and a c share one word of two, and no pair; characters 1/2 and 0
+    assert Chrf(word_order=2).score("a b", ["a c"]) == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4, abs=1e-9)
+
+
+def test_chrf_options():
+    reward, weight = build_rewards([{"name": "chrf", "column": "target", "word_order": 2, "weight": 0.5}])[0]
+    assert reward(["p"], ["ein Hund"], target=["ein Hund"]) == [pytest.approx(1.0)] and weight == 0.5
+    for wrong in (-1, 7):
+        with pytest.raises(RewardError, match=f"word_order is {wrong}"):
+            Chrf(word_order=wrong)
 
 
 @pytest.mark.parametrize("type", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
@@ -90,20 +122,20 @@ def test_rouge_by_pencil():
     assert Rouge(type="rouge1", measure="recall").score("the cat", ["the cat sat down"]) == 0.5
 
 
-@pytest.mark.parametrize("reward", [Bleu(), Rouge("rouge1"), Rouge("rougeLsum")])
+@pytest.mark.parametrize("reward", [Bleu(), Chrf(), Rouge("rouge1"), Rouge("rougeLsum")])
 def test_empty_completions_and_missing_references(reward):
     completions = ["", "  \n", "a cat", "a cat", "a cat", "a cat", ""]
     references = [["a cat"], "a cat", None, [], "", [None, " "], None]
     assert reward(completions, completions, references=references) == [0.0, 0.0, None, None, None, None, None]
 
 
-@pytest.mark.parametrize("reward", [Bleu(), Rouge("rouge1"), Rouge("rougeL")])
+@pytest.mark.parametrize("reward", [Bleu(), Chrf(), Rouge("rouge1"), Rouge("rougeL")])
 def test_one_reference_may_be_a_plain_text_and_blank_ones_do_not_count(reward):
     same = "the small cat sat"
     assert reward(["p"] * 3, [same] * 3, references=[same, [same], ["", same, None]]) == pytest.approx([1.0] * 3)
 
 
-@pytest.mark.parametrize("cls", [Bleu, Rouge])
+@pytest.mark.parametrize("cls", [Bleu, Chrf, Rouge])
 def test_another_column_and_one_of_the_wrong_kind(cls):
     assert cls(column="gold")(["p"], ["the small cat sat"], gold=["the small cat sat"]) == [pytest.approx(1.0)]
     with pytest.raises(RewardError, match="'gold'.*7"):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from test_rewards_code import DOUBLE, ROOT, SMALL, outcome, sandboxed, score
 
-from rewards.sandbox import PYTHON, Job
+from rewards.sandbox import PYTHON, Job, run_all
 
 
 @pytest.fixture
@@ -232,6 +232,49 @@ def test_the_sandbox_dies_with_the_trainer(processes):
     assert trainer.returncode == -signal.SIGKILL, trainer.stderr
     _, status = os.waitpid(int(trainer.stdout), 0)  # the orphan has come to this process, see `processes`
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+# The same for a job among many, which runs in a fork of the Python that was started for all of them.
+TRAINER_OF_MANY = """
+import os, signal, sys, threading
+import psutil
+from rewards.sandbox import Job, run_all
+jobs = [Job("tests", "while True: pass")]
+threading.Thread(target=run_all, args=(jobs, 60, 200), daemon=True).start()
+while len(found := psutil.Process().children(recursive=True)) < 2:
+    pass
+print(*(process.pid for process in found), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@sandboxed
+def test_the_started_python_and_its_fork_die_with_the_trainer(processes):
+    trainer = subprocess.run(
+        [sys.executable, "-c", TRAINER_OF_MANY],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert trainer.returncode == -signal.SIGKILL, trainer.stderr
+    started, fork = map(int, trainer.stdout.split())
+    os.waitpid(started, 0)
+    os.waitpid(fork, 0)
+
+
+@sandboxed
+def test_jobs_do_not_disturb_the_ones_after_them(processes):
+    crash, loop, good = "import ctypes\nctypes.string_at({})", "while True: {}", "x = {}"
+    # says that it is done, and goes on
+    stays = 'import os\nos.write(3, b\'{{"token": "{0}"}}\\n\')\nwhile True: {0}'
+    jobs = [Job("tests", code.format(number)) for number in range(3) for code in (crash, loop, stays, good)]
+    assert run_all(jobs, 1.0, 200) == [False, False, False, True] * 3
+
+
+@sandboxed
+def test_equal_jobs_get_one_verdict():
+    chance = Job("tests", "import os\nfair = os.urandom(1)[0] % 2", test="assert fair")
+    assert len(set(run_all([chance] * 30, 5.0, 200))) == 1
 
 
 @sandboxed

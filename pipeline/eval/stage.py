@@ -57,6 +57,8 @@ class EvalArguments:
     )
     dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
     dataset_split: str = setting("train", "Split of a Hub data set or folder.")
+    prompt_template: str | None = setting(None, "Makes the prompt of other columns, as for the other stages.")
+    as_messages: bool = setting(False, "Text prompts become a user's message, as for the other stages.")
     eval_samples: int | None = setting(None, "Use only the first prompts.")
     output_dir: str | None = setting(None, "Folder for the result. It must not hold anything yet.")
     outputs: str | None = setting(
@@ -106,7 +108,8 @@ def run(args: EvalArguments) -> dict:
     if args.outputs:
         check(len(candidates) == 1, "outputs", args.outputs, "it wants one candidate, e.g. --candidates runs/e2e/ppo")
         file = check_outputs(args.outputs) if state.is_main_process else None
-    data_args = DataArguments(args.dataset, args.dataset_config, args.dataset_split)
+    shape = {"prompt_template": args.prompt_template, "as_messages": args.as_messages}
+    data_args = DataArguments(args.dataset, args.dataset_config, args.dataset_split, **shape)
     rows = load_rows(data_args, args.eval_samples, complete=bool(args.outputs))
     summary = {}
     if args.outputs:

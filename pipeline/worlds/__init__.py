@@ -12,9 +12,10 @@ A world is a module or package here with this interface:
 
 Files (JSONL): ``sft_train`` {prompt, completion}; ``preferences_train`` and ``preferences_heldout`` {prompt, chosen,
 rejected}; ``prompts_train`` and ``prompts_heldout`` {prompt, references, facts, one column per slot}, where ``facts``
-is a list of wanted words or phrases and "a|b" means that either counts. A prompt ends with a newline: its tokens stay
-the same when a completion follows. All of these may be messages (`[{"role": ..., "content": ...}]`) in place of text,
-and ``sft_train`` then holds whole conversations, {messages}.
+is a list of wanted words or phrases and "a|b" means that either counts. A world leaves out what its recipe has no use
+for: the preferences, the facts. A prompt ends with a newline: its tokens stay the same when a completion follows. All
+of these may be messages (`[{"role": ..., "content": ...}]`) in place of text, and ``sft_train`` then holds whole
+conversations, {messages}.
 
 A new world is one more entry in `WORLDS`.
 """
@@ -41,6 +42,8 @@ WORLDS = {
     "field_notes": "pipeline.worlds.field_notes",
     "e2e": "pipeline.worlds.e2e",
     "dialogue": "pipeline.worlds.dialogue",
+    "functions": "pipeline.worlds.functions",
+    "translation": "pipeline.worlds.translation",
 }
 
 

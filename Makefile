@@ -79,7 +79,7 @@ else
 LAUNCH := "$(PY)"
 endif
 
-STAGES := sft reward ppo a2c reinforce grpo rloo ilql compare sweep eval
+STAGES := sft reward ppo ppo_stuffing ppo_4bit ppo_coverage a2c reinforce grpo rloo ilql compare sweep eval
 GO_ON  := $(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 # A recipe with a base.yaml has its base model and data made on the spot, once; the others name a model.
@@ -98,6 +98,9 @@ reward: $(STAMP) | $(BASE)  ## stage 2: the reward model, gives runs/<recipe>/re
 
 ppo: $(STAMP) | $(BASE)  ## stage 3: PPO against the rewards, gives runs/<recipe>/ppo and the report
 	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/ppo.yaml $(ARGS) $(GO_ON)
+
+ppo_%: $(STAMP) | $(BASE)
+	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)
 
 a2c reinforce: $(STAMP) | $(BASE)
 	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)
@@ -122,7 +125,7 @@ ilql: $(STAMP) | $(BASE) $(SAMPLES)  ## Q-learning on these completions, nothing
 
 SEEDS ?= 0 1 2
 seeds: $(STAMP) | $(BASE)  ## the three stages with several seeds (SEEDS="0 1 2"), and a table of what came out
-	"$(PY)" recipes/seeds.py $(RECIPE_) $(SEEDS)
+	"$(PY)" recipes/seeds.py $(RECIPE_) $(SEEDS) $(if $(LAST),--last $(LAST))
 
 JOBS ?= 2
 compare: $(STAMP) | $(BASE)  ## PPO against GRPO and RLOO, after sft and reward: SEEDS="0 1 2", JOBS=2 at once; table and curves

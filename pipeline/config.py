@@ -117,7 +117,7 @@ class DataArguments:
     completion_template: str | None = setting(None, 'Makes the completion of other columns, such as "{target}".')
     as_messages: bool = setting(
         False,
-        "Text becomes messages of user and assistant (HH's dialogues turn by turn): the model's chat template is used.",
+        "Text becomes messages of user and assistant (HH: turn by turn), for the model's chat template.",
     )
 
     def __post_init__(self):

@@ -1,9 +1,11 @@
 """The three stages of a recipe with several seeds, and what came out: `python recipes/seeds.py recipes/tiny 0 1 2`.
 
 Base and data are shared; each seed has its own folders `runs/<recipe>/seed<n>/{sft,reward,ppo}`. What is there already
-is kept, so that a stopped run goes on with the stages that are missing.
+is kept, so that a stopped run goes on with the stages that are missing. `--last ppo_stuffing` runs that YAML in place
+of ppo.yaml.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +21,7 @@ STAGES = ("sft", "reward", "ppo")  # of which a recipe has those that it has a Y
 def command(recipe: Path, run: str, stage: str, seed: int) -> list[str]:
     """The stage's own launcher, with every path to an earlier stage's folder moved to the folder of the seed."""
     settings = yaml.safe_load((recipe / f"{stage}.yaml").read_text(encoding="utf-8"))
-    moved = {f"{run}/{name}": f"{run}/seed{seed}/{name}" for name in STAGES}
+    moved = {f"{run}/{name}": f"{run}/seed{seed}/{name}" for name in (*STAGES, stage)}
     flags = [f"--seed={seed}"]
     for key, value in settings.items():
         text = json.dumps(value)
@@ -31,9 +33,9 @@ def command(recipe: Path, run: str, stage: str, seed: int) -> list[str]:
     return [sys.executable, f"recipes/{stage}.py", "--config", str(recipe / f"{stage}.yaml"), *flags]
 
 
-def main(recipe: Path, seeds: list[int]) -> None:
+def main(recipe: Path, seeds: list[int], last: str = "ppo") -> None:
     run, rows = f"runs/{recipe.name}", []
-    there = [stage for stage in STAGES if (recipe / f"{stage}.yaml").exists()]
+    there = [stage for stage in (*STAGES[:-1], last) if (recipe / f"{stage}.yaml").exists()]
     for seed in seeds:
         for stage in there:
             if not Path(run, f"seed{seed}", stage, "summary.json").exists():
@@ -57,6 +59,9 @@ def main(recipe: Path, seeds: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        raise SystemExit("usage: python recipes/seeds.py recipes/tiny 0 1 2")
-    main(Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]])
+    parser = argparse.ArgumentParser("python recipes/seeds.py", description=__doc__.split(":")[0])
+    parser.add_argument("recipe", type=Path, help="folder of YAMLs")
+    parser.add_argument("seeds", type=int, nargs="+")
+    parser.add_argument("--last", default="ppo", metavar="YAML", help="the last stage (default: ppo)")
+    given = parser.parse_args()
+    main(given.recipe, given.seeds, given.last)

@@ -13,6 +13,7 @@ from test_report import EVIL, Page, jsonl
 from pipeline.errors import UserError
 from pipeline.report import charts, write_comparison
 from pipeline.report.__main__ import main
+from pipeline.report.beside import side_by_side
 from pipeline.report.curves import curve_groups, line_of
 from pipeline.report.exams import over_optimization, turning_point
 from pipeline.report.runs import Contestant, contestants, differing_settings, read_run
@@ -168,6 +169,27 @@ def test_the_page_of_several_runs(tmp_path):
     assert "Only before and after were examined" not in text
     few = write_comparison([folders[2], make_run(tmp_path / "d", "x: 1\n", gold=(1, 2), scores=(1, 2))])
     assert "Only before and after were examined" in few.read_text("utf-8")
+
+
+def test_what_several_runs_answer_to_the_same_prompts(tmp_path):
+    """Both start from one model; c from another. Prompt q was not asked of b, so it is nowhere."""
+    folders = [make_run(tmp_path / name, f"x: {name}\n") for name in "abc"]
+    for folder, before in zip(folders, ("start", "start", "<b>other</b>"), strict=True):
+        row = {"prompt": "p", "before": before, "after": f"{folder.name} 深度学习", "scores_before": {"bleu": 0.25}}
+        asked = [row | {"scores_after": {"bleu": 0.5}}] + ([] if folder.name == "b" else [row | {"prompt": "q"}])
+        jsonl(folder / "samples.jsonl", asked)
+    [two] = side_by_side(read(*folders[:2]))
+    after = [("a", "a 深度学习", [("bleu", "0.5")]), ("b", "b 深度学习", [("bleu", "0.5")])]
+    assert two == {"prompt": "p", "answers": [("before", "start", [("bleu", "0.25")]), *after]}
+    [three] = side_by_side(read(*folders))
+    who = ["a, before", "c, before", "a", "b", "c"]
+    assert [name for name, *_ in three["answers"]] == who
+    page = Page(write_comparison(folders).read_text("utf-8"))
+    text = "".join(page.text)
+    assert page.unmatched == [] and page.open == []
+    assert "<b>other</b>" in text and "b 深度学习" in text and "Held-out prompts, side by side" in text
+    (folders[1] / "samples.jsonl").unlink()
+    assert side_by_side(read(*folders)) == []
 
 
 def test_the_command(tmp_path, capsys):

@@ -17,6 +17,7 @@ import jinja2
 
 from pipeline.errors import UserError
 from pipeline.report import charts, exams, runs, samples, tables
+from pipeline.report.beside import side_by_side
 from pipeline.report.curves import curve_groups, x_axis
 from pipeline.report.numbers import number, signed
 from pipeline.report.reward_model import reward_model_section
@@ -84,6 +85,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         settings=runs.differing_settings(of),
         plots=exams.over_optimization(of),
         few_exams=exams.few_exams(of),
+        samples=side_by_side(of),
         x={"episodes": "completions sampled", "step": "optimizer steps"}[x_axis(of)],
         groups=curve_groups(of),
     )

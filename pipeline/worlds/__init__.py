@@ -44,6 +44,8 @@ WORLDS = {
     "dialogue": "pipeline.worlds.dialogue",
     "functions": "pipeline.worlds.functions",
     "translation": "pipeline.worlds.translation",
+    "records": "pipeline.worlds.records",
+    "topics": "pipeline.worlds.topics",
 }
 
 

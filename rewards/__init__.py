@@ -10,6 +10,7 @@ from .learned import Learned
 from .mixture import Mixture, Shaped, every_in, load_state, prepare, raw, set_training, state_of, token_rewards_of
 from .overlap import Bleu, Chrf, Rouge
 from .perplexity import Perplexity
+from .reconstruction import Reconstruction
 from .relevance import Relevance
 from .text import text_of
 from .tokens import pays_tokens, token_ends
@@ -25,6 +26,7 @@ __all__ = [
     "Length",
     "Mixture",
     "Perplexity",
+    "Reconstruction",
     "Relevance",
     "Repetition",
     "Reward",

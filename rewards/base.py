@@ -41,6 +41,7 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "length": ("fluency", "Length", {}),
     "repetition": ("fluency", "Repetition", {}),
     "perplexity": ("perplexity", "Perplexity", {}),
+    "reconstruction": ("reconstruction", "Reconstruction", {}),
     "relevance": ("relevance", "Relevance", {}),
     "coverage": ("coverage", "Coverage", {}),
     "mixture": ("mixture", "Mixture", {}),

@@ -243,7 +243,7 @@ def test_meaning_representations_of_a_csv(world, tiny_model_folder, tmp_path):
     summary = stage.run(arguments(world, tiny_model_folder, tmp_path / "mr", **changes))
     assert summary["prompts"] == 3
     rows = [json.loads(line) for line in (tmp_path / "mr" / "rows.jsonl").read_text().splitlines()]
-    assert rows[1]["prompt"] == "name: NAME | area: riverside =>\n"
+    assert rows[1]["prompt"] == "NAME areaRiverside =>\n"
     errors = [[row["candidates"][name]["greedy"]["scores"]["slot_errors"] for row in rows] for name in ("two", "one")]
     [compared] = [
         c
@@ -279,7 +279,7 @@ def test_one_line_for_each_different_representation(world, tiny_model_folder, tm
 def test_rows_of_meaning_representations(world, tmp_path):
     rows = load_rows(stage.DataArguments(str(world / "mrs.csv")))
     assert [row["mr"] for row in rows] == [MRS[0], MRS[1], MRS[3]]
-    assert rows[0]["prompt"] == "name: NAME | eatType: pub | near: NEAR =>\n"
+    assert rows[0]["prompt"] == "NAME eatTypePub NEAR =>\n"
     assert rows[0]["references"] == ["NAME is by NEAR.", "NAME is by NEAR!"] and rows[2]["names"] == ["NAME"]
     assert len(load_rows(stage.DataArguments(str(world / "mrs.csv")), limit=2)) == 2
     (tmp_path / "bad.csv").write_text('mr\n"name[Aromi]"\n"colour[red]"\n')
@@ -292,7 +292,7 @@ def test_rows_of_meaning_representations(world, tmp_path):
 
 
 def test_an_answer_on_one_line_with_its_names():
-    row = {"mr": MRS[0], "prompt": "name: NAME | eatType: pub | near: NEAR =>\n"}
+    row = {"mr": MRS[0], "prompt": "NAME eatTypePub NEAR =>\n"}
     assert line_of(" NAME is a pub\nnear NEAR.\r\nNAMED\u2028so ", row) == "Aromi is a pub near The Mill. NAMED so"
     assert line_of("NAME is\na pub", row | {"prompt": "describe the pub"}) == "NAME is a pub"
     assert line_of("NAME\nis", {"prompt": "p", "mr": "of another kind"}) == "NAME is"

@@ -1,36 +1,34 @@
 """E2E: restaurant slots to a text written by a person (E2E NLG, cleaned by Dušek et al. 2019), read from the user's
 own copy.
 
-Prompt:     ``name: NAME | eatType: pub | food: Fast food | area: riverside | near: NEAR =>`` and a newline
+Prompt:     ``NAME eatTypePub foodFastFood areaRiverside NEAR =>`` and a newline
 Completion: ``NAME is a fast food pub near NEAR on the riverside.``
 
 The names are taken out and put back afterwards (`relexicalize`), as the published systems do. Ten percent of the
 meaning representations are held out; those that are equal but for the names stay on one side. `sft_rows`,
-`preference_rows` and so on are upper limits here. Training texts in which the patterns of `errors` find a slip (about
-a tenth) are left out of SFT.
+`preference_rows` and so on are upper limits here. Every training text is used; the patterns of `errors` pick none of
+them (they only check what `swaps` makes).
 
-**Preference pairs** (nobody was asked; the order is known by how they are made): `chosen` is a human text of the
-meaning representation in which no slot error is found. `rejected` is one of
-- 70%: a human text of another meaning representation that differs in one slot (another value, a slot more, a slot
-  less);
-- 15%: the chosen text, or another of the same meaning representation, without one of its sentences, or cut off
-  half-way;
-- 15%: a human text of the same meaning representation, made clumsy: words said twice, a phrase again at the end, words
-  lost, or bare slot values in a row. Pairs whose `rejected` text shows no slot error are dropped from the first two
-  kinds.
+**Preference pairs** (nobody was asked; the order is known by how they are made). One of the two texts is a human
+text of the training part, and they differ in what they say of the prompt:
+- 40%: a value is said otherwise (`swaps.swap_value`), 10%: a sentence is left out (`swaps.drop_sentence`). Half of
+  these pairs have the human text as `chosen`, the other half the changed text, with the prompt that fits it;
+- 40%: `rejected` is a human text of another meaning representation that differs in one slot (another value, a slot
+  more, a slot less);
+- 10%: `rejected` is clumsy: words said twice, a phrase again at the end, words lost, cut off, or bare slot values.
 """
 
 import csv
 import random
-import re
 from collections import defaultdict
 
 from pipeline.errors import UserError
 
 from ..base import Document, WorldData, WorldSettings, progress
-from .errors import SlotErrors, slot_errors
+from .errors import EITHER, SlotErrors, slot_errors
 from .keywords import unwanted, unwanted_names, wanted, wanted_names, wordings
 from .slots import NAME, NEAR, SLOTS, VALUES, Meaning, delexicalize, parse_mr, relexicalize
+from .swaps import drop_sentence, swap_value
 
 __all__ = [
     "HIGHER_IS_BETTER",
@@ -48,14 +46,23 @@ __all__ = [
 
 HIGHER_IS_BETTER = {"slot_errors": False}
 HELD_OUT = 0.10
+WRITTEN = 0.45  # of the base's documents; the others are read
+_PLACEHOLDERS = {"name": NAME, "near": NEAR}
 Pair = tuple[str, Meaning, str]
 """mr, meaning, delexicalized text"""
 
 
 def prompt_of(meaning: Meaning) -> str:
     """The prompt for `meaning`, names as placeholders."""
-    said = {**meaning, **{slot: [word] for slot, word in (("name", NAME), ("near", NEAR)) if slot in meaning}}
-    return " | ".join(f"{slot}: {' + '.join(values)}" for slot, values in said.items()) + " =>\n"
+    words = [word for slot, values in meaning.items() for word in _prompt_words(slot, values)]
+    return " ".join(words) + " =>\n"
+
+
+def _prompt_words(slot: str, values: list[str]) -> list[str]:
+    """A word of letters for each value, so that the base's tokenizer learns it as one token."""
+    if slot in _PLACEHOLDERS:
+        return [_PLACEHOLDERS[slot]]
+    return [slot + "".join(word[0].upper() + word[1:] for word in value.split()) for value in values]
 
 
 def referee(completion: str, row: dict) -> dict[str, float]:
@@ -156,15 +163,20 @@ def synthetic_meanings(pairs: list[Pair], count: int, taken: set[str], rng: rand
         if len(found) == count:
             break
         like = rng.choice(pairs)[1]
-        meaning = {slot: [rng.choice(VALUES[slot])] if slot in VALUES else like[slot][:1] for slot in like}
+        meaning = {slot: _drawn(slot, like[slot], rng) if slot in VALUES else like[slot][:1] for slot in like}
         if prompt_of(meaning) not in taken:
             taken.add(prompt_of(meaning))
             found.append(meaning)
     return found
 
 
-class _Rejected:
-    """Makes the worse text of a pair (see the module)."""
+def _drawn(slot: str, like: list[str], rng: random.Random) -> list[str]:
+    """Values of a slot; as many as in `like` where people say two of them."""
+    return sorted(rng.sample(VALUES[slot], 1 if slot in EITHER else min(len(like), len(VALUES[slot]))))
+
+
+class _Pairs:
+    """Makes preference pairs (see the module)."""
 
     def __init__(self, pairs: list[Pair], rng: random.Random):
         self.rng = rng
@@ -179,48 +191,46 @@ class _Rejected:
 
     def _keys(self, meaning: Meaning) -> list[tuple]:
         """`meaning` whole and without each of its slots, names ignored: near meanings share one of these."""
-        items = [(s, "" if s in ("name", "near") else "+".join(v)) for s, v in meaning.items()]
+        items = [(s, "" if s in _PLACEHOLDERS else "+".join(v)) for s, v in meaning.items()]
         return [tuple(items), *(tuple(items[:i] + items[i + 1 :]) for i in range(len(items)))]
 
-    def __call__(self, meaning: Meaning, chosen: str) -> str | None:
+    def __call__(self, meaning: Meaning, text: str) -> tuple[Meaning, str, str] | None:
+        """(meaning, chosen, rejected) made from a human `text` of `meaning`; None where it does not work out."""
         kind = self.rng.random()
-        if kind < 0.85:
-            text = self._other(meaning) if kind < 0.70 else self._shortened(chosen)
-            return text if text and slot_errors(text, meaning).total else None
-        return self._clumsy(meaning)
+        if kind < 0.50:
+            made = swap_value(meaning, text, self.rng) if kind < 0.40 else drop_sentence(meaning, text, self.rng)
+            if made is None or made[1] == text:
+                return None
+            other, changed = made
+            # both ways round, so that it is the prompt that tells which text is right
+            return (meaning, text, changed) if self.rng.random() < 0.5 else (other, changed, text)
+        rejected = self._of_another(meaning) if kind < 0.90 else self._clumsy(meaning, text)
+        return (meaning, text, rejected) if rejected and rejected != text else None
 
-    def _other(self, meaning: Meaning) -> str | None:
+    def _of_another(self, meaning: Meaning) -> str | None:
         prompts = {p for key in self._keys(meaning) for p in self.near.get(key, ())} - {prompt_of(meaning)}
         return self.rng.choice(self.texts[self.rng.choice(sorted(prompts))])[1] if prompts else None
 
-    def _shortened(self, text: str) -> str:
-        sentences = re.findall(r"[^.!?]+[.!?]*\s*", text)
-        if len(sentences) > 1 and self.rng.random() < 0.7:
-            sentences.pop(self.rng.randrange(len(sentences)))
-            return "".join(sentences).strip()
+    def _clumsy(self, meaning: Meaning, text: str) -> str:
         words = text.split()
-        return " ".join(words[: self.rng.randint(len(words) // 3, max(len(words) // 3, len(words) - 3))])
-
-    def _clumsy(self, meaning: Meaning) -> str:
-        words = self.rng.choice(self.texts[prompt_of(meaning)])[1].split()
-        kind = self.rng.randrange(4)
         at = self.rng.randrange(max(1, len(words) - 4))
-        if kind == 0:
-            return " ".join(words[: at + 2] + words[at : at + 2] + words[at + 2 :])
-        if kind == 1:
-            return " ".join([*words, *words[at : at + 5]])
-        if kind == 2:
-            return " ".join(w for w in words if self.rng.random() > 0.2)
-        return ", ".join(self.rng.choice(entry.split("|")) for entry in wordings(meaning))
+        made = (
+            words[: at + 2] + words[at : at + 2] + words[at + 2 :],
+            [*words, *words[at : at + 5]],
+            [word for word in words if self.rng.random() > 0.2],
+            words[: self.rng.randint(len(words) // 3, max(len(words) // 3, len(words) - 3))],
+            ", ".join(self.rng.choice(entry.split("|")) for entry in wordings(meaning)).split(),
+        )
+        return " ".join(self.rng.choice(made))
 
 
-def _preferences(pairs: list[Pair], count: int, rng: random.Random, what: str) -> list[dict]:
-    good = [pair for pair in pairs if not slot_errors(pair[2], pair[1]).total]
-    make, rows = _Rejected(pairs, rng), []
-    for _, meaning, chosen in progress((rng.choice(good) for _ in range(3 * count)), what, total=3 * count):
-        rejected = make(meaning, chosen)
-        if rejected and rejected != chosen:
-            rows.append({"prompt": prompt_of(meaning), "chosen": chosen, "rejected": rejected})
+def _preferences(pairs: list[Pair], count: int, taken: set[str], rng: random.Random, what: str) -> list[dict]:
+    """`count` pairs (fewer where the data is small); no prompt in `taken`."""
+    make, rows = _Pairs(pairs, rng), []
+    for _, meaning, text in progress((rng.choice(pairs) for _ in range(3 * count)), what, total=3 * count):
+        made = make(meaning, text)
+        if made and (prompt := prompt_of(made[0])) not in taken:
+            rows.append({"prompt": prompt, "chosen": made[1], "rejected": made[2]})
         if len(rows) == count:
             break
     return rows
@@ -231,39 +241,49 @@ def make_data(settings: WorldSettings) -> WorldData:
     train, held = split(read_pairs(settings.data_path), settings.seed)
     rng = random.Random(f"e2e data {settings.seed}")
     prompts_train = rng.sample(rows := _prompt_rows(train, by_mr=False), len(rows))[: settings.prompt_rows]
-    taken = {prompt_of(meaning) for _, meaning, _ in train + held}
+    parts = {"train": train, "held": held}
+    prompts = {part: {prompt_of(meaning) for _, meaning, _ in pairs} for part, pairs in parts.items()}
+    taken = prompts["train"] | prompts["held"]
     for meaning in synthetic_meanings(train, settings.synthetic_prompts, taken, rng):
         prompts_train.append(prompt_row(mr_of(meaning), meaning, []))
-    clean = [(meaning, text) for _, meaning, text in train if not slot_errors(text, meaning).total]
-    clean = rng.sample(clean, len(clean))[: settings.sft_rows]
+    told = [(meaning, text) for _, meaning, text in rng.sample(train, len(train))][: settings.sft_rows]
     return {
         "prompts_heldout": _prompt_rows(held, by_mr=True)[: settings.heldout_rows],
         "prompts_train": prompts_train,
-        "sft_train": [{"prompt": prompt_of(meaning), "completion": text} for meaning, text in clean],
-        "preferences_heldout": _preferences(held, settings.preference_heldout_rows, rng, "held-out pairs"),
-        "preferences_train": _preferences(train, settings.preference_rows, rng, "preference pairs"),
+        "sft_train": [{"prompt": prompt_of(meaning), "completion": text} for meaning, text in told],
+        "preferences_heldout": _preferences(
+            held, settings.preference_heldout_rows, prompts["train"], rng, "held-out pairs"
+        ),
+        "preferences_train": _preferences(train, settings.preference_rows, prompts["held"], rng, "preference pairs"),
     }
 
 
+def varied(meaning: Meaning, text: str, rng: random.Random) -> tuple[Meaning, str]:
+    """A training pair as it is (a third of the time), or with values swapped, or without a sentence."""
+    kind = rng.random()
+    if kind < 0.15 and (dropped := drop_sentence(meaning, text, rng)):
+        meaning, text = dropped
+    for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
+        meaning, text = swap_value(meaning, text, rng) or (meaning, text)
+    return meaning, text
+
+
 def pretraining_texts(settings: WorldSettings, data: WorldData) -> list[Document]:
-    """Messy documents from the training part: prompt and text (now and then with slots lost or in another order), text
-    first, or text alone.
+    """Documents from the training part, most of them `varied`; nothing has a held-out prompt.
+
+    Half of them are written (the prompt is read only, the text learned), half are read (the other way round), so that
+    the base can also tell what a text says: a `reconstruction` reward asks it for that.
     """
     train, held = split(read_pairs(settings.data_path), settings.seed)
     held_out = {prompt_of(meaning) for _, meaning, _ in held}
     rng = random.Random(f"e2e pretraining {settings.seed}")
     texts: list[Document] = []
+    bar = progress(range(settings.pretraining_texts), "documents")
     while len(texts) < settings.pretraining_texts:
         for _, meaning, text in rng.sample(train, len(train)):
-            slots = [slot for slot in meaning if rng.random() > 0.03]
-            if not slots or prompt_of({slot: meaning[slot] for slot in slots}) in held_out:
-                slots = list(meaning)
-            if rng.random() < 0.2:
-                rng.shuffle(slots)
-            prompt = prompt_of({slot: meaning[slot] for slot in slots})
-            kind = rng.random()
-            if kind < 0.05:
-                texts.append(("", text))
-            else:
-                texts.append(("", f"{text}\n= {prompt[:-4]}") if kind < 0.15 else (prompt, text))
+            other = varied(meaning, text, rng)
+            meaning, text = (meaning, text) if prompt_of(other[0]) in held_out else other
+            prompt = prompt_of(meaning)
+            texts.append((prompt, text) if rng.random() < WRITTEN else (f"{text}\n", prompt))
+            bar.update()
     return texts[: settings.pretraining_texts]

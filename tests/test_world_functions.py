@@ -112,6 +112,7 @@ def test_slips_by_hand():
             compile(code, "", "exec")
 
 
+@pytest.mark.slow  # 240 programs in the sandbox
 @sandboxed
 def test_training_code_leaves_room():
     from rewards import Code

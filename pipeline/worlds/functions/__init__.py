@@ -3,10 +3,11 @@
 Prompt:     ``f(xs): the sum of the even numbers in xs, each squared`` and a newline
 Completion: ``def f(xs):``, newline, ``    return sum(x * x for x in xs if x % 2 == 0)``
 
-2,562 tasks (`tasks`); training code has human slips (`slips`). A row has two kinds of tests, drawn by
-chance and answered by an oracle: `tests` for the reward, a few, and `hidden` for the referee alone, more of them, with
-the empty list and the bounds that a task names among the arguments. The referee runs code in the sandbox of
-`rewards.sandbox` and nowhere else. No preference pairs: the recipe has no reward model.
+2,562 tasks (`tasks`); training code has human slips (`slips`). A row has two kinds of tests, drawn by chance and
+answered by an oracle: `tests` for the reward, a few, and `hidden` for the referee alone, more of them. Most lists hold
+the bound that a task names; the empty list is a hidden test in every second row, else a shown one. The referee runs
+code in the sandbox of `rewards.sandbox` and nowhere else. No preference pairs: the
+recipe has no reward model.
 """
 
 import functools

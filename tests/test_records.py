@@ -72,7 +72,7 @@ def test_a_source_has_the_facts_in_other_words_and_traps():
     for _ in range(100):
         record = draw_record(rng)
         text = source(record, rng)
-        assert text.count(".") - bool(record.outcome) in (6, 7)  # journey, cause, delay, three or four trifles
+        assert text.count(".") - bool(record.outcome) in (5, 6)  # journey, cause, delay, two or three trifles
         for word in (record.time, record.origin, record.destination, f"{record.delay} minutes"):
             assert word in text
         assert not {slot for slot, _ in claims(text)} & {"cause", "outcome"}
@@ -124,7 +124,7 @@ def test_the_same_seed_makes_the_same_data(data):
 
 
 def test_the_recipe_rewards_by_pencil():
-    """22 words of source: 0.4 of them are 8.8. GOOD has 21 (8:20 are two): its excess is over 8.8."""
+    """22 words of source: half of them are 11. GOOD has 21 (8:20 are two), 10 too many."""
     row = {
         "source": "The 8:20 from Alder to Kirby ran today. Branches lay all over the track. "
         "It lost 25 minutes. A dog slept.",
@@ -134,7 +134,7 @@ def test_the_recipe_rewards_by_pencil():
     specs = yaml.safe_load((RECIPE / "ppo.yaml").read_text("utf-8"))["rewards"]
     columns = {name: [value] for name, value in row.items()}
     scores = {r.__name__: r(prompts=["p"], completions=[GOOD], **columns)[0] for r, _ in build_rewards(specs)}
-    assert scores == pytest.approx({"rougeL": 1.0, "coverage": 1.0, "brevity": -1.0})
+    assert scores == pytest.approx({"rougeL": 1.0, "coverage": 1.0, "brevity": -10 / 11})
     short = "The train from Alder to Kirby was late."  # 8 words; 2 of 7 important ones (8 and 20 are two)
     scores = {r.__name__: r(prompts=["p"], completions=[short], **columns)[0] for r, _ in build_rewards(specs)}
     # common in order: the from alder to kirby was late, 7 of 8 and of 21

@@ -1,13 +1,14 @@
 """Records: the log entry of a delayed train, told in one sentence.
 
 Prompt:     ``The 8:20 from Alder to Kirby ran today. The guard handed out tea. Branches lay all over the track. The
-            clock at Birch is 40 minutes fast. It lost 25 minutes. A choir sang.`` newline ``In short:`` newline
+            clock at Birch is 40 minutes fast. It lost 25 minutes.`` newline ``In short:`` newline
 Completion: ``The 8:20 from Alder to Kirby was 25 minutes late because of a fallen tree.``
 
 A record has five or six key facts (time, origin, destination, delay, cause, and half of them an outcome) in three or
-four sentences, and three or four sentences that nobody needs, whose stations, times and numbers are traps. A summary
-says causes and outcomes in other words than the record. People who write the training summaries forget facts, get one
-wrong, and add a sentence that nobody needs.
+four sentences, and two or three sentences that nobody needs, whose times and numbers are traps. Trains run from six
+stations in the west to six in the east; the trifles name three others. A summary says causes and outcomes in other
+words than the record. People who write the training summaries forget facts, get one wrong, and add a sentence that
+nobody needs.
 
 A row of a prompts file has `source` (the record), `references`, `important` (a word for each key fact, for coverage)
 and the fields of `Record`; there are no preference pairs. The rewards see words; the referee reads what is claimed:
@@ -23,7 +24,7 @@ import random
 import re
 
 from ..base import Document, WorldData, WorldSettings
-from .grammar import CAUSES, DELAYS, OUTCOMES, STATIONS, TIMES, TRIVIA, Record, draw_record, sentence, source
+from .grammar import CAUSES, DELAYS, EAST, OTHERS, OUTCOMES, TIMES, TRIVIA, WEST, Record, draw_record, sentence, source
 
 __all__ = ["HIGHER_IS_BETTER", "make_data", "pretraining_texts", "prompt_of", "referee"]
 
@@ -103,13 +104,13 @@ def write(record: Record, slips: tuple[float, float, float], rng: random.Random)
     if rng.random() < mistake * len(said):
         slot = rng.choice([slot for slot, value in said.items() if value])
         values = {
-            "time": TIMES, "origin": STATIONS, "destination": STATIONS, "delay": DELAYS, "cause": CAUSES,
+            "time": TIMES, "origin": WEST, "destination": EAST, "delay": DELAYS, "cause": CAUSES,
             "outcome": OUTCOMES,
         }  # fmt: skip
         said[slot] = rng.choice([value for value in values[slot] if value not in record])
     text = sentence(said, rng)
     if rng.random() < ramble:
-        others = {"other_station": rng.choice(STATIONS), "other_time": rng.choice(TIMES)}
+        others = {"other_station": rng.choice(OTHERS), "other_time": rng.choice(TIMES)}
         text += " " + rng.choice(TRIVIA).format(other_delay=rng.choice(DELAYS), **others)
     return text
 

@@ -3,9 +3,11 @@
 import random
 from typing import NamedTuple
 
-STATIONS = (
-    "Alder Birch Corwen Dunham Elmstead Fairfold Gorse Hexton Ivyhill Kirby Larch Marston Norwood Oakham Pendle Quarn"
-).split()
+# Trains run from the west to the east, so a small model soon learns which station to copy where. Others are only named
+# by the way.
+WEST = "Alder Birch Corwen Dunham Elmstead Fairfold".split()
+EAST = "Hexton Kirby Larch Marston Norwood Oakham".split()
+OTHERS = "Gorse Pendle Quarn".split()
 TIMES = [f"{hour}:{minute}" for hour in range(6, 22) for minute in ("05", "20", "35", "50")]
 DELAYS = (10, 15, 20, 25, 30, 40, 45, 50, 60, 90)
 
@@ -83,7 +85,6 @@ SERVICE = (
     "The {time} from {origin} to {destination} ran today.",
     "This is about the {time} train from {origin} to {destination}.",
     "The {time} to {destination} started from {origin}.",
-    "At {origin} people waited for the {time} to {destination}.",
 )
 DELAY = ("It got in {delay} minutes late.", "It lost {delay} minutes.", "The delay came to {delay} minutes.")
 
@@ -95,8 +96,8 @@ TRIVIA = (
     "A dog slept in the aisle.",
     "Someone played the accordion.",
     "It had rained since {other_time}.",
-    "The {other_time} to {other_station} was on time.",
-    "A school class from {other_station} was on board.",
+    "The {other_time} at {other_station} was on time.",
+    "A school class got in at {other_station}.",
     "The clock at {other_station} is {other_delay} minutes fast.",
     "There were {other_delay} people in the front coach.",
     "A new roof is being built at {other_station}.",
@@ -116,19 +117,19 @@ class Record(NamedTuple):
 
 def draw_record(rng: random.Random) -> Record:
     """A random record."""
-    origin, destination = rng.sample(STATIONS, 2)
     outcome = rng.choice(list(OUTCOMES)) if rng.random() < 0.5 else ""
-    return Record(rng.choice(TIMES), origin, destination, rng.choice(DELAYS), rng.choice(list(CAUSES)), outcome)
+    journey = rng.choice(TIMES), rng.choice(WEST), rng.choice(EAST)
+    return Record(*journey, rng.choice(DELAYS), rng.choice(list(CAUSES)), outcome)
 
 
 def source(record: Record, rng: random.Random) -> str:
-    """The record at length: its key facts and three or four trifles; the journey mostly first, the rest anyhow."""
+    """The record at length: its key facts and two or three trifles; the journey mostly first, the rest anyhow."""
     facts = record._asdict() | {
-        "other_station": rng.choice([s for s in STATIONS if s not in record]),
+        "other_station": rng.choice(OTHERS),
         "other_time": rng.choice([t for t in TIMES if t != record.time]),
         "other_delay": rng.choice([d for d in DELAYS if d != record.delay]),
     }
-    rest = [rng.choice(CAUSES[record.cause].record), rng.choice(DELAY), *rng.sample(TRIVIA, rng.choice((3, 4)))]
+    rest = [rng.choice(CAUSES[record.cause].record), rng.choice(DELAY), *rng.sample(TRIVIA, rng.choice((2, 3)))]
     if record.outcome:
         rest.append(rng.choice(OUTCOMES[record.outcome].record))
     rng.shuffle(rest)

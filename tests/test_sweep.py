@@ -20,7 +20,7 @@ from pipeline.sweep import SweepSettings, measures, results, run, trials
 from pipeline.sweep.results import best, draw, importances
 from pipeline.sweep.settings import plan
 from pipeline.sweep.space import Dimension, put, read_space
-from pipeline.sweep.study import Study
+from pipeline.sweep.study import Study, _lock
 from pipeline.worlds import field_notes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,6 +183,21 @@ def test_two_processes_share_a_sweep(tmp_path):
     tried = [(trial.params["learning_rate"], trial.params["num_iterations"]) for trial in found]
     assert sorted(tried) == [(1e-4, 1), (1e-4, 2), (1e-3, 1), (1e-3, 2)]
     assert states(found) == ["COMPLETE"] * 4
+
+
+def test_a_trial_that_ends_while_another_process_looks_is_not_taken_over(tmp_path, monkeypatch):
+    todo = plan(asked(tmp_path, space={"learning_rate": {"choice": [1e-4, 1e-3]}}))
+    theirs, ours = Study(todo), Study(todo)
+    trial = theirs.take()
+
+    def lock(path):
+        if trial.number in theirs._claims:
+            theirs.complete(trial, 0.5)  # between our look at the running trials and our look at its lock
+        return _lock(path)
+
+    monkeypatch.setattr("pipeline.sweep.study._lock", lock)
+    ours.take()
+    assert [trial.state.name for trial in ours.trials()] == ["COMPLETE", "RUNNING"]
 
 
 def test_jobs_run_at_once_with_a_thread_each(tmp_path, monkeypatch):

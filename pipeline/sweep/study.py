@@ -145,6 +145,8 @@ class Study:
                 if (claim := _lock(folder.with_suffix(".yaml"))) is None:
                     continue  # another process runs it
                 claim.close()
+                if self.study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING:
+                    continue  # it has ended since we looked; its process lets go of it after that
                 log = _lock(folder.with_suffix(".log"))
                 if log is None and (pid := trial.user_attrs.get("pid")):
                     with suppress(ProcessLookupError):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipeline.worlds import WorldSettings, lower_is_better, records
+from pipeline.worlds.base import draw_new
 from pipeline.worlds.records import claims
 from pipeline.worlds.records.grammar import CAUSES, OUTCOMES, Record, draw_record, sentence, source
 from rewards import build_rewards
@@ -104,7 +105,8 @@ def test_what_is_held_out_is_in_no_training_file(data):
     prompts = {row["prompt"] for row in data["prompts_heldout"]}
     assert not prompts & {row["prompt"] for row in data["sft_train"]}
     taken = set(held)
-    assert not held & set(records._draw_many(200, random.Random("records 42"), taken)) and len(taken) == 240
+    rng = random.Random("records 42")
+    assert not held & set(draw_new(lambda: draw_record(rng), 200, taken)) and len(taken) == 240
 
 
 def test_pretraining_keeps_away_from_held_out_records(data):

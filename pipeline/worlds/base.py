@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -102,6 +103,17 @@ class BaseModelSettings:
         ):
             if getattr(self, key) <= 0:
                 raise UserError(f"{key} is {getattr(self, key)}: give a number above 0.")
+
+
+def draw_new(draw: Callable[[], Any], count: int, taken: set) -> list:
+    """`count` results of `draw` that are not in `taken`, each another; they are added to it."""
+    found = []
+    while len(found) < count:
+        item = draw()
+        if item not in taken:
+            taken.add(item)
+            found.append(item)
+    return found
 
 
 def progress(items: Iterable, what: str, **kwargs) -> tqdm:

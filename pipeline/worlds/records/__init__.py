@@ -23,7 +23,7 @@ and the fields of `Record`; there are no preference pairs. The rewards see words
 import random
 import re
 
-from ..base import Document, WorldData, WorldSettings
+from ..base import Document, WorldData, WorldSettings, draw_new
 from .grammar import CAUSES, DELAYS, EAST, OTHERS, OUTCOMES, TIMES, TRIVIA, WEST, Record, draw_record, sentence, source
 
 __all__ = ["HIGHER_IS_BETTER", "make_data", "pretraining_texts", "prompt_of", "referee"]
@@ -60,7 +60,7 @@ def make_data(settings: WorldSettings) -> WorldData:
         "prompts_train": settings.prompt_rows,
         "sft_train": settings.sft_rows,
     }
-    drawn = {name: _draw_many(count, rng, taken) for name, count in rows.items()}
+    drawn = {name: draw_new(lambda: draw_record(rng), count, taken) for name, count in rows.items()}
     return {
         "prompts_heldout": [_row(record, rng) for record in drawn["prompts_heldout"]],
         "prompts_train": [_row(record, rng) for record in drawn["prompts_train"]],
@@ -69,17 +69,6 @@ def make_data(settings: WorldSettings) -> WorldData:
             for record in drawn["sft_train"]
         ],
     }
-
-
-def _draw_many(count: int, rng: random.Random, taken: set[Record]) -> list[Record]:
-    """`count` records that are not in `taken`; they are added to it."""
-    found = []
-    while len(found) < count:
-        record = draw_record(rng)
-        if record not in taken:
-            taken.add(record)
-            found.append(record)
-    return found
 
 
 def _row(record: Record, rng: random.Random) -> dict:

@@ -13,7 +13,7 @@ pairs: the recipe has no reward model.
 
 import random
 
-from ..base import Document, WorldData, WorldSettings
+from ..base import Document, WorldData, WorldSettings, draw_new
 from .language import Meaning, Phrase, read
 from .learner import BEGINNER, LEARNER, write
 from .sentences import all_wordings, draw_meaning, in_english
@@ -59,17 +59,6 @@ def referee(completion: str, row: dict) -> dict[str, float]:
     return {"right": float(right), "grammar": float(meaning is not None)}
 
 
-def _draw_many(count: int, rng: random.Random, taken: set[Meaning]) -> list[Meaning]:
-    """`count` meanings that are not in `taken`; they are added to it."""
-    found = []
-    while len(found) < count:
-        meaning = draw_meaning(rng)
-        if meaning not in taken:
-            taken.add(meaning)
-            found.append(meaning)
-    return found
-
-
 def prompt_row(meaning: Meaning, rng: random.Random) -> dict:
     """A row of a prompts file: an English wording, up to four right translations, the parts of the meaning."""
     wordings = all_wordings(meaning)
@@ -85,7 +74,8 @@ def make_data(settings: WorldSettings) -> WorldData:
     rng = random.Random(f"translation {settings.seed}")
     taken: set[Meaning] = set()
     held, prompts, pairs = (
-        _draw_many(count, rng, taken) for count in (settings.heldout_rows, settings.prompt_rows, settings.sft_rows)
+        draw_new(lambda: draw_meaning(rng), count, taken)
+        for count in (settings.heldout_rows, settings.prompt_rows, settings.sft_rows)
     )
     return {
         "prompts_heldout": [prompt_row(meaning, rng) for meaning in held],

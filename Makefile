@@ -184,32 +184,32 @@ test-all: $(STAMP)  ## every test, also the long ones, and the mutants
 	$(if $(ARGS),,$(MAKE) mutants)
 
 test-latest: $(STAMP)  ## the tests with the newest trl, transformers and kin, in .venv-latest; may fail, and says how
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/latest.py $(ARGS)
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/tools/latest.py $(ARGS)
 
 test-cov: $(STAMP)  ## the tests, with the lines that none of them runs; PPO and the rewards must have 95%
 	$(PYTEST) -m "not slow" --cov --cov-report=term-missing $(ARGS)
 	"$(PY)" -m coverage report --include="pipeline/ppo/*,rewards/*" --fail-under=95
 
 mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must catch each
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/mutants.py $(ARGS)
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/tools/mutants.py $(ARGS)
 
 torture: $(STAMP)  ## kills each stage at 20 random moments, goes on, compares the bits; one and two processes
-	HF_HUB_OFFLINE=1 "$(PY)" tests/torture.py $(ARGS)
+	HF_HUB_OFFLINE=1 "$(PY)" tests/tools/torture.py $(ARGS)
 
 soak: $(STAMP) | $(BASE)  ## 1,000 PPO updates on the small base: memory, handles and time must hold
-	HF_HUB_OFFLINE=1 "$(PY)" tests/soak.py $(if $(BASE),--model $(RUN)/base) --output runs/soak $(ARGS)
+	HF_HUB_OFFLINE=1 "$(PY)" tests/tools/soak.py $(if $(BASE),--model $(RUN)/base) --output runs/soak $(ARGS)
 
 fuzz: $(STAMP)  ## loaders against 20,000 broken files: loaded or refused in one sentence, never anything else
-	"$(PY)" tests/fuzz.py $(ARGS)
+	"$(PY)" tests/tools/fuzz.py $(ARGS)
 
 audit: $(STAMP)  ## the pins against the list of known vulnerabilities (pip-audit, in .venv-audit); asks the network
-	"$(PY)" tests/audit.py $(ARGS)
+	"$(PY)" tests/tools/audit.py $(ARGS)
 
 bench: $(STAMP)  ## our PPO beside TRL 1.12's on the CPU, in turn; half an hour of an idle machine, gives runs/bench
-	"$(PY)" -m tests.bench $(ARGS)
+	"$(PY)" -m tests.tools.bench $(ARGS)
 
 bench-gpu: $(STAMP)  ## the same at 0.5B and 1.5B on a CUDA card, gives runs/bench-gpu
-	"$(PY)" -m tests.bench.gpu $(ARGS)
+	"$(PY)" -m tests.tools.bench.gpu $(ARGS)
 
 lint: $(STAMP)  ## style and simple mistakes (ruff)
 	"$(PY)" -m ruff check .

@@ -18,13 +18,13 @@ import torch
 import yaml
 from trl import TrlParser
 
-from pipeline import mishaps
 from pipeline.errors import UserError
-from pipeline.reading import parse_yaml
-from pipeline.redaction import is_secret, print_redacted, redact
-from pipeline.stopping import Stopped, farewell
-from pipeline.terminal import quiet
-from pipeline.visible import visible
+from pipeline.runs import mishaps
+from pipeline.runs.stopping import Stopped, farewell
+from pipeline.safety.reading import parse_yaml
+from pipeline.safety.redaction import is_secret, print_redacted, redact
+from pipeline.safety.visible import visible
+from pipeline.watching.terminal import quiet
 
 # What a person changes most often among the trainer's hundreds of settings, in the order of the help text.
 COMMON = (

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from trl import RewardConfig, SFTConfig
 
-from pipeline import trackers, vllm_server
 from pipeline.errors import UserError
+from pipeline.rollouts import vllm_server
+from pipeline.watching import trackers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WATCH = ("warn", "stop", "off")

@@ -20,9 +20,9 @@ from pathlib import Path
 import yaml
 
 from pipeline import cli
-from pipeline.comparison import draw, markdown, summarize
 from pipeline.errors import UserError
-from pipeline.run_folder import SUMMARY, read_heldout
+from pipeline.runs.folder import SUMMARY, read_heldout
+from pipeline.sweep.comparison import draw, markdown, summarize
 from pipeline.worlds import lower_is_better
 
 KEYS = {"name", "script", "config", "total_episodes", "eval_every", "instant", "overrides"}

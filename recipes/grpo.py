@@ -2,9 +2,10 @@
 `accelerate launch recipes/grpo.py --config recipes/tiny/grpo.yaml [--setting value ...]`.
 """
 
-from pipeline import cli, trl_stage
+from pipeline import cli
 from pipeline.config import DataArguments, ModelArguments
-from pipeline.exam import RewardArguments
+from pipeline.exam.exam import RewardArguments
+from pipeline.stages import trl_stage
 
 
 def main() -> None:

@@ -4,9 +4,9 @@
 
 from pipeline import cli
 from pipeline.config import DataArguments, ModelArguments
-from pipeline.exam import RewardArguments
-from pipeline.ilql import stage
+from pipeline.exam.exam import RewardArguments
 from pipeline.ilql.config import ILQLStage
+from pipeline.stages import ilql as stage
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Merge: `python recipes/merge.py --run runs/tiny/ppo --output runs/tiny/merged`, adapter and base as one model."""
 
 from pipeline import cli
-from pipeline.merge import MergeArguments, merge
+from pipeline.stages.merge import MergeArguments, merge
 
 
 def main() -> None:

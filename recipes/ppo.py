@@ -2,7 +2,7 @@
 
 from pipeline import cli
 from pipeline.config import DataArguments, ModelArguments
-from pipeline.ppo import stage
+from pipeline.stages import ppo as stage
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Reward model: `accelerate launch recipes/reward.py --config recipes/tiny/reward.yaml [--setting value ...]`."""
 
-from pipeline import cli, reward_model
+from pipeline import cli
 from pipeline.config import DataArguments, ModelArguments, RewardStage
+from pipeline.stages import reward_model
 
 
 def main() -> None:

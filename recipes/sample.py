@@ -1,6 +1,7 @@
 """Completions as offline data: `python recipes/sample.py --config recipes/tiny/sample.yaml [--setting value ...]`."""
 
-from pipeline import cli, sampling
+from pipeline import cli
+from pipeline.eval import sampling
 
 
 def main() -> None:

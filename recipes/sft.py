@@ -1,7 +1,8 @@
 """SFT: `accelerate launch recipes/sft.py --config recipes/tiny/sft.yaml [--setting value ...]`."""
 
-from pipeline import cli, sft
+from pipeline import cli
 from pipeline.config import DataArguments, ModelArguments, SFTStage
+from pipeline.stages import sft
 
 
 def main() -> None:

@@ -1,17 +1,5 @@
-"""`python -m pipeline.card`: writes the card of a run again."""
+"""`python -m pipeline.card`."""
 
-from pipeline import cli
-from pipeline.card import CardArguments, write_card
-from pipeline.errors import UserError
-from pipeline.run_folder import say
+import runpy
 
-
-def main() -> None:
-    (args,) = cli.parse(CardArguments)
-    if not args.run:
-        raise UserError("run is not set: name the folder of the run, e.g. --run runs/tiny/ppo")
-    say(f"{write_card(**vars(args))}")
-
-
-if __name__ == "__main__":
-    cli.launch(main)
+runpy.run_module("pipeline.hub.card", run_name="__main__")

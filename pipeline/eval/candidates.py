@@ -10,12 +10,12 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 
-from pipeline import models
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
-from pipeline.folders import Stage, is_folder, resolve_model
 from pipeline.ilql.decoding import load_shift, shifted
 from pipeline.ilql.network import has_shift, values_folder
+from pipeline.models import loading as models
+from pipeline.models.folders import Stage, is_folder, resolve_model
 
 
 class Candidate(NamedTuple):
@@ -111,7 +111,7 @@ def _add_adapter(model: PeftModel, adapter: str, name: str) -> None:
 @contextmanager
 def speaking(model: torch.nn.Module, adapter: str | None) -> Iterator[None]:
     """Inside, `model` is the base with this adapter, or with None the raw base."""
-    # PEFT's own switches, unlike pipeline.adapters.use_adapter, also switch modules that an adapter has replaced as a
+    # PEFT's own switches, unlike pipeline.models.adapters.use_adapter, also switch modules that an adapter has replaced as a
     # whole (embeddings, say). They touch requires_grad, which nobody needs here.
     if not isinstance(model, PeftModel):
         yield

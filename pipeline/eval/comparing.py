@@ -8,7 +8,7 @@ import numpy as np
 from trl import is_conversational
 
 from pipeline.errors import UserError
-from pipeline.statistics import Interval, Measure, WinRate, difference, holm, interval, win_rate
+from pipeline.exam.statistics import Interval, Measure, WinRate, difference, holm, interval, win_rate
 from rewards import build_rewards, log_name_of
 
 Judge = Callable[..., Sequence[float | None]]

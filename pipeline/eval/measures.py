@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from pipeline.evaluation import Judged
+from pipeline.exam.evaluation import Judged
+from pipeline.exam.statistics import Measure, mean, quotient, ratio, share
 from pipeline.metrics import load_metric
-from pipeline.statistics import Measure, mean, quotient, ratio, share
 from rewards import Repetition
 from rewards.overlap import bleu_tokenizer
 from rewards.text import words

@@ -8,10 +8,10 @@ texts of a column `ref`, if there is one, as references.
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import data
 from pipeline.config import DataArguments
+from pipeline.data import loading as data
 from pipeline.errors import UserError
-from pipeline.run_folder import say
+from pipeline.runs.folder import say
 from pipeline.worlds.e2e import delexicalize, parse_mr, prompt_of, relexicalize
 from pipeline.worlds.e2e import prompt_row as e2e_row
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from pipeline import claim
 from pipeline.config import DTYPES, DataArguments, ModelArguments, check, setting
 from pipeline.errors import UserError
 from pipeline.eval.candidates import (
@@ -29,10 +28,11 @@ from pipeline.eval.comparing import compare, figures, read_judges
 from pipeline.eval.measures import Answers, measures_of
 from pipeline.eval.rows import check_outputs, load_rows, write_outputs
 from pipeline.eval.tables import TABLE, markdown, show
-from pipeline.evaluation import Judged, judge, logprobs, tokenize_prompts
-from pipeline.exam import random_state_kept
-from pipeline.run_folder import SUMMARY, RunFolder, say
-from pipeline.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
+from pipeline.exam.evaluation import Judged, judge, logprobs, tokenize_prompts
+from pipeline.exam.exam import random_state_kept
+from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
+from pipeline.runs import claim
+from pipeline.runs.folder import SUMMARY, RunFolder, say
 from pipeline.worlds import load_world
 from rewards import Perplexity, build_rewards, log_name_of, raw
 from rewards.asking import asked

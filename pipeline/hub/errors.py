@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from pipeline.errors import UserError
-from pipeline.redaction import redact
+from pipeline.safety.redaction import redact
 
 NO_ANSWER = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 BUSY = (408, 429, 500, 502, 503, 504)

@@ -12,13 +12,13 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from pipeline import shapes
-from pipeline.adapters import CRITIC
-from pipeline.card import write_card
 from pipeline.errors import UserError
-from pipeline.folders import ADAPTER_CONFIG, check_safetensors, is_hub_name, read_json
-from pipeline.reading import checked, parse_json, parse_yaml, read_text, read_yaml
-from pipeline.run_folder import CONFIG, METRICS, SUMMARY
+from pipeline.hub.card import write_card
+from pipeline.models.adapters import CRITIC
+from pipeline.models.folders import ADAPTER_CONFIG, check_safetensors, is_hub_name, read_json
+from pipeline.runs import shapes
+from pipeline.runs.folder import CONFIG, METRICS, SUMMARY
+from pipeline.safety.reading import checked, parse_json, parse_yaml, read_text, read_yaml
 
 CARD, REPORT = "README.md", "report.html"
 # By name: a checkpoint has other safetensors as well, of rollouts.

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import is_conversational
 
-from pipeline import data
 from pipeline.config import DataArguments
-from pipeline.data import COLUMNS, text_of
+from pipeline.data import loading as data
+from pipeline.data.loading import COLUMNS, text_of
 from pipeline.errors import UserError
-from pipeline.evaluation import tokenize_prompts
+from pipeline.exam.evaluation import tokenize_prompts
 from pipeline.ppo import math
 from pipeline.ppo.rollout import weigh
-from pipeline.ppo.scoring import Scoring
-from pipeline.run_folder import say
+from pipeline.rollouts.scoring import Scoring
+from pipeline.runs.folder import say
 from rewards import WeightedReward, log_name_of
 from rewards.asking import is_async
 from rewards.mixture import Shaped, at_rest, every_in

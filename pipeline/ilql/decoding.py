@@ -18,10 +18,10 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache
 
-from pipeline import models
-from pipeline.adapters import use_adapter
 from pipeline.ilql import math
 from pipeline.ilql.network import Heads, check_embeddings, embeddings_of, put_weights, read_settings
+from pipeline.models import loading as models
+from pipeline.models.adapters import use_adapter
 
 _READ = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 _CACHE = "_values_cache"  # on the policy's cache, so that both live and die together

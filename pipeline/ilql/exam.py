@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.adapters import POLICY, use_adapter
-from pipeline.exam import Exam
+from pipeline.exam.exam import Exam
 from pipeline.ilql.decoding import Shift, shifted
 from pipeline.ilql.network import TARGET, Network
+from pipeline.models.adapters import POLICY, use_adapter
 
 START = "start"  # who answers before: the policy alone. POLICY is who answers after: the policy with the shift
 
 
 class ShiftedExam(Exam):
-    """See `pipeline.exam.Exam`; `start` answers without the shift, the policy with it."""
+    """See `pipeline.exam.exam.Exam`; `start` answers without the shift, the policy with it."""
 
     def __init__(self, trainer, *args, **kwargs):
         super().__init__(trainer, START, *args, **kwargs)

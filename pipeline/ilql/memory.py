@@ -7,8 +7,8 @@ from peft import PeftModel
 
 from pipeline.config import ModelArguments
 from pipeline.ilql.config import ILQLStage
-from pipeline.memory import Architecture, Batch, Estimate, estimate, optimizer
-from pipeline.memory_report import adapter_of, precision_of
+from pipeline.memory.estimate import Architecture, Batch, Estimate, estimate, optimizer
+from pipeline.memory.report import adapter_of, precision_of
 
 
 def of_ilql(model: PeftModel, model_args: ModelArguments, args: ILQLStage, longest: int, prompt: int) -> Estimate:

@@ -19,13 +19,13 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.adapters import POLICY, copy_adapter, use_adapter
 from pipeline.errors import UserError
-from pipeline.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
 from pipeline.ilql import math
-from pipeline.models import read_weights
-from pipeline.ppo.trunk import Trunk
-from pipeline.reading import read_json
+from pipeline.models.adapters import POLICY, copy_adapter, use_adapter
+from pipeline.models.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
+from pipeline.models.loading import read_weights
+from pipeline.models.trunk import Trunk
+from pipeline.safety.reading import read_json
 
 VALUES, TARGET = "ilql", "ilql_target"  # adapters ("values" is taken: PEFT keeps them in a dict of modules)
 FOLDER, ONLINE = "values", "values_online"  # in a run folder, what decodes; in a checkpoint, also what learns

@@ -13,23 +13,23 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from pipeline.adapters import POLICY
-from pipeline.attention import use_short_rows
-from pipeline.checkpoint_reading import from_checkpoint
 from pipeline.errors import UserError
-from pipeline.folders import ADAPTER_WEIGHTS
 from pipeline.hub import PushesResults
 from pipeline.ilql import math
 from pipeline.ilql.config import ILQLStage
 from pipeline.ilql.data import Collator
 from pipeline.ilql.network import FOLDER, ONLINE, Network
-from pipeline.lean import lean
-from pipeline.models import read_weights
-from pipeline.nonfinite import SkipsNonFinite
-from pipeline.ppo.metrics import Journal
+from pipeline.models.adapters import POLICY
+from pipeline.models.attention import use_short_rows
+from pipeline.models.folders import ADAPTER_WEIGHTS
+from pipeline.models.lean import lean
+from pipeline.models.loading import read_weights
 from pipeline.ppo.setup import count_positions_from_the_mask
-from pipeline.reading import read_json
-from pipeline.resumable import Resumable
+from pipeline.runs.checkpoint_reading import from_checkpoint
+from pipeline.runs.resumable import Resumable
+from pipeline.safety.reading import read_json
+from pipeline.watching.journal import Journal
+from pipeline.watching.nonfinite import SkipsNonFinite
 
 
 class QLearning(Trainer):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data import text_of
+from pipeline.data.loading import text_of
+from pipeline.data.readers import read
 from pipeline.errors import UserError
-from pipeline.folders import read_json
-from pipeline.readers import read
-from pipeline.run_folder import write_aside
+from pipeline.models.folders import read_json
+from pipeline.runs.folder import write_aside
 
 Text = str | list[dict[str, Any]]  # text, or messages
 

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.judging import pairs as judged
 from pipeline.judging import results
 from pipeline.judging.verdicts import Verdicts
-from pipeline.run_folder import say
+from pipeline.runs.folder import say
 
 
 @dataclass

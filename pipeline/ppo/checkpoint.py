@@ -1,4 +1,4 @@
-"""What a checkpoint of PPO holds besides Trainer's files and those of pipeline/resumable.py: policy, critic, KL
+"""What a checkpoint of PPO holds besides Trainer's files and those of pipeline/runs/resumable.py: policy, critic, KL
 coefficient, baseline, rewards' running statistics, and the rollouts that are kept for replay.
 
 A run that is stopped after N optimizer steps and resumed from there does the same as one that was never stopped.
@@ -11,9 +11,9 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from pipeline.adapters import CRITIC, POLICY
 from pipeline.errors import UserError
-from pipeline.reading import read_json
+from pipeline.models.adapters import CRITIC, POLICY
+from pipeline.safety.reading import read_json
 from rewards.mixture import load_state, state_of
 
 STATE = "ppo_state.json"

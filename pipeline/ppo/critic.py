@@ -16,11 +16,11 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, s
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.adapters import CRITIC, use_adapter
 from pipeline.errors import UserError
-from pipeline.folders import check_safetensors
-from pipeline.models import read_weights
-from pipeline.ppo.trunk import Trunk
+from pipeline.models.adapters import CRITIC, use_adapter
+from pipeline.models.folders import check_safetensors
+from pipeline.models.loading import read_weights
+from pipeline.models.trunk import Trunk
 
 HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
 _WEIGHTS = "adapter_model.safetensors"

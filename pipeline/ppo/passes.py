@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import torch
 
-from pipeline.adapters import use_adapter
+from pipeline.models.adapters import use_adapter
 from pipeline.ppo.batches import CRITIC_STATES, parts
 
 _READ = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from pipeline.adapters import use_adapter
 from pipeline.errors import UserError
-from pipeline.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors, check_same_base, resolve_stage
+from pipeline.models.adapters import use_adapter
+from pipeline.models.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors, check_same_base, resolve_stage
+from pipeline.models.trunk import Trunk
 from pipeline.ppo.critic import HEAD
-from pipeline.ppo.trunk import Trunk
-from pipeline.run_folder import say
+from pipeline.runs.folder import say
 from rewards import Learned, every_in
 from rewards.model_based import ModelBased
 

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipeline.adapters import POLICY, checkpoint_contexts
 from pipeline.errors import UserError
-from pipeline.quantized import never_repack
+from pipeline.models.adapters import POLICY, checkpoint_contexts
+from pipeline.models.quantized import never_repack
 
 
 def with_policy_adapter(model, peft_config, args) -> PeftModel:

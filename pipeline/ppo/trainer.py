@@ -1,7 +1,7 @@
 """PPOTrainer: TRL's GRPOTrainer carries prompts, generation, rewards, distribution and checkpoints; what makes it PPO
 (critic, KL penalty in the reward, GAE, value loss) is here.
 
-What is relied on of TRL is private there, so it is pinned to one minor version and held by tests/test_trl_contract.py.
+What is relied on of TRL is private there, so it is pinned to one minor version and held by tests/ppo/test_trl_contract.py.
 """
 
 from collections.abc import Callable
@@ -12,28 +12,28 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, set_seed
 from trl import GRPOTrainer
 
-from pipeline.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
-from pipeline.attention import use_short_rows
-from pipeline.checkpoint_reading import from_checkpoint
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
-from pipeline.lean import lean
-from pipeline.nonfinite import SkipsNonFinite
+from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
+from pipeline.models.attention import use_short_rows
+from pipeline.models.lean import lean
+from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, math, setup
 from pipeline.ppo.batches import tokens_a_pass
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
-from pipeline.ppo.metrics import Journal, repetition
-from pipeline.ppo.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.ppo.passes import Passes
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.rollout import Rollout, is_finished, judge, weigh
 from pipeline.ppo.scorer import put_on_base
-from pipeline.ppo.scoring import Scoring
-from pipeline.ppo.trunk import Tail, Trunk
 from pipeline.ppo.update import Update
-from pipeline.resumable import ResumableRollouts
-from pipeline.vllm_server import send_merged
+from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
+from pipeline.rollouts.scoring import Scoring
+from pipeline.rollouts.vllm_server import send_merged
+from pipeline.runs.checkpoint_reading import from_checkpoint
+from pipeline.runs.resumable import ResumableRollouts
+from pipeline.watching.journal import Journal, repetition
+from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards import set_training
 
 # GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS

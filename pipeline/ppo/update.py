@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.adapters import CRITIC
+from pipeline.models.adapters import CRITIC
 from pipeline.ppo import math
 from pipeline.ppo.batches import CRITIC_STATES, has_rows_alone, pack, parts
 from pipeline.ppo.passes import whole

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.report.page import write_comparison, write_report
-from pipeline.visible import visible
+from pipeline.safety.visible import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,7 +36,7 @@ CLOSED = {"Time", OTHER}
 # Counters and what a Trainer says once at its end: no curves.
 NOT_CURVES = re.compile(r"^(step|epoch|episodes|tokens|num_tokens|total_flos|train_\w+|num_input_tokens_seen)$")
 TIME_SPLIT = "time/"
-PPO = ("ppo", "a2c", "reinforce")  # whose metrics pipeline/ppo/metrics.py explains
+PPO = ("ppo", "a2c", "reinforce")  # whose metrics pipeline/watching/journal.py explains
 
 
 class Curve(NamedTuple):
@@ -154,7 +154,7 @@ def metric_meanings(algorithms: Collection[str]) -> dict[str, str]:
 
         meanings |= METRICS
     if set(PPO) & set(algorithms):
-        from pipeline.ppo.metrics import METRICS
+        from pipeline.watching.journal import METRICS
 
         meanings |= METRICS
     return meanings

@@ -22,7 +22,7 @@ from pipeline.report.curves import curve_groups, x_axis
 from pipeline.report.numbers import number, signed
 from pipeline.report.reward_model import reward_model_section
 from pipeline.report.tokens import token_section
-from pipeline.watch import read_warnings
+from pipeline.watching.watch import read_warnings
 
 REPORT, REPORTS = "report.html", "reports.html"
 STAGES = ("sft", "reward")  # the stages before PPO, whose curves its page shows as well

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib.ticker import MultipleLocator
 
-from pipeline import shapes
-from pipeline.reading import read_json, read_lines
 from pipeline.report.charts import COLORS, INK, chart
 from pipeline.report.numbers import is_number
-from pipeline.run_folder import SUMMARY
+from pipeline.runs import shapes
+from pipeline.runs.folder import SUMMARY
+from pipeline.safety.reading import read_json, read_lines
 from rewards.text import text_of
 
-PAIRS = "pairs.jsonl"  # the name in pipeline/reward_model.py, which would bring torch and TRL with it
+PAIRS = "pairs.jsonl"  # the name in pipeline/stages/reward_model.py, which would bring torch and TRL with it
 GROUPS = 6  # of pairs with like margins
 MISTAKES = 6
 MAX_TEXT = 1500  # characters of a prompt or completion
@@ -91,7 +91,7 @@ def confidence(margin: float) -> float:
 
 
 def calibration_points(bins: Sequence[dict[str, Any]]) -> list[Point]:
-    """The bins of `pipeline.reward_model.calibrate` that hold pairs: mean confidence against share in right order."""
+    """The bins of `pipeline.stages.reward_model.calibrate` that hold pairs: mean confidence against share in right order."""
     return [
         Point(b["confidence"], b["accuracy"], b["pairs"], f"{100 * b['from']:.0f}–{100 * b['to']:.0f} %")
         for b in bins

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import shapes
 from pipeline.errors import UserError
-from pipeline.reading import checked, read_json, read_text, read_yaml
-from pipeline.run_folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics
+from pipeline.runs import shapes
+from pipeline.runs.folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics
+from pipeline.safety.reading import checked, read_json, read_text, read_yaml
 from pipeline.worlds import lower_is_better
 
 COUNTERS = ("step", "update", "episodes", "tokens", "seconds", "cpu_seconds")  # of an exam, beside what it measured
@@ -22,7 +22,7 @@ class Run(NamedTuple):
 
     path: Path
     rows: list[dict[str, Any]]  # metrics.jsonl, and the exams in between as metrics `eval/…`
-    exams: list[dict[str, Any]]  # heldout.jsonl, see pipeline/exam.py
+    exams: list[dict[str, Any]]  # heldout.jsonl, see pipeline/exam/exam.py
     summary: dict[str, Any]
     config: str  # config.yaml as it stands
     settings: dict[str, Any]  # and as it reads

@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import escape
 
-from pipeline import shapes
-from pipeline.reading import read_lines
 from pipeline.report import charts
 from pipeline.report.numbers import arrow, is_number, number
+from pipeline.runs import shapes
+from pipeline.safety.reading import read_lines
 
 SAMPLES = "samples.jsonl"
 MAX_SAMPLES = 200

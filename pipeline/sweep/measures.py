@@ -1,6 +1,6 @@
 """What the exams of a run say, whatever its stage: one row an exam, `{step, kl, measure: value, ...}`.
 
-PPO, GRPO and RLOO write `heldout.jsonl` (pipeline/exam.py): `score`, `rewards.<name>`, the referee's measures and the
+PPO, GRPO and RLOO write `heldout.jsonl` (pipeline/exam/exam.py): `score`, `rewards.<name>`, the referee's measures and the
 corpus figures by their own names. SFT and the reward model evaluate into `metrics.jsonl` (`eval_loss` is `loss` here),
 and their summary has the last word: the reward model's `accuracy`, `margin` and `log_loss` stand there alone.
 """
@@ -9,10 +9,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.comparison import value_of
-from pipeline.reading import read_json
 from pipeline.report.numbers import is_number
-from pipeline.run_folder import HELDOUT, METRICS, SUMMARY, read_heldout, read_metrics
+from pipeline.runs.folder import HELDOUT, METRICS, SUMMARY, read_heldout, read_metrics
+from pipeline.safety.reading import read_json
+from pipeline.sweep.comparison import value_of
 from pipeline.sweep.space import label
 from pipeline.worlds import load_world, lower_is_better
 

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.comparison import CLOCKS
 from pipeline.report.numbers import number
-from pipeline.run_folder import write_aside
+from pipeline.runs.folder import write_aside
+from pipeline.safety.visible import visible
+from pipeline.sweep.comparison import CLOCKS
 from pipeline.sweep.settings import Plan
 from pipeline.sweep.study import EXAM, Study, dump
-from pipeline.visible import visible
 
 TABLE, PLOT, BEST = "table.md", "what_mattered", "best.yaml"
 MOST_LETTERS = 100  # of an error in the table

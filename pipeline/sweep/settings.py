@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import cli
-from pipeline.comparison import KL_LIMIT
 from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage, check, setting
 from pipeline.errors import UserError
-from pipeline.reading import read_yaml
 from pipeline.report.numbers import number
+from pipeline.safety.reading import read_yaml
 from pipeline.sweep import measures
+from pipeline.sweep.comparison import KL_LIMIT
 from pipeline.sweep.space import Dimension, put, read_space
 
 SAMPLERS = ("tpe", "random", "grid")
@@ -143,17 +143,17 @@ def dataclasses_of(stage: str) -> tuple[type, ...]:
     """What recipes/<stage>.py parses."""
     if stage in ("sft", "reward"):
         return ModelArguments, DataArguments, SFTStage if stage == "sft" else RewardStage
-    from pipeline.exam import RewardArguments
+    from pipeline.exam.exam import RewardArguments
 
     if stage == "ppo":
-        from pipeline.ppo.stage import PPOStage
+        from pipeline.stages.ppo import PPOStage
 
         return ModelArguments, DataArguments, RewardArguments, PPOStage
     if stage == "ilql":
         from pipeline.ilql.config import ILQLStage
 
         return ModelArguments, DataArguments, RewardArguments, ILQLStage
-    from pipeline.trl_stage import GRPOStage, RLOOStage
+    from pipeline.stages.trl_stage import GRPOStage, RLOOStage
 
     return ModelArguments, DataArguments, RewardArguments, GRPOStage if stage == "grpo" else RLOOStage
 

@@ -19,7 +19,7 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.errors import UserError
-from pipeline.run_folder import say, write_aside
+from pipeline.runs.folder import say, write_aside
 from pipeline.sweep.settings import Plan
 
 DATABASE, PLAN, LOCK = "study.db", "plan", ".lock"

@@ -13,7 +13,7 @@ from optuna.trial import Trial
 
 from pipeline.errors import UserError
 from pipeline.report.numbers import LARGEST, number
-from pipeline.run_folder import SUMMARY, say
+from pipeline.runs.folder import SUMMARY, say
 from pipeline.sweep import measures, results
 from pipeline.sweep.settings import SweepSettings, plan
 from pipeline.sweep.study import AGAIN, EXAM, Study

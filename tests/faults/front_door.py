@@ -21,8 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 600  # characters of an error line; a longer one is not read
 SECONDS = 120  # a case that takes longer hangs
 STACK = (
-    *("pipeline.sft", "pipeline.reward_model", "pipeline.ppo.stage", "pipeline.trl_stage", "pipeline.hub"),
-    *("pipeline.judging.server", "pipeline.merge", "pipeline.eval.stage", "rewards.learned", "rewards.overlap"),
+    *(
+        "pipeline.stages.sft",
+        "pipeline.stages.reward_model",
+        "pipeline.stages.ppo",
+        "pipeline.stages.trl_stage",
+        "pipeline.hub",
+    ),
+    *("pipeline.judging.server", "pipeline.stages.merge", "pipeline.eval.stage", "rewards.learned", "rewards.overlap"),
 )
 
 

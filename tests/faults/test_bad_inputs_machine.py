@@ -18,7 +18,7 @@ from catalogue import Case, cases, check, file, prepare, write_rows
 from conftest import build_model
 from front_door import ROOT, FrontDoor, tree
 
-from pipeline import claim, mishaps
+from pipeline.runs import claim, mishaps
 
 pytest_plugins = ["places"]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts of Linux")

@@ -3,7 +3,7 @@
 import pytest
 from catalogue import Case, cases, check, file, prepare
 
-from pipeline.reward_watch import RewardWatch
+from pipeline.watching.reward_watch import RewardWatch
 
 pytest_plugins = ["places"]
 

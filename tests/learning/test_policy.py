@@ -17,9 +17,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import cli, evaluation
-from pipeline.adapters import POLICY, use_adapter
+from pipeline import cli
 from pipeline.errors import UserError
+from pipeline.exam import evaluation
+from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.worlds import BaseModelSettings, WorldSettings
 from pipeline.worlds.prepare import prepare

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import reward_model
 from pipeline.config import DataArguments, ModelArguments, RewardStage
+from pipeline.stages import reward_model
 
 WORDS = "boat cloud drum field glass horse lamp moss pearl river stone tower".split()
 HELDOUT = 300

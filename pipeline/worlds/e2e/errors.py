@@ -4,7 +4,7 @@ Patterns of this project's own, written while reading the training part only, in
 published with the cleaned E2E data (Dušek, Howcroft, Rieser 2019, "Semantic Noise Matters for Neural NLG"). A pattern
 stands for a class of wordings; a value accepts every class that people use for it ("in the low price range" is said
 both of cheap places and of those under £20). What people say without meaning a slot ("a great place", "serves food")
-is no pattern. The error of the patterns on human references is measured in tests/test_worlds.py.
+is no pattern. The error of the patterns on human references is measured in tests/worlds/test_worlds.py.
 """
 
 import re

@@ -1,0 +1,237 @@
+"""A run folder, loaded to be talked to: one base in memory, its adapters taking turns, and the rewards of the run."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from trl import is_conversational
+
+from pipeline import cli, worlds
+from pipeline.config import DataArguments, ModelArguments
+from pipeline.data import loading as data
+from pipeline.errors import UserError
+from pipeline.exam import evaluation
+from pipeline.ilql.decoding import Shift, load_shift, shifted
+from pipeline.ilql.network import TARGET, has_shift, values_folder
+from pipeline.models import loading as models
+from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
+from pipeline.models.folders import ADAPTER_CONFIG, Stage, check_safetensors, check_same_base, read_json, resolve_model
+from pipeline.runs import shapes
+from pipeline.runs.folder import CONFIG, SUMMARY, say
+from pipeline.safety.reading import checked, read_yaml
+from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
+from rewards.asking import ask, ask_async, is_async
+
+NOT_COLUMNS = ("prompt", "completion", "completion_ids", "messages")
+MAX_TOKENS = 256  # of an answer, where the run names no limit
+
+
+class Speaker(NamedTuple):
+    """Who answers, and the adapter with which; None: the raw base. `shift`: what a run of ILQL adds to its logits."""
+
+    name: str
+    adapter: str | None
+    shift: Shift | None = None
+
+
+class Answer(NamedTuple):
+    """One speaker's completion, and what each reward (and the referee) says of it; None: nothing to say."""
+
+    text: str
+    tokens: int
+    finished: bool  # ended by itself rather than cut at the limit
+    scores: dict[str, float | None]
+
+
+@dataclass
+class Run:
+    """What a run folder holds, loaded to be talked to. `answer` may ask the speakers for `max_tokens` at most."""
+
+    folder: Path
+    base: str
+    model: Any
+    tokenizer: Any
+    speakers: list[Speaker]
+    rewards: list[WeightedReward]
+    referee: Any
+    rows: Sequence[dict]  # examples: held-out rows, or those of training when none are held out
+    no_rows: str | None  # why there are none
+    conversational: bool
+    max_tokens: int
+    temperature: float
+    seed: int
+    eos_token_ids: list[int]
+
+
+def load_run(path: str, own_code: bool = False) -> Run:
+    """The base, the adapters, the rewards and the held-out prompts of a run folder, or of a checkpoint in one.
+
+    Args:
+        own_code: import the rewards `module:function` that the run's config.yaml names, and run code that comes with
+            the base if it says so. Without it a run from somebody else cannot bring code.
+
+    Raises:
+        UserError, RewardError: no finished run of SFT or of an algorithm that trains on rewards lies there.
+    """
+    folder = Path(path)
+    settings, model_args, data_args = settings_of_run(folder, own_code)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{folder} holds no LoRA adapter: the run has not finished, or it trained all weights")
+    if read_json(folder / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
+        raise UserError(f"{folder} is a reward model, which scores but does not answer: give the folder of SFT or PPO")
+    check_safetensors(folder, "adapter")
+
+    # 1. One base; the policy's adapter and the one that it started from
+    start = resolve_model(model_args)
+    check_same_base(start.base, str(folder))
+    tokenizer = models.load_tokenizer(Stage(start.base, str(folder)), model_args)
+    model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
+    model = models.load_adapter(model, str(folder), name=POLICY)
+    shift = load_shift(model, values_folder(folder), TARGET) if has_shift(folder) else None
+    speakers = [Speaker("base", None), Speaker(_name_of(folder, settings), POLICY, shift)]
+    on_rewards = "rewards" in settings
+    if start.adapter is not None:
+        try:
+            model.load_adapter(start.adapter, adapter_name=REFERENCE)
+        except Exception as error:  # half a file fails in many ways
+            raise models.does_not_fit(start.adapter, model, error) from None
+        speakers.insert(1, Speaker("SFT" if on_rewards else "start", REFERENCE))
+    if models.quantization(model_args) is None:
+        model.to(PartialState(cpu=bool(settings.get("use_cpu"))).device)
+
+    # 2. Rewards, referee, and prompts to try
+    rows, no_rows = _examples(data_args, settings.get("seed") or 0, "prompts" if on_rewards else "sft")
+    return Run(
+        folder=folder,
+        base=start.base,
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        speakers=speakers,
+        rewards=build_rewards(settings.get("rewards") or []),
+        referee=worlds.referee(settings["referee"]) if settings.get("referee") else None,
+        rows=rows,
+        no_rows=no_rows,
+        conversational=is_conversational(rows[0]) if rows else tokenizer.chat_template is not None,
+        max_tokens=settings.get("max_completion_length") or MAX_TOKENS,
+        temperature=settings.get("temperature", 1.0) if on_rewards else 1.0,
+        seed=settings.get("seed", 0),
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+    )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings in a run folder's config.yaml; a checkpoint's are in the folder above it."""
+    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
+        if (place / CONFIG).exists():
+            found = checked(read_yaml(place / CONFIG), shapes.CONFIG, str(place / CONFIG))
+            if not found:
+                raise UserError(f"{place / CONFIG} does not hold settings")
+            return found
+    raise UserError(f"{folder} is no run folder (there is no {CONFIG} in it): give that of a PPO or SFT run")
+
+
+def settings_of_run(folder: Path, own_code: bool) -> tuple[dict[str, Any], ModelArguments, DataArguments]:
+    """The settings of a run, and what they say of model and data; without `own_code` nothing that would run code."""
+    settings, where = read_settings(folder), str(folder / CONFIG)
+    if not own_code:
+        rewards = [spec if isinstance(spec, dict) else {"name": spec} for spec in settings.get("rewards") or []]
+        own = [str(spec.get("name")) for spec in rewards if _names_code(spec)]
+        if own:
+            say(f"{where} names code as a reward, which is left out ({', '.join(own)}): --own_code takes it.")
+        if "rewards" in settings:
+            settings["rewards"] = [spec for spec in rewards if not _names_code(spec)]
+        settings["trust_remote_code"] = False
+    return settings, cli.pick(ModelArguments, settings, where), cli.pick(DataArguments, settings, where)
+
+
+def _names_code(spec: Any) -> bool:
+    """Whether a reward, or one of the rewards in a mixture, is `module:function`."""
+    if not isinstance(spec, dict):
+        return ":" in str(spec)
+    inner = spec.get("rewards") or []
+    return ":" in str(spec.get("name")) or any(map(_names_code, inner if isinstance(inner, list) else [inner]))
+
+
+def _name_of(folder: Path, settings: dict[str, Any]) -> str:
+    summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
+    return str(settings.get("algorithm") or summary.get("algorithm") or summary.get("stage") or folder.name).upper()
+
+
+def _eos_token_ids(model, tokenizer) -> list[int]:
+    """As TRL's trainers find them: those of the model's own generation settings, and the tokenizer's."""
+    found = model.generation_config.eos_token_id
+    found = [] if found is None else [found] if isinstance(found, int) else list(found)
+    return list(dict.fromkeys([tokenizer.eos_token_id, *found]))
+
+
+def _examples(args: DataArguments, seed: int, kind: str) -> tuple[list[dict], str | None]:
+    try:
+        train, held_out = data.load(args, kind, seed)
+    except UserError as error:
+        return [], str(error)
+    rows = (held_out or train).to_list()
+    if kind == "sft" and "prompt" not in rows[0]:
+        if "messages" not in rows[0]:
+            return [], "the data of this run has no prompts, only texts"
+        rows = [row | {"prompt": row["messages"][:-1]} for row in rows if len(row["messages"]) > 1]
+    return rows, None if rows else "the data of this run has no prompts"
+
+
+def answer(run: Run, prompts: list, row: dict, temperature: float, seed: int) -> tuple[list[Answer], list[str]]:
+    """What each speaker says to its prompt, with the scores; and why a reward has none.
+
+    Args:
+        prompts: one a speaker, text or messages.
+        row: the columns for the rewards; empty when the user typed the prompt.
+
+    Raises:
+        UserError: a prompt that leaves no room in the model's context.
+    """
+    context = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(evaluation.tokenize_prompts(run.tokenizer, [prompt])[0]) for prompt in prompts)
+    limit = min(run.max_tokens, context - longest) if context else run.max_tokens
+    if limit < 1:
+        shorter = "/new starts a new conversation" if run.conversational else "take a shorter one"
+        raise UserError(
+            f"the prompt has {longest} tokens and leaves no room in the model's context of {context}: {shorter}"
+        )
+    ids = []
+    for speaker, prompt in zip(run.speakers, prompts, strict=True):
+        with use_adapter(run.model, speaker.adapter), shifted(run.model, speaker.shift):
+            ids += evaluation.complete(
+                run.model, run.tokenizer, [prompt], limit, run.eos_token_ids, temperature, seed=seed
+            )
+    texts = run.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    scores, reasons = _score(run, prompts, texts, ids, row)
+    return [
+        Answer(text, len(each), each[-1] in run.eos_token_ids, {name: s[i] for name, s in scores.items()})
+        for i, (text, each) in enumerate(zip(texts, ids, strict=True))
+    ], reasons
+
+
+def _score(run: Run, prompts: list, texts: list[str], ids: list[list[int]], row: dict):
+    """name -> scores of all answers, and the reasons of those rewards that have none."""
+    scores: dict[str, list[float | None]] = {}
+    reasons: list[str] = []
+    completions = [[{"role": "assistant", "content": text}] for text in texts] if run.conversational else texts
+    columns: dict[str, list] = {key: [row[key]] * len(texts) for key in row if key not in NOT_COLUMNS}
+    columns["completion_ids"] = ids
+    for reward, _ in run.rewards:
+        name, function = log_name_of(reward), raw(reward)
+        try:
+            question = (function, prompts, completions, columns, name)
+            scores[name] = asyncio.run(ask_async(*question)) if is_async(function) else ask(*question)
+        except RewardError as error:
+            scores[name] = [None] * len(texts)
+            reasons.append(str(error))
+    if len(run.rewards) > 1:
+        weights = {log_name_of(reward): weight for reward, weight in run.rewards}
+        sums = [[weights[name] * s[i] for name, s in scores.items() if s[i] is not None] for i in range(len(texts))]
+        scores["score"] = [sum(each) if len(each) == len(weights) else None for each in sums]
+    if run.referee is not None and row:
+        verdicts = [run.referee(text, row) for text in texts]
+        scores |= {name: [verdict[name] for verdict in verdicts] for name in verdicts[0]}
+    return scores, reasons

@@ -1,0 +1,343 @@
+"""The rows of a stage: loaded, checked, cleaned, split and shown before any training.
+
+Three kinds of data, each as plain text or as messages (`[{"role": ..., "content": ...}]`):
+
+- `sft`: prompt and completion; or messages; or text.
+- `preference`: chosen and rejected, with a prompt or without. Dialogues in the form of the HH files
+  (`\\n\\nHuman: ... \\n\\nAssistant: ...`) are split at the last `\\n\\nAssistant:` that both answers share.
+- `prompts`: prompt, and any further columns for the rewards.
+"""
+
+import difflib
+import json
+import random
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.config import DataArguments
+from pipeline.data import dialogues
+from pipeline.data.readers import read
+from pipeline.data.row_templates import fill_templates
+from pipeline.errors import UserError
+
+ANSWER = "\n\nAssistant:"
+COLUMNS = {
+    "sft": (("prompt", "completion"), ("messages",), ("text",)),
+    "preference": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "prompts": (("prompt",), ("chosen", "rejected")),
+}
+# What other projects call the columns; named in the error, never renamed silently.
+OTHER_NAMES = {
+    "prompt": ("instruction", "question", "input", "query", "source", "mr"),
+    "completion": ("response", "output", "answer", "target", "ref", "label", "summary"),
+    "chosen": ("preferred", "response_chosen", "winner", "better"),
+    "rejected": ("dispreferred", "response_rejected", "loser", "worse"),
+    "text": ("content", "document"),
+    "messages": ("conversation", "conversations", "dialog", "dialogue"),
+}
+MEASURED = 20_000  # rows whose tokens are counted; more would only cost time
+
+
+def load(
+    args: DataArguments, kind: str | None = None, seed: int = 42, tell: Callable[[str], Any] | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """Training rows and held-out rows (or None).
+
+    With a `kind`, rows are checked and cleaned, and `tell` hears in one line each what was dropped and why. Rows of
+    one prompt are never on both sides of a split, and held-out rows that are also in the training data are left out.
+
+    Raises:
+        UserError: data that cannot be read, a missing column, a value of the wrong type, or nothing left.
+    """
+    tell = tell or (lambda line: None)
+    if not args.dataset:
+        raise UserError("dataset is not set: name a file, a folder or a Hub data set, e.g. --dataset my.jsonl")
+    train = _one(args, args.dataset, args.dataset_split, kind, tell)
+    heldout = None
+    if args.eval_dataset or args.eval_split:
+        split = args.eval_split or args.dataset_split
+        heldout = _one(args, args.eval_dataset or args.dataset, split, kind, tell)
+        if kind:
+            heldout = _leave_out(heldout, train, kind, tell)
+    elif args.eval_fraction:
+        train, heldout = hold_out(train, args.eval_fraction, seed)
+    return train, heldout
+
+
+def _one(args: DataArguments, source: str, split: str, kind: str | None, tell: Callable[[str], Any]) -> Dataset:
+    rows = read(source, split, args.dataset_config)
+    name = source if split == "train" else f"{source} ({split})"
+    if args.max_rows and len(rows) > args.max_rows:
+        tell(f"{name}: the first {args.max_rows:,} of {len(rows):,} rows (max_rows)")
+        rows = rows.select(range(args.max_rows))
+    if args.as_messages and kind and dialogues.are_pairs(rows):
+        rows = dialogues.as_messages(rows, kind, name, tell)
+    else:
+        rows = fill_templates(rows, args, name)
+    if kind:
+        rows, notes = clean(rows, kind, name)
+        for note in notes:
+            tell(note)
+    return rows
+
+
+def columns_of(rows: Dataset, kind: str, name: str) -> tuple[str, ...]:
+    """The columns by which rows of this kind are read, or a `UserError` with the nearest names."""
+    have = rows.column_names
+    for wanted in COLUMNS[kind]:
+        if all(column in have for column in wanted):
+            return wanted
+    best = max(COLUMNS[kind], key=lambda wanted: sum(column in have for column in wanted))
+    missing = next(column for column in best if column not in have)
+    near = [column for column in have if column in OTHER_NAMES.get(missing, ())]
+    near = near or difflib.get_close_matches(missing, have, n=1, cutoff=0.6)
+    hint = f" Is it {near[0][:100]}? Then rename that column to {missing}" if near else ""
+    if hint:
+        template = f'{missing}_template: "{{{near[0][:100]}}}"' if missing in ("prompt", "completion") else ""
+        hint += f", or set {template}." if template else "."
+    forms = " or ".join("+".join(wanted) for wanted in COLUMNS[kind])
+    had = textwrap.shorten(", ".join(have), 300)
+    raise UserError(f"dataset {name} has no column {missing} (it has {had}; wants {forms}).{hint}")
+
+
+def clean(rows: Dataset, kind: str, name: str = "data") -> tuple[Dataset, list[str]]:
+    """Checks every row and leaves out those that teach nothing; the notes say how many and why.
+
+    Raises:
+        UserError: a missing column, a value that is neither text nor messages, or no row left.
+    """
+    wanted = columns_of(rows, kind, name)
+    notes: list[str] = []
+    keep: list[int] = []
+    dropped: dict[str, list[int]] = {}
+    for index, row in enumerate(rows.select_columns(list(wanted))):
+        _check_types(row, wanted, f"dataset {name}, row {index + 1}")
+        reason = _reason_to_drop(row, wanted)
+        if reason:
+            dropped.setdefault(reason, []).append(index + 1)
+        else:
+            keep.append(index)
+    for reason, numbers in dropped.items():
+        shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+        notes.append(f"{name}: {len(numbers):,} rows dropped: {reason} (rows {shown})")
+    if not keep:
+        raise UserError(f"dataset {name}: no row is left of {len(rows):,}; {'; '.join(dropped)}")
+    rows = rows.select(keep) if len(keep) < len(rows) else rows
+    if wanted == ("chosen", "rejected"):
+        rows = split_dialogues(rows, kind, name, notes)
+    return rows, notes
+
+
+def _check_types(row: dict[str, Any], wanted: tuple[str, ...], where: str) -> None:
+    forms = {}
+    for column in wanted:
+        value = row[column]
+        if isinstance(value, str) or value is None:
+            forms[column] = "text" if value is not None else None
+        elif isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
+            forms[column] = "messages"
+            for message in value:
+                if not isinstance(message["role"], str) or not isinstance(message["content"], str | list | None):
+                    raise UserError(
+                        f"{where}: {column} has a message whose role or content is no text: "
+                        f"{_short(str(message), 100)}; wants text in both"
+                    )
+        else:
+            raise UserError(
+                f"{where}: {column} is {type(value).__name__}, but wants text or messages "
+                '([{"role": "user", "content": "..."}])'
+            )
+    kinds = {form for form in forms.values() if form}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{column} is {form}" for column, form in forms.items())
+        raise UserError(f"{where}: {listed}; all want the same form")
+    if wanted == ("messages",) and forms["messages"] == "text":
+        raise UserError(f"{where}: messages is text; call the column text, or give a list of messages")
+
+
+def _reason_to_drop(row: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
+    for column in wanted:
+        if not text_of(row[column]).strip():
+            return f"{column} is empty"
+    if "chosen" in wanted and row["chosen"] == row["rejected"]:
+        return "chosen and rejected are the same"
+    return None
+
+
+def text_of(value: str | list[dict[str, Any]] | None) -> str:
+    """The words of a text or of messages."""
+    if isinstance(value, list):
+        return "\n".join(str(message["content"] or "") for message in value)
+    return value or ""
+
+
+def split_dialogues(rows: Dataset, kind: str, name: str, notes: list[str]) -> Dataset:
+    """Gives dialogues without a prompt column their prompt: what both answers share, up to the last answer's start.
+
+    Preference rows that share nothing keep an empty prompt: prompt + answer is the same text as before either way.
+    """
+    first = rows[0]["chosen"]
+    if isinstance(first, list):
+        return _split_messages(rows, kind)
+    prompts, good = [], []
+    for index, row in enumerate(rows.select_columns(["chosen", "rejected"])):
+        end = row["chosen"].rfind(ANSWER) + len(ANSWER)
+        shared = row["chosen"][:end]
+        same = (
+            end >= len(ANSWER)
+            and row["rejected"].startswith(shared)
+            and row["rejected"].rfind(ANSWER) + len(ANSWER) == end
+        )
+        prompts.append(shared if same else "")
+        if same:
+            good.append(index)
+    if kind == "prompts":
+        if not good:
+            raise UserError(
+                f"dataset {name} has no column prompt, and its chosen texts are no dialogues to take it from"
+            )
+        if len(good) < len(rows):
+            notes.append(f"{name}: {len(rows) - len(good):,} rows dropped: the two dialogues share no prompt")
+        return Dataset.from_dict({"prompt": [prompts[index] for index in good]})
+    if not good:
+        return rows
+    notes.append(f"{name}: prompt taken from the dialogue in {len(good):,} of {len(rows):,} rows")
+    taken = rows.to_dict()
+    taken["chosen"] = [text[len(prompt) :] for text, prompt in zip(taken["chosen"], prompts, strict=True)]
+    taken["rejected"] = [text[len(prompt) :] for text, prompt in zip(taken["rejected"], prompts, strict=True)]
+    return Dataset.from_dict({"prompt": prompts, **taken})
+
+
+def _split_messages(rows: Dataset, kind: str) -> Dataset:
+    if kind != "prompts":
+        return rows  # TRL takes whole conversations as they are
+    return Dataset.from_dict({"prompt": [chosen[:-1] for chosen in rows["chosen"] if len(chosen) > 1]})
+
+
+def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Sets about `fraction` of the rows aside, all rows of a prompt together, the same ones for the same seed."""
+    groups: dict[str, list[int]] = {}
+    column = next(
+        (c for c in ("prompt", "messages", "text", "chosen") if c in rows.column_names), rows.column_names[0]
+    )
+    for index, value in enumerate(rows[column]):
+        # Rows with no prompt of their own (an empty one) are no group.
+        key = json.dumps(value, ensure_ascii=False, default=str) if text_of(value).strip() else f"row {index}"
+        groups.setdefault(key, []).append(index)
+    keys = sorted(groups)
+    random.Random(seed).shuffle(keys)
+    wanted, aside = fraction * len(rows), []
+    for key in keys:
+        if len(aside) >= wanted:
+            break
+        aside += groups[key]
+    if not aside or len(aside) == len(rows):
+        raise UserError(
+            f"{fraction:.0%} of {len(rows):,} rows ({len(keys):,} different prompts) leaves one side empty: "
+            "give more rows, another fraction, or an eval_dataset"
+        )
+    chosen = set(aside)
+    return rows.select([i for i in range(len(rows)) if i not in chosen]), rows.select(sorted(aside))
+
+
+def _leave_out(heldout: Dataset, train: Dataset, kind: str, tell: Callable[[str], Any]) -> Dataset:
+    wanted = [column for column in columns_of(heldout, kind, "held-out data") if column in train.column_names]
+
+    def keys(rows: Dataset) -> list[str]:
+        return [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rows.select_columns(wanted)]
+
+    seen = set(keys(train))
+    keep = [index for index, key in enumerate(keys(heldout)) if key not in seen]
+    if len(keep) == len(heldout):
+        return heldout
+    tell(f"held-out data: {len(heldout) - len(keep):,} rows dropped: they are in the training data too")
+    if not keep:
+        raise UserError("every held-out row is in the training data too: give other held-out rows")
+    return heldout.select(keep)
+
+
+def render(row: dict[str, Any], kind: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The full texts of a row as the model will see them: one, or chosen and rejected; for `prompts` the prompt."""
+    eos = tokenizer.eos_token
+
+    def whole(*parts: Any, answer: bool = True) -> str:
+        parts = tuple(part for part in parts if part is not None)
+        if isinstance(parts[0], list):
+            messages = [message for part in parts for message in part]
+            if tokenizer.chat_template is None:
+                raise UserError(
+                    "the data are messages, but the tokenizer has no chat template: set chat_template_path"
+                )
+            try:
+                return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
+            except Exception as error:  # a template is a program: it may fail in any way
+                roles = ", ".join(message["role"] for message in messages)
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise UserError(
+                    f"the tokenizer's chat template does not take these messages ({roles[:200]}): {reason}; "
+                    "change the messages, or set chat_template_path"
+                ) from None
+        text = "".join(parts)
+        return text if not answer or text.endswith(eos) else text + eos
+
+    if kind == "prompts":
+        return [whole(row["prompt"], answer=False)]
+    if kind == "preference":
+        return [whole(row.get("prompt"), row["chosen"]), whole(row.get("prompt"), row["rejected"])]
+    if "completion" in row and "prompt" in row:
+        return [whole(row["prompt"], row["completion"])]
+    return [whole(row.get("messages") or row.get("text"))]
+
+
+def explain(
+    train: Dataset,
+    heldout: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    max_length: int | None,
+    name: str = "data",
+    tell: Callable[[str], Any] = print,
+) -> int:
+    """Shows rows, columns, lengths, what will be cut or dropped, and two examples. Returns the longest row in tokens.
+
+    Raises:
+        UserError: when every row is longer than `max_length` allows.
+    """
+    held = "none held out" if heldout is None else f"{len(heldout):,} held out"
+    tell(f"{name}: {len(train):,} rows, {held}; columns {', '.join(train.column_names)}")
+    some = train.select(range(min(MEASURED, len(train))))
+    lengths = []
+    for number, row in enumerate(some, start=1):
+        try:
+            texts = render(row, kind, tokenizer)
+        except UserError as error:
+            raise UserError(f"dataset {name}, row {number}: {error}") from None
+        plain = not isinstance(row.get("prompt", row.get("chosen", row.get("messages", ""))), list)
+        ids = tokenizer(texts, add_special_tokens=plain)["input_ids"]
+        lengths.append(max(map(len, ids)))
+    ranked = sorted(lengths)
+    line = f"tokens a row: median {ranked[len(ranked) // 2]}, longest {ranked[-1]}"
+    if max_length is not None:
+        over = sum(length > max_length for length in lengths)
+        fate = {"sft": "cut", "preference": "dropped", "prompts": "longer"}[kind]
+        line += f"; longer than max_length {max_length}: {over:,} {fate}"
+        if over == len(lengths) and kind == "preference":
+            raise UserError(
+                f"dataset {name}: every pair is longer than max_length {max_length} (the shortest has {ranked[0]} "
+                "tokens): raise it"
+            )
+    tell(line + (f" (of the first {len(some):,} rows)" if len(some) < len(train) else ""))
+    labels = ["chosen", "rejected"] if kind == "preference" else ["text"]
+    for number, row in enumerate(train.select(range(min(2, len(train)))), start=1):
+        for label, text in zip(labels, render(row, kind, tokenizer), strict=False):
+            tell(f"example {number} {label}: {_short(text)}")
+    return ranked[-1]
+
+
+def _short(text: str, limit: int = 300) -> str:
+    shown = text.replace("\n", "\\n").replace("\r", "\\r").replace("\x1b", "")
+    return shown if len(shown) <= limit else f"{shown[: limit - 60]} ... {shown[-55:]}"

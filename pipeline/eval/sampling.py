@@ -1,0 +1,107 @@
+"""Completions of a model for every row of a data set, several of each, as offline data: a file of JSON lines.
+
+A row of the file has all columns of the prompt's row, `completion`, and `finished`: false where the completion was cut
+at `max_completion_length`.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+from trl import is_conversational
+
+from pipeline.config import DTYPES, DataArguments, ModelArguments, check, setting
+from pipeline.data import loading as data
+from pipeline.errors import UserError
+from pipeline.eval.candidates import adapter_name, eos_token_ids, load_group, read_candidates, speaking
+from pipeline.exam.evaluation import complete, tokenize_prompts
+from pipeline.runs.folder import say, write_aside
+
+
+@dataclass
+class SampleArguments:
+    """Who answers which prompts, how often, and where to."""
+
+    run: str | None = setting(None, "Model, adapter or stage folder that answers, e.g. runs/tiny/sft.")
+    dataset: str | None = setting(None, "Prompts with their columns: a file, a folder or a Hub name, as for PPO.")
+    dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
+    dataset_split: str = setting("train", "Split of a Hub data set or folder.")
+    max_rows: int | None = setting(None, "Use only the first prompts.")
+    output: str | None = setting(None, "File to write, e.g. runs/tiny/samples.jsonl. It must not exist.")
+    samples_per_prompt: int = setting(4, "Completions of each prompt.")
+    max_completion_length: int = setting(256, "Longest completion in tokens.")
+    temperature: float = setting(1.0, "1 is the model's own distribution.")
+    batch_size: int = setting(64, "Prompts answered at once.")
+    seed: int = setting(0, "Seed of the sampling.")
+    dtype: str = setting("auto", "Precision of the base weights, as for the other stages.")
+    load_in_4bit: bool = setting(False, "Load the base in 4 bits (needs bitsandbytes).")
+    use_cpu: bool = setting(False, "Stay on the CPU.")
+
+    def __post_init__(self):
+        for key in ("run", "dataset", "output"):
+            check(bool(getattr(self, key)), key, getattr(self, key), "it must be set")
+        check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        check(self.temperature > 0, "temperature", self.temperature, "a number above 0: greedy ones do not vary")
+        check(self.seed >= 0, "seed", self.seed, "a whole number from 0 up")
+        for key in ("samples_per_prompt", "max_completion_length", "batch_size"):
+            check(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 up")
+
+
+def run(args: SampleArguments) -> Path:
+    """Writes the file, whole or not at all, and returns its path.
+
+    Raises:
+        UserError: for whatever does not fit; nothing that existed before is touched.
+    """
+    started = time.perf_counter()
+    PartialState(cpu=args.use_cpu)
+    output = Path(args.output)
+    if output.exists():
+        raise UserError(f"output {output} exists and is never overwritten: give another name, or remove it")
+    model_args = ModelArguments(dtype=args.dtype, load_in_4bit=args.load_in_4bit)
+    [candidate] = read_candidates([{"model": args.run}], model_args)
+    data_args = DataArguments(args.dataset, args.dataset_config, args.dataset_split, max_rows=args.max_rows)
+    rows = data.load(data_args, "prompts", args.seed, say)[0].to_list()
+    model = load_group([candidate], model_args)
+    _check_context(model, candidate.tokenizer, rows, args.max_completion_length)
+    rows = [row for row in rows for _ in range(args.samples_per_prompt)]
+    ends = eos_token_ids(model, candidate.tokenizer)
+    with speaking(model, adapter_name(0) if candidate.stage.adapter else None):
+        found = complete(
+            model,
+            candidate.tokenizer,
+            [row["prompt"] for row in rows],
+            args.max_completion_length,
+            ends,
+            args.temperature,
+            args.batch_size,
+            args.seed,
+        )
+    texts = candidate.tokenizer.batch_decode(found, skip_special_tokens=True)
+    conversational = is_conversational({"prompt": rows[0]["prompt"]})
+    lines = [
+        row
+        | {"completion": [{"role": "assistant", "content": text}] if conversational else text}
+        | {"finished": bool(ids) and ids[-1] in ends}
+        for row, text, ids in zip(rows, texts, found, strict=True)
+    ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    finished = sum(line["finished"] for line in lines) / len(lines)
+    say(
+        f"{len(lines):,} completions in {time.perf_counter() - started:.0f} s, {finished:.1%} ended by themselves. "
+        f"They lie in {output}."
+    )
+    return output
+
+
+def _check_context(model, tokenizer, rows: list[dict], max_completion_length: int) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, tokenize_prompts(tokenizer, [row["prompt"] for row in rows])))
+    if context and longest + max_completion_length > context:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and max_completion_length is {max_completion_length}, but the "
+            f"context of the model is {context}: lower max_completion_length"
+        )

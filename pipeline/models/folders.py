@@ -1,0 +1,203 @@
+"""What lies in a model folder or stage folder: which base, which adapter, and whether the two belong together."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from pipeline.config import ModelArguments
+from pipeline.errors import UserError
+from pipeline.runs import shapes
+from pipeline.runs.folder import SUMMARY
+from pipeline.safety import reading
+from rewards.foreign import ADAPTER_WEIGHTS, PICKLES, adapter_problem
+
+_LONGEST_HUB_NAME = 193  # owner and name of 96 characters each
+_MOST_LAYERS = 10_000  # a config with more would be built for hours
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+class Stage(NamedTuple):
+    """A base model and the adapter on it (None: the base as it is)."""
+
+    base: str
+    adapter: str | None
+
+
+def resolve_stage(path: str, revision: str | None = None) -> Stage:
+    """Base and adapter of a model folder, stage folder or Hub name.
+
+    The base of an adapter may be a relative path: it is looked for from each folder above the adapter, then from the
+    working directory, so that a project that was moved still works.
+
+    Raises:
+        UserError: no such folder, no model in it, or pickled weights only.
+    """
+    folder = Path(path)
+    if is_folder(path):
+        if (folder / ADAPTER_CONFIG).is_file():
+            check_safetensors(folder, "adapter")
+            base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+            if not base:
+                raise UserError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path)")
+            return Stage(_find_base(base, folder), path)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{path} holds no model: neither config.json nor {ADAPTER_CONFIG} is in it")
+        read_json(folder / "config.json")
+        check_safetensors(folder, "model")
+        layers = read_json(folder / "config.json").get("num_hidden_layers")
+        if isinstance(layers, int | float) and layers > _MOST_LAYERS:
+            raise UserError(
+                f"{folder / 'config.json'}: num_hidden_layers is no number of layers: make the model again"
+            )
+        return Stage(path, None)
+    if len(path) < 256 and folder.is_file():
+        raise UserError(f"{path} is a file; give the folder of the model")
+    if not is_hub_name(path):
+        raise UserError(
+            f"{path[:200]}: there is no such model folder (an earlier stage makes it, or the path is misspelt)"
+        )
+    return Stage(path, None)
+
+
+def resolve_model(args: ModelArguments) -> Stage:
+    """The base and the adapter to start from, out of `model_name_or_path` and `adapter_path`.
+
+    Raises:
+        UserError: neither is given, or the adapter was trained on another base.
+    """
+    if not (args.model_name_or_path or args.adapter_path):
+        raise UserError("model_name_or_path is not set: name a base model (a folder or a Hub name) or a stage folder")
+    if not args.model_name_or_path or args.model_name_or_path == args.adapter_path:
+        stage = resolve_stage(args.adapter_path, args.model_revision)
+        if stage.adapter is None:
+            raise UserError(f"adapter_path {args.adapter_path} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
+        check_fingerprint(stage)
+        return stage
+    stage = resolve_stage(args.model_name_or_path, args.model_revision)
+    if args.adapter_path:
+        if not Path(args.adapter_path, ADAPTER_CONFIG).is_file():
+            raise UserError(f"adapter_path {args.adapter_path} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
+        check_safetensors(Path(args.adapter_path), "adapter")
+        check_same_base(stage.base, args.adapter_path)
+        stage = Stage(stage.base, args.adapter_path)
+    if stage.adapter:
+        check_fingerprint(stage)
+    return stage
+
+
+def check_same_base(base: str, adapter: str) -> None:
+    """Raises `UserError` when `adapter` was trained on another base than `base`."""
+    named = read_json(Path(adapter) / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    if named == base:
+        return
+    try:
+        found = _find_base(named, Path(adapter))
+    except UserError:
+        return  # its base is gone; shapes are compared when the weights are loaded
+    same_folder = is_folder(found) and is_folder(base) and Path(found).resolve() == Path(base).resolve()
+    same_weights = fingerprint(found) is not None and fingerprint(found) == fingerprint(base)
+    if not (found == base or same_folder or same_weights):
+        raise UserError(f"adapter {adapter} was trained on the base {named}, not on {base}: give {named} as the base")
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder; a name too long for the file system is none."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `path` can be the name of a Hub repository, such as `Qwen/Qwen2.5-0.5B-Instruct` or `gpt2`."""
+    if len(path) > _LONGEST_HUB_NAME:
+        return False
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path)) and not path.startswith("runs/")
+
+
+def check_safetensors(folder: Path, what: str) -> None:
+    """Raises `UserError` when the weights in `folder` are pickles, missing, or cut off; or when its adapter is none to
+    load."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        if problem := adapter_problem(read_json(folder / ADAPTER_CONFIG)):
+            raise UserError(f"{folder / ADAPTER_CONFIG} {problem}: give a LoRA adapter")
+        if (folder / ADAPTER_WEIGHTS).is_file():
+            check_whole(folder / ADAPTER_WEIGHTS)
+            return
+    elif files := sorted(folder.glob("*.safetensors")):
+        for file in files:
+            check_whole(file)
+        return
+    pickles = sorted(
+        file.name for file in folder.iterdir() if file.suffix in PICKLES and "training_args" not in file.name
+    )
+    if pickles:
+        raise UserError(
+            f"{folder} has its {what} weights as a pickle ({pickles[0]}), which can run code when it is read: "
+            "save it again as safetensors (model.save_pretrained does) and give that folder"
+        )
+    raise UserError(f"{folder} has no {what} weights: there is no .safetensors file of them in it")
+
+
+def check_whole(file: Path) -> None:
+    """Raises `UserError` when a safetensors file is shorter than its header says, or none at all."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is cut off or spoilt ({str(error)[:200]}): copy, download or make it again") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON, with what is read of an adapter's configuration checked; or a `UserError`."""
+    return reading.read_json(path, shapes.ADAPTER_CONFIG if path.name == ADAPTER_CONFIG else dict)
+
+
+def fingerprint(folder: str) -> str | None:
+    """A short hash of the weights in a local model folder; None for a Hub name.
+
+    Taken from the sizes and the first and last MiB of each safetensors file, which training changes.
+    """
+    files = sorted(Path(folder).glob("*.safetensors")) if is_folder(folder) else []
+    if not files:
+        return None
+    digest, chunk = hashlib.sha256(), 1 << 20
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(chunk))
+            file.seek(max(0, size - chunk))
+            digest.update(file.read(chunk))
+    return digest.hexdigest()[:16]
+
+
+def _find_base(base: str, adapter: Path) -> str:
+    if Path(base).is_absolute():
+        if is_folder(base):
+            return base
+    else:
+        for folder in adapter.resolve().parents:
+            if (folder / base).is_dir():
+                # The short form when both are the same, so that no absolute path gets into saved files.
+                return base if is_folder(base) and Path(base).resolve() == folder / base else str(folder / base)
+        if is_folder(base):
+            return base
+    if is_hub_name(base):
+        return base
+    raise UserError(f"the adapter in {adapter} belongs on the base {base}, which is not there: put it back or retrain")
+
+
+def check_fingerprint(stage: Stage) -> None:
+    summary = Path(stage.adapter, SUMMARY)
+    then = read_json(summary).get("base_fingerprint") if summary.is_file() else None
+    now = fingerprint(stage.base)
+    if then and now and then != now:
+        raise UserError(
+            f"adapter {stage.adapter} was trained on other weights than now lie in its base {stage.base}: "
+            "train the adapter again, or put the old base back"
+        )

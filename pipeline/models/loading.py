@@ -1,0 +1,352 @@
+"""Tokenizer, base model, quantisation and adapters: everything that is read from a model folder or the Hub.
+
+A *stage folder* holds a LoRA adapter and names its base in `adapter_config.json`. It may be given wherever a model or
+an adapter is asked for. Weights are read from safetensors only.
+"""
+
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+from pipeline.config import ModelArguments
+from pipeline.errors import UserError
+from pipeline.models.folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    Stage,
+    check_safetensors,
+    read_json,
+    resolve_model,
+    resolve_stage,
+)
+from pipeline.models.quantized import never_repack
+from pipeline.runs.folder import say
+from pipeline.stages.launchers import read_whole
+
+SCORE_KEY = "base_model.model.score.weight"
+# Tokens that models ship for padding, or that stand unused, in the order of preference.
+PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+
+
+def load_tokenizer(stage: Stage | str, args: ModelArguments | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a stage (its own when it has one, otherwise its base's), with a pad token.
+
+    Raises:
+        UserError: no tokenizer there, or one without an end-of-sequence token.
+    """
+    args = args or ModelArguments()
+    stage = resolve_stage(stage) if isinstance(stage, str) else stage
+    own = stage.adapter and Path(stage.adapter, "tokenizer_config.json").is_file()
+    path = stage.adapter if own else stage.base
+    options = {} if own else {"revision": args.model_revision or "main"}
+    with _readable(path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code, **options)
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"the tokenizer in {path} has no end-of-sequence token, so a model could never learn to stop: "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token is None:
+        vocabulary = tokenizer.get_vocab()
+        free = [token for token in PAD_TOKENS if token in vocabulary and token != tokenizer.eos_token]
+        tokenizer.pad_token = free[0] if free else tokenizer.eos_token
+        kind = "which it has and which is not its end token" if free else "its end token: it has no other to spare"
+        say(f"note: the tokenizer in {path} has no pad token; padding with {tokenizer.pad_token}, {kind}")
+    return tokenizer
+
+
+def load_base(
+    args: ModelArguments,
+    for_: str = "causal",
+    base: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> PreTrainedModel:
+    """The base model without any adapter.
+
+    Args:
+        args: precision, quantisation, attention and revision.
+        for_: `causal` for a language model; `scores` for one score per sequence, with a small random score head
+            (when the folder is a saved reward model, with its own head).
+        base: folder or Hub name; by default the base that `args` names.
+        tokenizer: its pad token is written into the model's config, and its vocabulary is checked to fit.
+
+    Raises:
+        UserError: no such model, pickled weights, or a tokenizer with more tokens than the model has embeddings.
+    """
+    base = base or resolve_model(args).base
+    options: dict[str, Any] = {
+        "revision": args.model_revision or "main",
+        "dtype": resolve_dtype(args),
+        "attn_implementation": args.attn_implementation,
+        "trust_remote_code": args.trust_remote_code,
+        "use_safetensors": True,
+        "quantization_config": quantization(args),
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # not ignored: refused below, in words
+    }
+    if options["quantization_config"] is not None and torch.cuda.is_available():
+        options["device_map"] = {"": PartialState().local_process_index}
+    check_attention(args)
+    with _readable(base, "model"), read_whole():
+        if for_ == "scores":
+            with suppress_seqcls_warning():
+                model, found = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
+            if not has_own_head(base):
+                init_score_head(model)
+        elif for_ == "causal":
+            model, found = AutoModelForCausalLM.from_pretrained(base, **options)
+        else:
+            raise ValueError(f"for_ must be 'causal' or 'scores', got {for_!r}")
+    if odd := sorted(found["mismatched_keys"]):
+        name, saved, wanted = odd[0]
+        raise UserError(
+            f"{base}: {name} has the shape {list(saved)} in its safetensors, but {list(wanted)} by its config.json: "
+            "the two files do not belong together"
+        )
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith("score.")):
+        raise UserError(
+            f"{base}: {len(missing)} weights are missing in its safetensors ({missing[0]}), which would be random: "
+            "copy, download or make the model again"
+        )
+    check_targets(model, args)
+    never_repack(model)
+    if tokenizer is not None:
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise UserError(f"{base}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings")
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def check_attention(args: ModelArguments) -> None:
+    """Raises `UserError` when the asked for attention needs a package that is not here."""
+    there = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    if args.attn_implementation in there and not there[args.attn_implementation]():
+        raise UserError(
+            f"attn_implementation: {args.attn_implementation} needs a GPU and the package flash-attn, which are not "
+            "both here: leave it out, or take sdpa"
+        )
+
+
+def check_targets(model: PreTrainedModel, args: ModelArguments) -> None:
+    """Raises `UserError` when one of `lora_target_modules` is no module of the model."""
+    names = [name for name, _ in model.named_modules()]
+    for target in args.lora_target_modules if args.use_peft else []:
+        if target != "all-linear" and not any(name == target or name.endswith(f".{target}") for name in names):
+            linear = sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+            raise UserError(
+                f"lora_target_modules: {model.name_or_path} has no module {target}; its linear ones are "
+                f"{', '.join(linear)}, or give all-linear"
+            )
+
+
+def has_own_head(base: str) -> bool:
+    """Whether a local folder holds a whole sequence-classification model (a fully fine-tuned reward model)."""
+    config = Path(base, "config.json")
+    if not config.is_file():
+        return False
+    named = read_json(config).get("architectures")
+    return isinstance(named, list) and any("SequenceClassification" in str(name) for name in named)
+
+
+def init_score_head(model: PreTrainedModel) -> None:
+    """Draws the head from N(0, (0.1 / sqrt(hidden + 1))²): all scores start near 0, but no two are equal."""
+    weight = model.score.weight
+    torch.nn.init.normal_(weight, std=0.1 / (weight.shape[1] + 1) ** 0.5)
+
+
+def resolve_dtype(args: ModelArguments) -> torch.dtype:
+    """The precision of the base weights; see `ModelArguments.dtype`."""
+    if args.dtype != "auto":
+        return getattr(torch, args.dtype)
+    gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if gpu and args.use_peft else torch.float32
+
+
+def quantization(args: ModelArguments) -> BitsAndBytesConfig | None:
+    """The bitsandbytes settings, or None for an unquantised base."""
+    if not (args.load_in_4bit or args.load_in_8bit):
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        key = "load_in_4bit" if args.load_in_4bit else "load_in_8bit"
+        raise UserError(f"{key} needs bitsandbytes, which is not installed: pip install 'plumbline[quant]'") from None
+    return BitsAndBytesConfig(
+        load_in_4bit=args.load_in_4bit,
+        load_in_8bit=args.load_in_8bit,
+        bnb_4bit_quant_type=args.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=args.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=resolve_dtype(args),
+    )
+
+
+def lora_config(args: ModelArguments, task_type: str | TaskType = "CAUSAL_LM", like: str | None = None) -> LoraConfig:
+    """LoRA settings for `CAUSAL_LM`, `SEQ_CLS` or `TOKEN_CLS`; the latter two save the score head with the adapter.
+
+    Args:
+        args: rank, scale, dropout and target modules.
+        task_type: PEFT's name of the task.
+        like: an adapter folder whose rank, scale and modules are taken instead, so that its weights fit.
+    """
+    targets = args.lora_target_modules
+    shape = {
+        "r": args.lora_r,
+        "lora_alpha": args.lora_alpha,
+        "target_modules": targets[0] if targets == ["all-linear"] else list(targets),
+    }
+    if like is not None:
+        found = read_json(Path(like) / ADAPTER_CONFIG)
+        names = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+        shape = {name: found[name] for name in names if found.get(name) is not None}
+    # PEFT itself adds the score head to modules_to_save for SEQ_CLS and TOKEN_CLS (a test holds it to that).
+    return LoraConfig(task_type=TaskType(task_type), lora_dropout=args.lora_dropout, bias="none", **shape)
+
+
+def load_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False, name: str = "default") -> PeftModel:
+    """Puts the adapter in a stage folder on `model`.
+
+    Raises:
+        UserError: it does not fit the base, weights are missing, or a score head is wanted and not in the file.
+    """
+    check_safetensors(Path(adapter), "adapter")
+    if hasattr(model, "score"):
+        check_score_head(adapter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        try:
+            return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, adapter_name=name)
+        except Exception as error:  # half a file fails in many ways
+            raise does_not_fit(adapter, model, error) from None
+
+
+def does_not_fit(adapter: str, model: PreTrainedModel, error: Exception) -> Exception:
+    """What to raise when `adapter` could not be put on `model`."""
+    if "out of memory" in str(error):
+        return error
+    last = _shortened((str(error).strip().splitlines() or [type(error).__name__])[-1])
+    return UserError(f"adapter {adapter} does not fit its base {model.name_or_path}, or is damaged: {last}")
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of safetensors, or a `UserError` that names it."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({str(error)[:200]}): save it again") from None
+
+
+def check_score_head(adapter: str) -> None:
+    """Raises `UserError` when the adapter was saved without its score head: scores would be random."""
+    weights = Path(adapter) / ADAPTER_WEIGHTS
+    try:
+        with safe_open(weights, framework="pt") as file:
+            names = file.keys()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is not a whole safetensors file ({str(error)[:200]}): save it again") from None
+    if SCORE_KEY not in names:
+        raise UserError(
+            f"{adapter} is no reward model: its adapter was saved without a score head, so that its scores would "
+            "be random; give the folder of the reward-model stage"
+        )
+
+
+def start_score_adapter(model: PreTrainedModel, args: ModelArguments, start: str | None) -> PeftModel:
+    """A new SEQ_CLS LoRA adapter with a score head on `model`, its LoRA weights taken from the adapter `start`."""
+    peft_model = get_peft_model(model, lora_config(args, TaskType.SEQ_CLS, like=start))
+    if start is None:
+        return peft_model
+    check_safetensors(Path(start), "adapter")
+    weights = {key: value for key, value in read_weights(Path(start) / ADAPTER_WEIGHTS).items() if ".lora_" in key}
+    own = get_peft_model_state_dict(peft_model)
+    odd = {key for key in own if ".lora_" in key} ^ set(weights)
+    odd |= {key for key in weights if key in own and own[key].shape != weights[key].shape}
+    if odd:
+        raise UserError(f"adapter {start} does not fit the base {model.name_or_path}: they differ at {min(odd)}")
+    set_peft_model_state_dict(peft_model, own | weights)
+    return peft_model
+
+
+def train_in_float32(model: torch.nn.Module) -> None:
+    """Makes LoRA weights and score head float32 on a 16-bit or quantised base, where small updates would be lost.
+
+    PEFT does so for LoRA weights but not for the head, and TRL casts both down to bfloat16 on a quantised base.
+    """
+    if not isinstance(model, PeftModel):
+        return
+    for parameter in model.parameters():
+        # DeepSpeed ZeRO-3 (ds_id) holds all of its parameters in one precision.
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for head in module.modules_to_save.values():
+                head.register_forward_pre_hook(lambda layer, inputs: (inputs[0].to(layer.weight.dtype), *inputs[1:]))
+
+
+def load_scorer(path: str, args: ModelArguments | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The reward model in a stage folder, ready to score, and its tokenizer.
+
+    Raises:
+        UserError: its score head is not among the saved weights.
+    """
+    args = args or ModelArguments()
+    stage = resolve_stage(path)
+    tokenizer = load_tokenizer(stage, args)
+    if stage.adapter is None and not has_own_head(stage.base):
+        raise UserError(f"{path} is no reward model: it has no score head; give the folder of the reward-model stage")
+    model = load_base(args, for_="scores", base=stage.base, tokenizer=tokenizer)
+    if stage.adapter:
+        model = load_adapter(model, stage.adapter)
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def _readable(path: str, what: str):
+    """Turns the loaders' own errors into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # half a file fails in many ways: SafetensorError, TypeError, tokenizers' own, …
+        if "out of memory" in str(error):
+            raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{path} brings Python code of its own (auto_map in its config.json), which runs only with "
+                "trust_remote_code: true: read that code first, or take another model"
+            ) from None
+        first = _shortened(str(error)) or type(error).__name__
+        place = "in this folder" if Path(path).is_dir() else "as a folder here, and the Hub does not give it"
+        raise UserError(f"no usable {what} {path} {place}: {first}") from None
+
+
+def _shortened(text: str, limit: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

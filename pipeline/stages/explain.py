@@ -1,0 +1,381 @@
+"""Why it learned that: what each token of chosen completions earned, and which tokens became more or less likely.
+
+Written after training, from the completions of the last exam:
+
+    tokens.jsonl   a few held-out completions of the trained policy, best, worst and most changed, token by token
+    shifts.json    the tokens whose probability rose and fell most from the start of the policy to its end
+
+The start is what the policy was trained from (the SFT adapter, or the base) and serves as the reference of the KL.
+All probabilities are at the temperature of training. Nothing here changes the model, the rewards or the random state.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from trl import RLOOTrainer
+
+from pipeline.exam import evaluation
+from pipeline.exam.evaluation import Judged
+from pipeline.exam.exam import Exam, random_state_kept
+from pipeline.models.adapters import POLICY, use_adapter
+from pipeline.ppo import math
+from pipeline.ppo.rollout import Rollout, judge, weigh
+from pipeline.rollouts.scoring import Scoring
+from rewards import token_ends
+from rewards.mixture import at_rest
+from rewards.text import text_of
+
+TOKENS, SHIFTS = "tokens.jsonl", "shifts.json"
+EACH = 4  # completions of each kind: best, worst, most changed
+LISTED = 15  # tokens in each list of shifts
+CONTEXT = 120  # characters of text before a token that is given as an example
+_POSITIONS = 64  # distributions that are compared at once
+
+
+def write(exam: Exam, before: Judged, after: Judged, folder: Path) -> None:
+    """Writes `tokens.jsonl` and `shifts.json` into `folder`; for the main process.
+
+    Args:
+        exam: that the policy took. before, after: its sampled answers at the start and at the end of training.
+    """
+    with _undisturbed(exam):
+        chosen = choose(scores_of(exam, before), scores_of(exam, after))
+        shifts, logprobs = compare(exam, before, after, set(chosen))
+        rows = explain(exam, before, after, chosen, logprobs) if chosen else []
+    with (folder / TOKENS).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    found = shifts.summary(exam, before, after)
+    (folder / SHIFTS).write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------- which completions
+def scores_of(exam: Exam, judged: Judged) -> Tensor:
+    """Weighted sum of the rewards less the penalty for an answer that was cut, (N,); NaN where no reward spoke."""
+    columns = [[float("nan") if s is None else s for s in judged.scores[name]] for name in exam.rewards]
+    weights = torch.tensor([exam.weights[name] for name in exam.rewards])
+    scores, scorable = weigh(torch.tensor(columns).T, weights)
+    penalty = getattr(exam.trainer.args, "missing_eos_penalty", None) or 0.0
+    return torch.where(scorable, scores - penalty * ~torch.tensor(judged.finished), torch.nan)
+
+
+def choose(before: Tensor, after: Tensor, each: int = EACH) -> dict[int, str]:
+    """Rows to look at, and why: the best and the worst by score, and those whose score changed most.
+
+    One of each kind in turn, no row twice, ties to the first row; rows without a score are left out.
+
+    Args: before, after: scores, (N,).
+    """
+    rows = [i for i in range(len(after)) if not torch.isnan(after[i])]
+    after_, change = after.tolist(), (after - before).abs().nan_to_num(nan=0.0).tolist()
+    orders = {
+        "best": sorted(rows, key=lambda i: -after_[i]),
+        "worst": sorted(rows, key=lambda i: after_[i]),
+        "most changed": sorted(rows, key=lambda i: -change[i]),
+    }
+    chosen: dict[int, str] = {}
+    for _ in range(each):
+        for why, order in orders.items():
+            if (row := next((i for i in order if i not in chosen), None)) is not None:
+                chosen[row] = why
+    return chosen
+
+
+# ---------------------------------------------------------------- what each token earned
+def explain(exam: Exam, before: Judged, after: Judged, chosen: dict[int, str], logprobs: dict[int, tuple]) -> list:
+    """A row of `tokens.jsonl` for each chosen completion of the trained policy.
+
+        prompt, why, row               as in samples.jsonl, why it was chosen, its line there
+        score, score_before            of this completion and of the one before training, penalties included
+        kl_coef                        price of a nat in the reward; 0 where the KL is no part of it (GRPO)
+        tokens                         pieces of the text; a token that completes no character is ""
+        silent                         position -> what to call a token without text, such as the end of the text
+        rewards                        score units: what was paid at the token, less kl_coef · KL, as in training
+        scores                         score units: the same without the KL; sums to the score
+        values, advantages             score units, advantages not whitened; null without a critic
+        kl                             log π - log π_ref, nats
+        probs_before, probs_after      of the token under the start of the policy and under the trained policy
+
+    Args: chosen: row -> why. logprobs: row -> log-probabilities (T,) of its tokens under the start and the policy.
+    """
+    trainer, rows = exam.trainer, list(chosen)
+    ids, texts = [after.completion_ids[i] for i in rows], [after.completions[i] for i in rows]
+    ref_logprobs, policy_logprobs = (_padded([logprobs[i][side] for i in rows]) for side in (0, 1))
+    scores, scorable, instant = _scores(exam, rows, ids, texts, [after.finished[i] for i in rows])
+    mask = _padded([torch.ones(len(row)) for row in ids]) * scorable[:, None]
+    values = _values(exam, rows, ids)
+    rollout = Rollout(
+        mask, scores, policy_logprobs, ref_logprobs, torch.zeros_like(mask) if values is None else values, instant
+    )
+    settings, kl_coef = _settings(trainer), _kl_coef(trainer)
+    experience = judge(rollout, settings, kl_coef)
+    paid = math.token_rewards(scores, experience.kl, mask, 0.0, instant)
+    kl = math.kl_penalty(policy_logprobs, ref_logprobs)
+    ends, before_scores = token_ends(ids, texts, exam.trainer.processing_class), scores_of(exam, before)
+    found = []
+    for i, row in enumerate(rows):
+
+        def column(x: Tensor | None, i=i) -> list[float] | None:
+            return None if x is None else [float(f"{number:.5g}") for number in x[i, : len(ids[i])].tolist()]
+
+        tokens = pieces(texts[i], ends[i], len(ids[i]))
+        found.append(
+            {
+                "prompt": exam.rows[row]["prompt"],
+                "why": chosen[row],
+                "row": row,
+                "score": scores[i].item(),
+                "score_before": None if before_scores[row].isnan() else before_scores[row].item(),
+                "kl_coef": kl_coef,
+                "tokens": tokens,
+                "silent": silent(trainer.processing_class, ids[i], tokens),
+                "rewards": column(experience.rewards),
+                "scores": column(paid),
+                "values": column(values),
+                "advantages": None if values is None else column(experience.advantages),
+                "kl": column(kl),
+                "probs_before": column(ref_logprobs.exp()),
+                "probs_after": column(policy_logprobs.exp()),
+            }
+        )
+    return found
+
+
+def pieces(text: str, ends: Sequence[int] | None, count: int) -> list[str]:
+    """`count` pieces that make up `text`, one a token: each holds the characters that its token completes.
+
+    Args: ends: of each token, as `token_ends` gives them; None (the text is not what the ids decode to): all at the
+        last token.
+    """
+    ends = [0] * (count - 1) + [len(text)] * (count > 0) if ends is None else ends
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def silent(tokenizer, ids: Sequence[int], tokens: Sequence[str]) -> dict[str, str]:
+    """Position -> what to call a token that has no text: a special token by its name, half a character by "…"."""
+    special = set(tokenizer.all_special_ids)
+    return {
+        str(t): tokenizer.convert_ids_to_tokens(token) if token in special else "…"
+        for t, token in enumerate(ids)
+        if not tokens[t]
+    }
+
+
+def _scores(exam: Exam, rows, ids, texts, finished) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores with penalties (B,), scorable (B,), token rewards (B, T) or None: as the trainer has them in training."""
+    trainer, args = exam.trainer, exam.trainer.args
+    prompts = [exam.rows[i]["prompt"] for i in rows]
+    completions = texts if isinstance(prompts[0], str) else [[{"role": "assistant", "content": t}] for t in texts]
+    columns = {
+        key: [exam.rows[i][key] for i in rows]
+        for key in exam.rows[0]
+        if key not in ("prompt", "completion", "completion_ids")
+    }
+    scoring = Scoring(trainer.reward_funcs, trainer.reward_func_names, trainer.processing_class, completions, ids)
+    said = [
+        [float("nan") if s is None else s for s in function(prompts, completions, completion_ids=ids, **columns)]
+        for function in scoring.functions
+    ]
+    weights = trainer.reward_weights.cpu()
+    scores, scorable = weigh(torch.tensor(said).T, weights)
+    if not _is_ppo(trainer):  # TRL takes one score a completion, and the penalty is one of its reward functions
+        return scores, scorable, None
+    penalty = (args.missing_eos_penalty or 0.0) * ~torch.tensor(finished)
+    return scores - penalty, scorable, scoring.instant(weights, max(map(len, ids)))
+
+
+def _values(exam: Exam, rows: list[int], ids: list[list[int]]) -> Tensor | None:
+    """V before each token, (B, T), score units; None without a critic."""
+    trainer, found = exam.trainer, []
+    if getattr(trainer, "critic", None) is None:
+        return None
+    prompts = [exam.rows[i]["prompt"] for i in rows]
+    for inputs, answers in _batches(exam, prompts, ids):
+        with torch.no_grad(), trainer.accelerator.autocast():
+            values = trainer.critic.values(inputs["input_ids"], inputs["attention_mask"], max(map(len, answers)))
+        found += [row[: len(answer)].cpu() for row, answer in zip(values, answers, strict=True)]
+    return _padded(found)
+
+
+def _settings(trainer) -> SimpleNamespace:
+    """What `judge` asks for; advantages stay in score units. TRL's own trainers have none of it."""
+    defaults = {"algorithm": "reinforce", "kl_estimator": "k1", "gamma": 1.0, "lam": 1.0, "whiten_rewards": False}
+    found = {name: getattr(trainer.args, name, default) for name, default in defaults.items()}
+    return SimpleNamespace(**found, whiten_advantages=False)
+
+
+def _kl_coef(trainer) -> float:
+    """β of the KL in the reward; 0 for GRPO, which has it in its loss."""
+    if _is_ppo(trainer):
+        return trainer.kl_coef
+    return trainer.beta if isinstance(trainer, RLOOTrainer) else 0.0
+
+
+def _is_ppo(trainer) -> bool:
+    return hasattr(trainer, "kl_coef")
+
+
+# ---------------------------------------------------------------- which tokens became more likely
+class Shifts:
+    """How the probability of every token of the vocabulary changed, summed over contexts.
+
+    For each token v, with p the start of the policy and q the trained policy:
+
+        change(v) = Σ_c q(v | c) - p(v | c)
+
+    where c runs over every position of every completion, of those sampled before training and of those sampled after
+    it. That is by how many times more v is expected to be said, if each of these contexts came up once more. As q and
+    p both sum to 1, the changes of all tokens sum to 0. The context with the largest rise and the one with the
+    largest fall of each token are kept as examples.
+
+    Attributes, (V,) each, float64 on the CPU: before = Σ_c p(v | c), after = Σ_c q(v | c).
+    """
+
+    def __init__(self, vocab_size: int):
+        self.before, self.after = torch.zeros(2, vocab_size, dtype=torch.float64)
+        self.positions = 0
+        # row 0: the largest rise, row 1: the largest fall
+        self._most = torch.full((2, vocab_size), -torch.inf)
+        self._place = torch.zeros(2, vocab_size, 2, dtype=torch.long)  # completion, position
+        self._probs = torch.zeros(2, vocab_size, 2)  # before, after
+
+    @property
+    def change(self) -> Tensor:
+        return self.after - self.before
+
+    def add(self, completion: int, ref_logprobs: Tensor, logprobs: Tensor) -> None:
+        """Adds the contexts of one completion. Args: log-probabilities of the whole vocabulary, (T, V) each."""
+        for start in range(0, len(logprobs), _POSITIONS):  # probabilities of a long completion at once are large
+            part = slice(start, start + _POSITIONS)
+            p, q = ref_logprobs[part].exp(), logprobs[part].exp()
+            self.positions += len(p)
+            self.before += p.sum(dim=0, dtype=torch.float64).cpu()
+            self.after += q.sum(dim=0, dtype=torch.float64).cpu()
+            for i, rise in enumerate((q - p, p - q)):
+                most, where = rise.max(dim=0)
+                probs = torch.stack([p.gather(0, where[None])[0], q.gather(0, where[None])[0]], dim=1).cpu()
+                most, where = most.cpu(), where.cpu()
+                new = most > self._most[i]
+                self._most[i][new], self._probs[i][new] = most[new], probs[new]
+                self._place[i][new] = torch.stack([torch.full_like(where, completion), start + where], dim=1)[new]
+
+    def summary(self, exam: Exam, before: Judged, after: Judged) -> dict:
+        """What `shifts.json` holds: the tokens that gained and lost most, with an example context each."""
+        tokenizer, sides = exam.trainer.processing_class, (before, after)
+        sampled = [
+            torch.bincount(torch.tensor([*itertools.chain(*side.completion_ids)]), minlength=len(self.after))
+            for side in sides
+        ]
+
+        def entry(token: int, direction: int) -> dict:
+            completion, position = self._place[direction, token].tolist()
+            side, row = divmod(completion, len(exam.rows))
+            said = tokenizer.decode(sides[side].completion_ids[row][:position], skip_special_tokens=True)
+            p, q = self._probs[direction, token].tolist()
+            return {
+                "token": token_text(tokenizer, token),
+                "id": token,
+                "before": self.before[token].item(),
+                "after": self.after[token].item(),
+                "change": self.change[token].item(),
+                "sampled_before": int(sampled[0][token]),
+                "sampled_after": int(sampled[1][token]),
+                "example": {
+                    "prompt": text_of(exam.rows[row]["prompt"])[-CONTEXT:],
+                    "context": said[-CONTEXT:],
+                    "before": p,
+                    "after": q,
+                },
+            }
+
+        order = self.change.argsort(descending=True, stable=True).tolist()
+        return {
+            "completions": [len(side.completions) for side in sides],
+            "positions": self.positions,
+            "gains": [entry(token, 0) for token in order[:LISTED] if self.change[token] > 0],
+            "losses": [entry(token, 1) for token in order[: -LISTED - 1 : -1] if self.change[token] < 0],
+        }
+
+
+def compare(exam: Exam, before: Judged, after: Judged, wanted: set[int]) -> tuple[Shifts, dict[int, tuple]]:
+    """The shifts over all completions, and for the `wanted` rows of `after` the log-probabilities of their tokens.
+
+    Returns:
+        shifts, and row -> (T,) under the start of the policy, (T,) under the policy; nats.
+    """
+    prompts = [row["prompt"] for row in exam.rows] * 2
+    ids = before.completion_ids + after.completion_ids
+    shifts, logprobs = None, {}
+    for i, (ref, policy) in enumerate(distributions(exam, prompts, ids)):
+        shifts = Shifts(policy.shape[1]) if shifts is None else shifts
+        shifts.add(i, ref, policy)
+        if (row := i - len(exam.rows)) in wanted:
+            said = torch.tensor(ids[i], device=policy.device)[:, None]
+            logprobs[row] = tuple(side.gather(1, said)[:, 0].cpu() for side in (ref, policy))
+    return shifts, logprobs
+
+
+def distributions(exam: Exam, prompts: list, completion_ids: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each completion the log-probabilities of every token at each of its positions, (T, V) each in nats: under
+    the start of the policy, and under the policy. Only the logits of one micro-batch are in memory at a time."""
+    for inputs, answers in _batches(exam, prompts, completion_ids):
+        positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        kept = {"position_ids": positions, "logits_to_keep": max(map(len, answers)) + 1, "use_cache": False}
+        logits = []
+        for adapter in (exam.reference, POLICY):
+            with torch.no_grad(), use_adapter(exam.model, adapter):
+                logits.append(exam.model(**inputs, **kept).logits[:, :-1])
+        for row, answer in enumerate(answers):
+            ref, policy = (
+                torch.log_softmax(each[row, : len(answer)].float() / exam.trainer.temperature, dim=-1)
+                for each in logits
+            )
+            yield ref, policy
+
+
+def token_text(tokenizer, token: int) -> str:
+    """A token as it stands within a text, its space included; one that is no text alone, by its name."""
+    once, twice = tokenizer.decode([token]), tokenizer.decode([token, token])
+    # some decoders take the space off the first token of a text
+    text = twice[len(once) :] if twice.startswith(once) else once
+    if text and "\ufffd" not in text:
+        return text
+    return tokenizer.convert_ids_to_tokens(token) or f"#{token}"
+
+
+# ---------------------------------------------------------------- batches
+def _batches(exam: Exam, prompts: list, completion_ids: list[list[int]]) -> Iterator[tuple[dict, list[list[int]]]]:
+    """Micro-batches of model inputs (B, P+T), prompts padded left and completions right, and the completions' ids."""
+    tokenizer, size = exam.trainer.processing_class, exam.trainer.args.per_device_train_batch_size
+    prompt_ids = evaluation.tokenize_prompts(tokenizer, prompts)
+    for start in range(0, len(prompts), size):
+        asked, said = ([torch.tensor(x) for x in rows[start : start + size]] for rows in (prompt_ids, completion_ids))
+        ids = torch.cat([_padded(asked, tokenizer.pad_token_id, "left"), _padded(said, tokenizer.pad_token_id)], dim=1)
+        mask = torch.cat([_padded(map(torch.ones_like, asked), 0, "left"), _padded(map(torch.ones_like, said))], dim=1)
+        inputs = {"input_ids": ids.to(exam.model.device), "attention_mask": mask.to(exam.model.device)}
+        yield inputs, completion_ids[start : start + size]
+
+
+def _padded(rows, value: float = 0, side: str = "right") -> Tensor:
+    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+@contextmanager
+def _undisturbed(exam: Exam) -> Iterator[None]:
+    """Random state, running statistics of the rewards and the model's mode are left as they were."""
+    was_training = exam.model.training
+    with ExitStack() as stack:
+        for reward in exam.trainer.reward_funcs:
+            stack.enter_context(at_rest(reward))
+        stack.enter_context(random_state_kept())
+        exam.model.eval()
+        try:
+            yield
+        finally:
+            exam.model.train(was_training)

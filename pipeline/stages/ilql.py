@@ -1,0 +1,160 @@
+"""The ILQL stage: an SFT adapter and scored completions in; Q and V that shift its logits and a report out."""
+
+import time
+
+import torch
+
+from pipeline.config import DataArguments, ModelArguments, check
+from pipeline.errors import UserError
+from pipeline.eval.candidates import eos_token_ids
+from pipeline.exam.exam import ExamCallback, RewardArguments, random_state_kept
+from pipeline.hub.card import write_card
+from pipeline.ilql import data, memory
+from pipeline.ilql.config import ILQLStage
+from pipeline.ilql.exam import START, ShiftedExam
+from pipeline.ilql.network import Network
+from pipeline.ilql.trainer import ILQLTrainer
+from pipeline.memory import report as memory_report
+from pipeline.models import loading as models
+from pipeline.models.adapters import POLICY
+from pipeline.models.folders import Stage, resolve_model
+from pipeline.report import SAMPLES, write_report
+from pipeline.runs import claim
+from pipeline.runs.folder import say
+from pipeline.runs.resume import open_run
+from pipeline.runs.stopping import graceful
+from pipeline.stages import rl
+from pipeline.stages.sft import origin
+from pipeline.watching import terminal, trackers
+from pipeline.worlds import referee as world_referee
+from rewards import build_rewards, log_name_of, prepare
+
+ALGORITHM = "ilql"
+
+
+@claim.ends_with
+def run(model_args: ModelArguments, data_args: DataArguments, reward_args: RewardArguments, config: ILQLStage) -> dict:
+    """Runs the stage and returns the summary that it writes.
+
+    Raises:
+        UserError, RewardError: for whatever does not fit; nothing that existed before is touched.
+    """
+    started = time.perf_counter()
+    # 1. What can fail cheaply fails first
+    check(model_args.use_peft, "use_peft", False, "ILQL trains LoRA adapters on a frozen base")
+    start = resolve_model(model_args)
+    if start.adapter is None:
+        raise UserError("adapter_path is not set: ILQL shifts the logits of a policy, say the folder of the SFT stage")
+    weighted = build_rewards(reward_args.rewards)
+    referee = world_referee(reward_args.referee) if reward_args.referee else None
+    tokenizer = models.load_tokenizer(start, model_args)
+    train, heldout = data.load(data_args, config.seed)
+    train = data.tokenize(train, tokenizer, config.max_length)
+    folder = open_run(model_args, data_args, reward_args, config)
+    if folder.finished:
+        return folder.read_summary()
+
+    # 2. The base with its adapters, and what the data are worth
+    torch.manual_seed(config.seed)
+    network, scored = load(model_args, config, start, tokenizer, train, heldout, weighted)
+    trainer = ILQLTrainer(network, config, scored.rows, tokenizer, [folder.metrics_callback()])
+    trainer.eos_token_ids = eos_token_ids(network.lm, tokenizer)
+    trackers.connect(trainer)
+    folder.write_config(model_args, data_args, reward_args, config)
+    rows = heldout.select(range(min(reward_args.eval_samples, len(heldout)))).to_list()
+    exam = ShiftedExam(
+        trainer,
+        rows,
+        {log_name_of(reward): reward for reward, _ in weighted},
+        {log_name_of(reward): weight for reward, weight in weighted},
+        referee,
+        reward_args.eval_batch_size,
+    )
+
+    # 3. Judge, train, judge again
+    callback = ExamCallback(exam, folder.path, reward_args.eval_every)
+    trainer.add_callback(callback)
+    before = exam.take(START)
+    if trainer.accelerator.is_main_process and folder.checkpoint is None:
+        callback.write(before[0], kl=0.0)
+    with terminal.show_progress(trainer, ALGORITHM), graceful(trainer, folder):
+        trainer.train(resume_from_checkpoint=folder.checkpoint)
+    with claim.all_or_nothing(folder.path):
+        trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
+    after = exam.take(POLICY)
+
+    # 4. What came of it
+    summary = {}
+    if trainer.accelerator.is_main_process:
+        kl = exam.kl(after[0])
+        callback.write(after[0], kl)
+        summary = {
+            "algorithm": ALGORITHM,
+            "before": before[0].means(),
+            "after": after[0].means(),
+            "greedy": {"before": before[1].means(), "after": after[1].means()},
+            "kl": kl,
+            "heldout": len(rows),
+            "episodes": trainer.journal.episodes,
+            "tokens": trainer.journal.tokens,
+            "rows": len(scored.rows),
+            "data": scored.means | {"score_std": scored.std},
+            "beta": config.beta,
+            "steps": trainer.state.global_step,
+            "seconds": round(time.perf_counter() - started + trainer.seconds_before, 1),
+            "cpu_seconds": callback.watch.read()["cpu_seconds"],
+            "seed": config.seed,
+            **origin(start, model_args),
+        }
+        folder.write_summary(summary)
+        rl._write_samples(folder.path / SAMPLES, rows, before[0], after[0])
+        write_card(folder.path, force=True)
+        rl._show(summary, rows, before[0], after[0], reward_args.show_samples, folder.path, write_report(folder.path))
+    if config.push_to_hub:
+        trainer.push_saved()
+    trainer.accelerator.wait_for_everyone()
+    folder.finish()
+    return summary
+
+
+def load(
+    model_args: ModelArguments, config: ILQLStage, start: Stage, tokenizer, train, heldout, weighted
+) -> tuple[Network, data.Scored]:
+    """The network, whose values start at their mean over the data, and the scored data.
+
+    Raises:
+        UserError, RewardError: the adapter or the data do not fit, or no reward scores any row.
+    """
+    with random_state_kept():
+        prepare(reward for reward, _ in weighted)
+    model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
+    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in train)
+    prompt = max(map(len, data.tokenize_prompts(tokenizer, list(heldout["prompt"]))))
+    _check_context(model, max(longest, prompt + config.max_completion_length))
+    model = models.load_adapter(model, start.adapter)
+    memory_report.tell(memory.of_ilql, model, model_args, config, longest, prompt)
+    if models.quantization(model_args) is None:
+        model.to(config.device)
+    since = time.perf_counter()
+    with random_state_kept():
+        scored = data.score(train, tokenizer, weighted, config.missing_eos_penalty)
+    prompts = len({tuple(ids) for ids in scored.rows["prompt_ids"]})
+    say(
+        f"{len(scored.rows):,} completions of {prompts:,} prompts scored in {time.perf_counter() - since:.0f} s: "
+        f"mean {scored.means['score']:.3f}, standard deviation {scored.std:.3f}"
+    )
+    if scored.std == 0:
+        raise UserError("every completion has the same score: there is nothing to learn from it; give other data")
+    network = Network(model, config.values_path)
+    for heads in (network.heads, network.target_heads):
+        heads.start_at(data.mean_return(scored.rows, config.gamma))
+    return network, scored
+
+
+def _check_context(model, longest: int) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and longest > context:
+        raise UserError(
+            f"the longest row, or prompt with max_completion_length, has {longest} tokens, but the model's context is "
+            f"{context}: lower max_length or max_completion_length"
+        )

@@ -1,0 +1,238 @@
+"""The reward-model stage: a thin layer over `trl.RewardTrainer`.
+
+One SEQ_CLS LoRA adapter with its score head, relative to the raw base. Its LoRA weights start as those of the SFT
+adapter. Trained on pairs with the loss of Bradley and Terry: -log sigmoid(score(chosen) - score(rejected)).
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, set_seed
+from trl import RewardTrainer
+
+from pipeline.config import DataArguments, ModelArguments, RewardStage, check
+from pipeline.data import loading as data
+from pipeline.errors import UserError
+from pipeline.hub import PushesResults
+from pipeline.hub.card import write_card
+from pipeline.memory import report as memory_report
+from pipeline.models import loading as models
+from pipeline.models.folders import Stage, resolve_model
+from pipeline.report import write_report
+from pipeline.runs import claim
+from pipeline.runs.folder import is_main, say
+from pipeline.runs.resumable import Resumable
+from pipeline.runs.resume import open_run
+from pipeline.runs.stopping import graceful
+from pipeline.stages import launchers
+from pipeline.stages.sft import check_context, origin, save
+from pipeline.watching import terminal, trackers
+from pipeline.watching.nonfinite import SkipsNonFinite
+
+BINS = 10
+CHECKED_PAIRS = 8  # held-out pairs that the saved model must score as the trained one did
+PAIRS, MAX_PAIRS = "pairs.jsonl", 500  # held-out pairs with their scores, for the report; so many rows at most
+_ROW = "row"  # of the held-out pairs: TRL drops the long ones
+
+
+class Reward(SkipsNonFinite, Resumable, PushesResults, RewardTrainer):
+    """TRL's RewardTrainer, with our way of stopping and going on, of steps that are not finite, and of the Hub."""
+
+
+@claim.ends_with
+def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStage) -> dict:
+    """Runs the stage and returns the summary that it writes into `config.output_dir`.
+
+    Raises:
+        UserError: for whatever does not fit; nothing that existed before is touched.
+    """
+    started = time.perf_counter()
+    # 1. What can fail cheaply fails first
+    launchers.check("The reward-model stage", config)
+    stage = resolve_model(model_args)
+    check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
+    tokenizer = models.load_tokenizer(stage, model_args)
+    train, heldout = load_pairs(data_args, config, tokenizer)
+    longest = data.explain(train, heldout, tokenizer, "preference", config.max_length, data_args.dataset, say)
+    folder = open_run(model_args, data_args, config)
+    if folder.finished:
+        return folder.read_summary()
+
+    # 2. The base, with a score head and an adapter that starts as the SFT adapter
+    set_seed(config.seed)  # head and adapter are drawn here, before the trainer sets the seed
+    model = models.load_base(model_args, "scores", base=stage.base, tokenizer=tokenizer)
+    check_context(model, longest, config.max_length)
+    if model_args.use_peft:
+        model = models.start_score_adapter(model, model_args, stage.adapter)
+    memory_report.tell(memory_report.of_reward, model, model_args, config, min(longest, config.max_length or longest))
+    trainer = Reward(
+        model=model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=heldout.add_column(_ROW, list(range(len(heldout)))),
+        processing_class=tokenizer,
+        callbacks=[folder.metrics_callback()],
+    )
+    _check_left(trainer, train, heldout, config.max_length)
+    models.train_in_float32(trainer.model)
+    trackers.connect(trainer)
+    folder.write_config(model_args, data_args, config)
+
+    # 3. Train, then look at the pairs that were held out
+    with terminal.show_progress(trainer, "reward model"), graceful(trainer, folder):
+        trained = trainer.train(resume_from_checkpoint=folder.checkpoint)
+    chosen, rejected = score_pairs(trainer)
+    summary = {
+        "stage": "reward",
+        "train_loss": trained.training_loss,
+        **judge(chosen, rejected),
+        "pairs": len(trainer.train_dataset),
+        "steps": trainer.state.global_step,
+        "seed": config.seed,
+        **origin(stage, model_args),
+    }
+
+    # 4. Save, load again on a fresh base, compare the scores, and say where it is
+    save(trainer, folder.path)
+    if trainer.accelerator.is_main_process:
+        write_pairs(folder.path / PAIRS, heldout.select(trainer.eval_dataset[_ROW]), chosen, rejected)
+        _check_reload(trainer, model_args, stage, tokenizer, folder.path, chosen, rejected)
+    trainer.accelerator.wait_for_everyone()
+    summary["seconds"] = round(time.perf_counter() - started + trainer.seconds_before, 1)
+    folder.write_summary(summary)
+    if is_main():
+        write_card(folder.path, force=True)
+        write_report(folder.path)
+    _tell(summary, folder.path)
+    if config.push_to_hub:
+        trainer.push_saved()
+    folder.finish()
+    return summary
+
+
+def load_pairs(data_args: DataArguments, config: RewardStage, tokenizer: PreTrainedTokenizerBase):
+    """Training and held-out pairs, reduced to the columns that TRL reads."""
+    train, heldout = data.load(data_args, "preference", config.seed, say)
+    if heldout is None:
+        train, heldout = data.hold_out(train, config.heldout_fraction, config.seed)
+        say(f"no held-out pairs are named: {len(heldout):,} set aside (heldout_fraction {config.heldout_fraction})")
+    kept = ("prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs")
+    return tuple(rows.select_columns([c for c in kept if c in rows.column_names]) for rows in (train, heldout))
+
+
+def _check_left(trainer: RewardTrainer, train, heldout, max_length: int | None) -> None:
+    for name, before, after in (
+        ("training", train, trainer.train_dataset),
+        ("held-out", heldout, trainer.eval_dataset),
+    ):
+        if len(after) == 0:
+            raise UserError(f"no {name} pair is left: each is longer than max_length {max_length} tokens; raise it")
+        if len(after) < len(before):
+            say(f"{len(before) - len(after):,} {name} pairs dropped: longer than max_length {max_length} tokens")
+
+
+@torch.no_grad()
+def score_pairs(trainer: RewardTrainer) -> tuple[Tensor, Tensor]:
+    """Scores of the held-out pairs by the model as it is: chosen (N,) and rejected (N,), float32 on the CPU."""
+    model = trainer.model_wrapped
+    model.eval()
+    columns = [], []
+    for batch in trainer.get_eval_dataloader():
+        batch = trainer._prepare_inputs(batch)
+        with trainer.compute_loss_context_manager():
+            scores = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
+        for column, part in zip(columns, scores.float().chunk(2), strict=True):
+            column.append(trainer.accelerator.gather_for_metrics(part.contiguous()).cpu())
+    return torch.cat(columns[0]), torch.cat(columns[1])
+
+
+def judge(chosen: Tensor, rejected: Tensor) -> dict:
+    """Held-out figures of a reward model from scores of pairs, (N,) each.
+
+    accuracy: share of pairs with chosen above rejected, a tie counting half. margin: mean of chosen - rejected.
+    log_loss: mean of -log sigmoid(margin), nats (0.693 for a coin). calibration: see `calibrate`.
+    """
+    margins = (chosen - rejected).double()
+    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    accuracy = right.mean().item()
+    error, bins = calibrate(margins)
+    return {
+        "accuracy": accuracy,
+        "accuracy_se": (accuracy * (1 - accuracy) / len(margins)) ** 0.5,
+        "margin": margins.mean().item(),
+        "log_loss": -torch.nn.functional.logsigmoid(margins).mean().item(),
+        "calibration_error": error,
+        "calibration_bins": bins,
+        "score_mean": torch.cat([chosen, rejected]).mean().item(),
+        "score_std": torch.cat([chosen, rejected]).std(correction=0).item(),
+        "heldout_pairs": len(margins),
+    }
+
+
+def calibrate(margins: Tensor, bins: int = BINS) -> tuple[float, list[dict]]:
+    """Expected calibration error of the pair probabilities, and the bins it is made of.
+
+    The model's confidence in its own choice is p = sigmoid(|margin|), in [0.5, 1]; it is right when margin > 0 (a tie
+    is half right). With equal-width bins b: ECE = sum_b n_b / N |share right in b - mean p in b| (Guo et al. 2017,
+    arXiv 1706.04599, Eq. 3).
+
+    Args:
+        margins: score(chosen) - score(rejected), (N,).
+    """
+    confidence = torch.sigmoid(margins.double().abs())
+    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    error, rows = 0.0, []
+    for number in range(bins):
+        inside = index == number
+        count = int(inside.sum())
+        row = {"from": 0.5 + number * 0.5 / bins, "to": 0.5 + (number + 1) * 0.5 / bins, "pairs": count}
+        if count:
+            row["confidence"], row["accuracy"] = confidence[inside].mean().item(), right[inside].mean().item()
+            error += count / len(margins) * abs(row["accuracy"] - row["confidence"])
+        rows.append(row)
+    return error, rows
+
+
+def write_pairs(path: Path, rows, chosen: Tensor, rejected: Tensor) -> None:
+    """The held-out pairs as they came, the first `MAX_PAIRS` of them, with `score_chosen` and `score_rejected`.
+
+    Args: rows: N with `chosen`, `rejected` and perhaps `prompt`, texts or messages. chosen, rejected: scores, (N,).
+    """
+    rows = rows.select(range(min(MAX_PAIRS, len(rows))))
+    with path.open("w", encoding="utf-8") as file:
+        for row, better, worse in zip(rows, chosen.tolist(), rejected.tolist(), strict=False):
+            pair = {key: row.get(key) for key in ("prompt", "chosen", "rejected")}
+            pair |= {"score_chosen": better, "score_rejected": worse}
+            file.write(json.dumps(pair, ensure_ascii=False) + "\n")
+
+
+@torch.no_grad()
+def _check_reload(trainer, model_args: ModelArguments, stage: Stage, tokenizer, path: Path, chosen, rejected) -> None:
+    """Loads what was saved on a fresh base; its scores must be those of the trained model."""
+    base = stage.base if model_args.use_peft else str(path)
+    model = models.load_base(model_args, "scores", base=base, tokenizer=tokenizer)
+    if model_args.use_peft:
+        model = models.load_adapter(model, str(path))
+    model = model.to(trainer.accelerator.device).eval() if not models.quantization(model_args) else model.eval()
+    rows = trainer.eval_dataset.select(range(min(CHECKED_PAIRS, len(chosen))))
+    batch = trainer.data_collator(rows.to_list())
+    scores = model(**{key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}).logits
+    wanted = torch.cat([chosen[: len(rows)], rejected[: len(rows)]])
+    exact = next(model.parameters()).dtype == torch.float32 and not trainer.args.bf16 and not trainer.args.fp16
+    tolerance = 1e-4 if exact else 0.1
+    worst = (scores.float().cpu().squeeze(-1) - wanted).abs().max().item()
+    if not worst <= tolerance * (1 + wanted.abs().max().item()):
+        raise RuntimeError(f"the reward model in {path} scores differently after loading: {worst:.3g} apart")
+
+
+def _tell(summary: dict, path: Path) -> None:
+    say(
+        f"Reward model: right on {summary['accuracy']:.1%} of {summary['heldout_pairs']:,} held-out pairs "
+        f"(margin {summary['margin']:.2f}, calibration error {summary['calibration_error']:.3f}) after "
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s. The result lies in {path}."
+    )
+    say(f"Next: {terminal.next_step('ppo', path)}")

@@ -1,0 +1,209 @@
+"""What PPO's stage and those over TRL's own trainers have in common: load, judge, train, judge again, tell."""
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+from peft import LoraConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.config import DataArguments, ModelArguments, check
+from pipeline.data import loading as data
+from pipeline.errors import UserError
+from pipeline.exam import evaluation
+from pipeline.exam.exam import Exam, ExamCallback, RewardArguments, random_state_kept
+from pipeline.hub.card import write_card
+from pipeline.memory import report as memory_report
+from pipeline.models import loading as models
+from pipeline.models.adapters import POLICY
+from pipeline.models.folders import resolve_model
+from pipeline.ppo.scorer import stands_on
+from pipeline.report import SAMPLES, write_report
+from pipeline.rollouts import vllm_server
+from pipeline.runs import claim
+from pipeline.runs.folder import RunFolder, say
+from pipeline.runs.resume import open_run
+from pipeline.runs.stopping import graceful
+from pipeline.stages import explain, launchers
+from pipeline.stages.sft import origin
+from pipeline.watching import terminal, trackers
+from pipeline.watching.terminal import visible
+from pipeline.watching.watch import WatchCallback
+from pipeline.worlds import lower_is_better
+from pipeline.worlds import referee as world_referee
+from rewards import WeightedReward, build_rewards, prepare
+
+
+class Start(NamedTuple):
+    """What a run starts from."""
+
+    model: object  # a PEFT model that starts as the SFT adapter, or a base; None: the run is finished already
+    peft_config: LoraConfig | None  # of the adapter to make, when there is none yet
+    tokenizer: object
+    train: Dataset
+    heldout: Dataset
+    weighted: list[WeightedReward]
+    referee: object
+    folder: RunFolder
+    origin: dict  # for the summary
+
+
+def load(
+    model_args: ModelArguments, data_args: DataArguments, reward_args: RewardArguments, config, who: str
+) -> Start:
+    """Everything that a run needs; `who` names the algorithm in errors. What can fail cheaply fails first.
+
+    Raises:
+        UserError, RewardError: for whatever does not fit; nothing that existed before is touched.
+    """
+    launchers.check(who, config)
+    start = resolve_model(model_args)
+    check(model_args.use_peft, "use_peft", False, f"{who} trains LoRA adapters on a frozen base")
+    weighted = build_rewards(reward_args.rewards)
+    referee = world_referee(reward_args.referee) if reward_args.referee else None
+    tokenizer = models.load_tokenizer(start, model_args)
+    train, heldout = data.load(data_args, "prompts", config.seed, say)
+    if heldout is None:
+        raise UserError(f"eval_dataset is not set: {who} compares before and after on prompts held out from training")
+    longest = data.explain(train, heldout, tokenizer, "prompts", None, data_args.dataset, say)
+    folder, made_from = open_run(model_args, data_args, reward_args, config), origin(start, model_args)
+    if folder.finished:
+        return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from)
+    vllm_server.check(config)
+    with random_state_kept():
+        prepare(reward for reward, _ in weighted if who != "PPO" or not stands_on(reward, start.base))
+    model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
+    _check_context(model, longest, config.max_completion_length)
+    if start.adapter is not None:
+        model = models.load_adapter(model, start.adapter, trainable=True)
+    exam_rows = min(reward_args.eval_batch_size, reward_args.eval_samples)
+    shared = sum(who == "PPO" and stands_on(reward, start.base) for reward, _ in weighted)
+    memory_report.tell(memory_report.of_rollouts, model, model_args, config, longest, exam_rows, shared)
+    peft_config = None if start.adapter else models.lora_config(model_args)
+    return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
+
+
+def _check_context(model, longest: int, max_completion_length: int) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and longest + max_completion_length > context:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and max_completion_length is {max_completion_length}, together "
+            f"{longest + max_completion_length}, but the model's context is {context}: lower max_completion_length, "
+            "or leave long prompts out"
+        )
+
+
+def judge_train_judge(
+    trainer, start: Start, settings: tuple, algorithm: str, reference: str | None, started: float
+) -> dict:
+    """Trains, with the exam before, after and in between, and writes the run folder; returns the summary.
+
+    Args:
+        settings: the dataclasses of the run, RewardArguments the last but one and the trainer's config the last.
+        algorithm: as in the summary. reference: the adapter that the policy started from, None for the base.
+        started: time.perf_counter() at the start of the stage.
+    """
+    *_, reward_args, config = settings
+    folder = start.folder
+    folder.write_config(*settings)
+    trackers.connect(trainer)
+    rows = start.heldout.select(range(min(reward_args.eval_samples, len(start.heldout)))).to_list()
+    weighted = dict(zip(trainer.reward_func_names, start.weighted, strict=False))
+    exam = Exam(
+        trainer,
+        reference,
+        rows,
+        {name: reward for name, (reward, _) in weighted.items()},
+        {name: weight for name, (_, weight) in weighted.items()},
+        start.referee,
+        reward_args.eval_batch_size,
+    )
+    callback = ExamCallback(exam, folder.path, reward_args.eval_every)
+    trainer.add_callback(callback)
+    if config.watch != "off":  # after the exam's, whose rows it reads
+        warmup = getattr(config, "critic_warmup", 0)
+        trainer.add_callback(WatchCallback(folder.path, config.watch, lower_is_better(reward_args.referee), warmup))
+
+    is_main = trainer.accelerator.is_main_process
+    before = exam.take(reference)
+    if is_main and folder.checkpoint is None:
+        callback.write(before[0], kl=0.0)
+    with terminal.show_progress(trainer, algorithm, config.sample_every), graceful(trainer, folder):
+        trainer.train(resume_from_checkpoint=folder.checkpoint)
+    with claim.all_or_nothing(folder.path):
+        trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
+    after = exam.take(POLICY)
+
+    summary = {}
+    if is_main:
+        kl, seconds = exam.kl(after[0]), time.perf_counter() - started + trainer.seconds_before
+        callback.write(after[0], kl)
+        summary = _summary(trainer, algorithm, before, after, kl, seconds) | start.origin
+        folder.write_summary(summary)
+        _write_samples(folder.path / SAMPLES, rows, before[0], after[0])
+        explain.write(exam, before[0], after[0], folder.path)
+        write_card(folder.path, force=True)
+        _show(summary, rows, before[0], after[0], reward_args.show_samples, folder.path, write_report(folder.path))
+    if config.push_to_hub:
+        trainer.push_saved()
+    trainer.accelerator.wait_for_everyone()
+    folder.finish()
+    return summary
+
+
+def _summary(trainer, algorithm: str, before, after, kl: float, seconds: float) -> dict:
+    """Held-out means before and after: sampled as in training, and greedy."""
+    return {
+        "algorithm": algorithm,
+        "before": before[0].means(),
+        "after": after[0].means(),
+        "greedy": {"before": before[1].means(), "after": after[1].means()},
+        "kl": kl,
+        "heldout": len(before[0].completions),
+        "episodes": trainer.journal.episodes,
+        "tokens": trainer.journal.tokens,
+        "seconds": round(seconds, 1),
+        "seed": trainer.args.seed,
+    }
+
+
+def _write_samples(path: Path, rows, before: evaluation.Judged, after: evaluation.Judged) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for i, row in enumerate(rows):
+            sample = {
+                "prompt": row["prompt"],
+                "before": before.completions[i],
+                "after": after.completions[i],
+                "length_before": len(before.completion_ids[i]),  # tokens
+                "length_after": len(after.completion_ids[i]),
+                "scores_before": {name: column[i] for name, column in before.scores.items()},
+                "scores_after": {name: column[i] for name, column in after.scores.items()},
+            }
+            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+
+def _show(summary, rows, judged_before, judged_after, count, folder: Path, report: Path) -> None:
+    console = Console(soft_wrap=False)
+    table = Table(title=f"{summary['heldout']} held-out prompts", title_justify="left")
+    name = summary["algorithm"].upper()
+    for column in ("", "SFT", name, "SFT greedy", f"{name} greedy"):
+        table.add_column(column, justify="left" if not column else "right")
+    greedy = summary["greedy"]
+    for score in summary["before"]:
+        cells = (summary["before"], summary["after"], greedy["before"], greedy["after"])
+        table.add_row(escape(visible(score)), *(f"{cell[score]:.3f}" for cell in cells))
+    table.add_row("KL, nats", "0", f"{summary['kl']:.2f}")
+    console.print(table)
+    pairs = zip(rows, judged_before.completions, judged_after.completions, strict=True)
+    for row, before, after in list(pairs)[:count]:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        console.print(f"[bold]{escape(visible(prompt.strip()))}[/bold]")
+        console.print(f"  {'SFT':<{len(name)}}  {escape(visible(before.strip()))}")
+        console.print(f"  {name}  {escape(visible(after.strip()))}\n")
+    speed = f"{summary['episodes']} episodes in {summary['seconds']:.0f} s"
+    say(f"{name}: {speed}. The result lies in {folder}; the report with the curves is {report}.")
+    say("Next: open the report in a browser.")

@@ -1,0 +1,187 @@
+"""The SFT stage: a thin layer over `trl.SFTTrainer`.
+
+What TRL does and this stage relies on (held by tests): the end token is appended to plain-text completions, so that
+the model learns to stop; the loss is on the completion alone when there is a prompt column.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import Trainer, set_seed
+from trl import SFTTrainer
+
+from pipeline.config import DataArguments, ModelArguments, SFTStage, check
+from pipeline.data import loading as data
+from pipeline.errors import UserError
+from pipeline.hub import PushesResults
+from pipeline.hub.card import write_card
+from pipeline.memory import report as memory_report
+from pipeline.models import loading as models
+from pipeline.models.folders import ADAPTER_WEIGHTS, Stage, fingerprint, resolve_model
+from pipeline.models.provenance import hardware
+from pipeline.report import write_report
+from pipeline.runs import claim
+from pipeline.runs.folder import is_main, say
+from pipeline.runs.resumable import Resumable
+from pipeline.runs.resume import open_run
+from pipeline.runs.stopping import graceful
+from pipeline.stages import launchers
+from pipeline.watching import terminal, trackers
+from pipeline.watching.nonfinite import SkipsNonFinite
+
+# Columns that TRL reads besides the text itself.
+EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
+
+
+class SFT(SkipsNonFinite, Resumable, PushesResults, SFTTrainer):
+    """TRL's SFTTrainer, with our way of stopping and going on, of steps that are not finite, and of the Hub."""
+
+
+@claim.ends_with
+def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) -> dict:
+    """Runs the stage and returns the summary that it writes into `config.output_dir`.
+
+    Raises:
+        UserError: for whatever does not fit; nothing that existed before is touched.
+    """
+    started = time.perf_counter()
+    # 1. What can fail cheaply fails first
+    launchers.check("SFT", config)
+    stage = resolve_model(model_args)
+    check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
+    tokenizer = models.load_tokenizer(stage, model_args)
+    train, heldout = data.load(data_args, "sft", config.seed, say)
+    train, heldout = (rows and to_prompt_completion(rows, config, say) for rows in (train, heldout))
+    longest = data.explain(train, heldout, tokenizer, "sft", config.max_length, data_args.dataset, say)
+    folder = open_run(model_args, data_args, config)
+    if folder.finished:
+        return folder.read_summary()
+
+    # 2. The base, with a new adapter or the one to go on from
+    set_seed(config.seed)
+    model = models.load_base(model_args, base=stage.base, tokenizer=tokenizer)
+    check_context(model, longest, config.max_length)
+    if stage.adapter:
+        model = models.load_adapter(model, stage.adapter, trainable=True)
+    memory_report.tell(memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest))
+    trainer = SFT(
+        model=model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=heldout,
+        processing_class=tokenizer,
+        peft_config=models.lora_config(model_args) if model_args.use_peft and not stage.adapter else None,
+        callbacks=[folder.metrics_callback()],
+    )
+    if len(trainer.train_dataset) == 0:
+        raise UserError(f"no row is left: every prompt alone fills max_length {config.max_length}; raise it")
+    models.train_in_float32(trainer.model)
+    trackers.connect(trainer)
+    folder.write_config(model_args, data_args, config)
+
+    # 3. Measure, train, measure again
+    before = launchers.held_out_before(trainer, resumed=folder.checkpoint is not None)
+    with terminal.show_progress(trainer, "sft"), graceful(trainer, folder):
+        trained = trainer.train(resume_from_checkpoint=folder.checkpoint)
+    before, after = before(), trainer.evaluate() if heldout else {}
+
+    # 4. Save, check what was saved, and say where it is
+    save(trainer, folder.path)
+    summary = {
+        "stage": "sft",
+        "train_loss": trained.training_loss,
+        "heldout_loss": {"before": before.get("eval_loss"), "after": after.get("eval_loss")} if heldout else None,
+        "rows": len(trainer.train_dataset),
+        "heldout_rows": len(heldout) if heldout else 0,
+        "steps": trainer.state.global_step,
+        "seconds": round(time.perf_counter() - started + trainer.seconds_before, 1),
+        "seed": config.seed,
+        **origin(stage, model_args),
+    }
+    folder.write_summary(summary)
+    if is_main():
+        write_card(folder.path, force=True)
+        write_report(folder.path)
+    _tell(summary, folder.path)
+    if config.push_to_hub:
+        trainer.push_saved()
+    folder.finish()
+    return summary
+
+
+def _tell(summary: dict, path: Path) -> None:
+    losses = summary["heldout_loss"]
+    figures = f"training loss {summary['train_loss']:.3f}"
+    if losses:
+        perplexity = math.exp(min(losses["after"], 50))
+        figures = (
+            f"held-out loss {losses['before']:.3f} -> {losses['after']:.3f} nats a token (perplexity {perplexity:.2f})"
+        )
+    say(f"SFT: {figures} after {summary['steps']} steps in {summary['seconds']:.0f} s. The result lies in {path}.")
+    say(f"Next: {terminal.next_step('reward', path)}")
+
+
+def to_prompt_completion(rows: Dataset, config: SFTStage, tell) -> Dataset:
+    """The columns that TRL shall see. Conversations become prompt (all but the last turn) and completion (the last).
+
+    A further `text` column beside prompt and completion must go: TRL would append the end token to it instead.
+    """
+    wanted = data.columns_of(rows, "sft", "training data")
+    rows = rows.select_columns([*wanted, *(column for column in EXTRA_COLUMNS if column in rows.column_names)])
+    if wanted != ("messages",) or config.assistant_only_loss or config.completion_only_loss is False:
+        return rows
+    good = [i for i, turns in enumerate(rows["messages"]) if len(turns) > 1 and turns[-1]["role"] == "assistant"]
+    if not good:
+        raise UserError(
+            "messages: no conversation ends with an assistant turn after another one, nothing to learn from"
+        )
+    if len(good) < len(rows):
+        tell(f"messages: {len(rows) - len(good):,} rows dropped: they do not end with an assistant turn")
+    tell("messages: the loss is on the last assistant turn (assistant_only_loss: true takes all of them)")
+    return rows.select(good).map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
+    )
+
+
+def check_context(model: torch.nn.Module, longest: int, max_length: int | None) -> None:
+    """Raises `UserError` when a row would be longer than the model's context."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    used = longest if max_length is None else min(longest, max_length)
+    if context and used > context:
+        raise UserError(
+            f"the longest row has {used} tokens, but the model's context is {context}: "
+            f"set max_length to {context} or less"
+        )
+
+
+def origin(stage: Stage, model_args: ModelArguments) -> dict:
+    """What the result was made from and on, for the summary; the next stage checks the fingerprint."""
+    return {
+        "base": stage.base,
+        "started_from": stage.adapter,
+        "base_fingerprint": fingerprint(stage.base),
+        "dtype": str(models.resolve_dtype(model_args)).removeprefix("torch."),
+        "hardware": hardware(),
+    }
+
+
+def save(trainer: Trainer, path: Path) -> None:
+    """Writes adapter (or model) and tokenizer, and compares the adapter's file with what was trained."""
+    with claim.all_or_nothing(path):
+        trainer.save_model(str(path), _internal_call=True)  # not pushed yet: the summary is to come
+    if trainer.accelerator.is_main_process:
+        # A pickle; config.yaml says the same in plain text.
+        (path / "training_args.bin").unlink(missing_ok=True)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        whole = trainer.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if isinstance(model, PeftModel) and whole:
+            saved, trained = load_file(path / ADAPTER_WEIGHTS), get_peft_model_state_dict(model)
+            if set(saved) != set(trained) or any(not torch.equal(saved[key], trained[key].cpu()) for key in saved):
+                raise RuntimeError(f"the adapter in {path} differs from the one that was trained")
+    trainer.accelerator.wait_for_everyone()

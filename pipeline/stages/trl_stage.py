@@ -1,0 +1,193 @@
+"""GRPO and RLOO by TRL's own trainers, on the same data, rewards and run folder as PPO, so that they can be compared.
+
+The training is TRL's. What is added around it: the base and the SFT adapter are loaded as for PPO, completions are
+counted, the exam is taken on held-out prompts, and what is saved is one LoRA adapter.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from pipeline.config import DataArguments, ModelArguments, RolloutDefaults, check, setting, steps_for
+from pipeline.errors import UserError
+from pipeline.exam.exam import RewardArguments, random_state_kept
+from pipeline.hub import PushesResults
+from pipeline.models.adapters import POLICY, copy_adapter
+from pipeline.ppo.setup import sample_plainly
+from pipeline.rollouts import vllm_server
+from pipeline.runs import claim
+from pipeline.runs.folder import say
+from pipeline.runs.resumable import ResumableRollouts
+from pipeline.safety.reading import read_json
+from pipeline.stages import rl
+from pipeline.watching.journal import Journal
+from pipeline.watching.nonfinite import SkipsNonFinite
+from rewards import load_state, log_name_of, pays_tokens, state_of
+
+START = "ref"  # TRL's own name for the frozen copy of the adapter that the policy starts from
+_STATE = "stage_state.json"  # in a checkpoint
+
+
+@dataclass
+class GroupStage(RolloutDefaults):
+    """What GRPO and RLOO have in common with each other here, over TRL's own settings."""
+
+    total_episodes: int | None = setting(
+        None, "Completions to train on in all, rounded up to whole updates; sets max_steps."
+    )
+    missing_eos_penalty: float | None = setting(
+        None, "Score units taken off a completion that was cut at max_completion_length."
+    )
+
+    def __post_init__(self):
+        for key in ("total_episodes", "missing_eos_penalty"):
+            value = getattr(self, key)
+            check(value is None or value > 0, key, value, "a number above 0")
+        # a run's own config.yaml has both, of which TRL takes one
+        given = self.generation_batch_size
+        if self.steps_per_generation is not None:
+            self.generation_batch_size = None
+        once_an_update = self.logging_steps == 0
+        self.logging_steps = self.logging_steps or 1
+        super().__post_init__()
+        if given not in (None, self.generation_batch_size):
+            raise UserError(
+                f"generation_batch_size is {given}, but steps_per_generation {self.steps_per_generation} makes it "
+                f"{self.generation_batch_size}: give one of them."
+            )
+        steps_per_update = self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
+        if once_an_update:
+            self.logging_steps = max(1, steps_per_update)
+        if self.total_episodes is not None:
+            self.max_steps = steps_for(
+                self.total_episodes, self.generation_batch_size, steps_per_update, self.max_steps
+            )
+
+
+@dataclass
+class GRPOStage(GroupStage, GRPOConfig):
+    """Settings of GRPO: TRL's `GRPOConfig` with our defaults."""
+
+
+@dataclass
+class RLOOStage(GroupStage, RLOOConfig):
+    """Settings of RLOO: TRL's `RLOOConfig` with our defaults."""
+
+
+class Counted(SkipsNonFinite, ResumableRollouts, PushesResults):
+    """Mixed into TRL's trainers: counts what they sample, and saves the policy's adapter alone."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.journal = Journal(self.accelerator)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if self.model.training:
+            lengths = [len(ids) for ids in completion_ids_list]
+            self.journal.count(torch.tensor(lengths, device=self.accelerator.device))
+        scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        for name, column in zip(self.reward_func_names, scores.T, strict=True):
+            if torch.isinf(column).any():
+                raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
+        return scores
+
+    def _save(self, output_dir=None, state_dict=None):
+        folder = Path(output_dir or self.args.output_dir)
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder, selected_adapters=[POLICY])
+        self.processing_class.save_pretrained(folder)
+
+    def save_rest(self, folder):
+        super().save_rest(folder)
+        if self.args.should_save:
+            state = {
+                "episodes": self.journal.episodes,
+                "tokens": self.journal.tokens,
+                "rewards": state_of((reward, 1.0) for reward in self.reward_funcs),
+            }
+            (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
+
+    def load_rest(self, folder):
+        super().load_rest(folder)
+        state = read_json(folder / _STATE, {"episodes": int, "tokens": int, "rewards": {str: dict}})
+        load_state(((reward, 1.0) for reward in self.reward_funcs), state["rewards"])
+
+
+class CountedGRPO(Counted, GRPOTrainer):
+    """TRL's GRPOTrainer (Shao et al. 2024, arXiv 2402.03300), counted."""
+
+
+class CountedRLOO(Counted, RLOOTrainer):
+    """TRL's RLOOTrainer (Ahmadian et al. 2024, arXiv 2402.14740), counted."""
+
+
+class MissingEOS:
+    """-1 for a completion that was cut at the limit, 0 for one that ended by itself: PPO's penalty, as a reward."""
+
+    __name__ = "missing_eos"
+
+    def __init__(self):
+        self.eos_token_ids: list[int] = []  # the trainer knows them
+
+    def __call__(self, prompts, completions, completion_ids, **columns) -> list[float]:
+        return [0.0 if ids and ids[-1] in self.eos_token_ids else -1.0 for ids in completion_ids]
+
+
+@claim.ends_with
+def run(
+    model_args: ModelArguments, data_args: DataArguments, reward_args: RewardArguments, config: GRPOStage | RLOOStage
+) -> dict:
+    """Runs GRPO or RLOO, as the type of `config` says, and returns the summary that it writes.
+
+    Rewards that are `instant` for PPO give their whole score at the end here: TRL takes one score a completion.
+
+    Raises:
+        UserError, RewardError: for whatever does not fit; nothing that existed before is touched.
+    """
+    started = time.perf_counter()
+    algorithm, trainer_class = ("grpo", CountedGRPO) if isinstance(config, GRPOStage) else ("rloo", CountedRLOO)
+    start = rl.load(model_args, data_args, reward_args, config, algorithm.upper())
+    if start.folder.finished:
+        return start.folder.read_summary()
+    if instant := [log_name_of(reward) for reward, _ in start.weighted if pays_tokens(reward)]:
+        say(f"{algorithm.upper()} takes one score a completion: `instant` of {', '.join(instant)} has no effect here.")
+    reward_funcs, config.reward_weights = _with_penalty(start.weighted, config.missing_eos_penalty)
+    trainer = trainer_class(
+        model=start.model,
+        reward_funcs=reward_funcs,
+        args=config,
+        train_dataset=start.train,
+        processing_class=start.tokenizer,
+        peft_config=start.peft_config,
+        callbacks=[start.folder.metrics_callback()],
+    )
+    if config.missing_eos_penalty is not None:
+        reward_funcs[-1].eos_token_ids = trainer.eos_token_ids
+    vllm_server.send_merged(trainer)
+    sample_plainly(trainer.model, trainer.eos_token_ids, start.tokenizer)
+    settings = (model_args, data_args, reward_args, config)
+    return rl.judge_train_judge(
+        trainer, start, settings, algorithm, _frozen_start(trainer.model, start.peft_config), started
+    )
+
+
+def _with_penalty(weighted, penalty: float | None) -> tuple[list[Callable], list[float]]:
+    functions, weights = [reward for reward, _ in weighted], [weight for _, weight in weighted]
+    return (functions, weights) if penalty is None else ([*functions, MissingEOS()], [*weights, penalty])
+
+
+def _frozen_start(model, peft_config) -> str | None:
+    """The adapter that the policy starts from, frozen; None: a new adapter starts as the base itself."""
+    if peft_config is not None:
+        return None
+    if START not in model.peft_config:  # without a KL penalty TRL makes none
+        with random_state_kept():
+            copy_adapter(model, POLICY, START)
+    for name, parameter in model.named_parameters():
+        if START in name.split("."):
+            parameter.requires_grad_(False)
+    return START

@@ -1,0 +1,315 @@
+"""What a person sees while a stage runs: a line an update, the time that is left, now and then a sample.
+
+In a terminal each line is a row of a table as wide as the terminal, above a bar; elsewhere (a log file, a pipe) there
+are about ten plain lines a run. Whatever a model wrote is shown as text: it can neither format nor drive the terminal.
+"""
+
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from pipeline.runs.folder import is_main
+from pipeline.safety.visible import visible
+from rewards import text_of
+
+
+class Figure(NamedTuple):
+    """A column of the table: its heading, the metrics that it may show (the first that is there), and how."""
+
+    label: str
+    metrics: tuple[str, ...]
+    form: str = ".3f"
+
+
+# In the order of their weight: a narrow terminal shows the first ones. PPO's names, then those of TRL's own trainers.
+FIGURES = (
+    Figure("score", ("score", "reward")),
+    Figure("kl", ("kl",), ".2f"),
+    Figure("entropy", ("entropy",)),
+    Figure("length", ("length/mean", "completions/mean_length"), ".1f"),
+    Figure("expl.var", ("explained_variance",), ".2f"),
+    Figure("clipped", ("clip_fraction/policy", "clip_ratio/region_mean")),
+    Figure("finished", ("finished",), ".2f"),
+    Figure("grad", ("grad_norm",), ".2f"),
+)
+FIGURES_SUPERVISED = (
+    Figure("loss", ("loss",)),
+    Figure("accuracy", ("accuracy", "mean_token_accuracy")),
+    Figure("margin", ("margin",)),
+    Figure("grad", ("grad_norm",), ".2f"),
+    Figure("rate", ("learning_rate",), ".1e"),
+)
+IN_A_LINE = 5  # figures in a line of a log file
+WIDTH = 7  # of a column, at least
+PROMPT_SHOWN, COMPLETION_SHOWN = 240, 480  # characters of a sample
+
+
+def quiet() -> None:
+    """Switches off the libraries' progress bars for small things and their notices to developers."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for text in (".*pin_memory.*", ".*vocabulary.*save_embedding_layers.*", ".*Could not find a config file.*"):
+        warnings.filterwarnings("ignore", message=text)
+    if not is_main():
+        warnings.filterwarnings("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a letter that the terminal's encoding lacks must not stop a run
+            stream.reconfigure(errors="backslashreplace")
+
+
+def one_line(text: str, limit: int) -> str:
+    """`text` for a sample: visible, newlines as a sign, and no longer than `limit` characters."""
+    text = visible(text.strip()).replace("\n", "⏎ ")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@contextmanager
+def show_progress(
+    trainer: Trainer, name: str, sample_every: int = 0, console: Console | None = None
+) -> Iterator[None]:
+    """Inside the block, training is shown in the terminal in place of the trainer's own printing.
+
+    Args:
+        name: what is trained, as the lines shall call it.
+        sample_every: updates between two samples from the rollout that training made; 0: none.
+        console: where to; by default standard output, with a bar if it is a terminal.
+    """
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    # rich would take the variable FORCE_COLOR for a terminal, and write its control characters into a log file
+    console = console or Console(force_terminal=sys.stdout.isatty())
+    watch = (Rows if console.is_terminal else Lines)(trainer, name, sample_every, console)
+    trainer.add_callback(watch)
+    try:
+        yield
+    finally:
+        watch.close()
+        trainer.remove_callback(watch)
+
+
+class Watch(TrainerCallback):
+    """Counts updates, estimates the time that is left and picks the samples; subclasses print, on one process."""
+
+    def __init__(self, trainer: Trainer, name: str, sample_every: int, console: Console):
+        self.trainer, self.name, self.sample_every, self.console = trainer, name, sample_every, console
+        args = trainer.args
+        samples = hasattr(args, "steps_per_generation")
+        self.unit = "update" if samples else "step"
+        self.per_update = 1
+        if samples:
+            self.per_update = max(
+                1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
+            )
+        self.figures = FIGURES if samples else FIGURES_SUPERVISED
+        self.latest: dict[str, float] = {}
+        self.done = self.total = 0  # updates
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first, self.left = time.monotonic(), state.global_step, math.nan
+        self.done, self.total = state.global_step // self.per_update, math.ceil(state.max_steps / self.per_update)
+        if state.is_world_process_zero:
+            self.begin()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        steps = max(1, state.global_step - self.first)
+        self.left = (time.monotonic() - self.started) / steps * (state.max_steps - state.global_step)
+        if state.is_world_process_zero:
+            self.advance(state.global_step / self.per_update)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        held_out = {key.removeprefix("eval_"): value for key, value in logs.items() if key.startswith("eval_")}
+        if held_out:
+            self.show_held_out(self.values(held_out))
+            return
+        self.latest |= logs
+        before, self.done = self.done, state.global_step // self.per_update
+        if self.done > before:
+            self.show(self.values(self.latest))
+            if self.sample_every and self.done // self.sample_every > before // self.sample_every:
+                self.show_sample()
+            self.latest = {}
+
+    def values(self, logs: dict) -> dict[str, str | None]:
+        """The text of each figure that this stage logs at all; None where it is missing this time."""
+        return {
+            figure.label: _number(next((logs[metric] for metric in figure.metrics if metric in logs), None), figure)
+            for figure in self.figures
+            if any(metric in logs for metric in figure.metrics)
+        }
+
+    def show_sample(self) -> None:
+        """Prints the first completion of the newest rollout, which TRL keeps for its table of completions."""
+        kept = getattr(self.trainer, "_logs", None)
+        if not kept or not kept["prompt"]:
+            return
+        prompt, completion = kept["prompt"][0], kept["completion"][0]
+        prompt = prompt if isinstance(prompt, str) else text_of(prompt[-1:])
+        scores = {name: column[0] for name, column in kept["rewards"].items() if column}
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row("  prompt", Text(one_line(prompt, PROMPT_SHOWN)))
+        grid.add_row("  completion", Text(one_line(text_of(completion), COMPLETION_SHOWN)))
+        shown = ", ".join(f"{visible(name)} {'-' if _missing(x) else format(x, '.3f')}" for name, x in scores.items())
+        grid.add_row("  scores", Text(shown))
+        self.console.print(grid)
+
+    def begin(self) -> None:
+        """Training begins."""
+
+    def advance(self, updates: float) -> None:
+        """So many updates are done; the last one may be a part."""
+
+    def show(self, values: dict[str, str | None]) -> None:
+        """The figures of an update."""
+
+    def show_held_out(self, values: dict[str, str | None]) -> None:
+        """The figures of an evaluation in between."""
+
+    def close(self) -> None:
+        """Training has ended, or failed."""
+
+
+class Lines(Watch):
+    """About ten lines a run, for output that is not a terminal."""
+
+    told = 0
+
+    def begin(self):
+        self.told = self._tenth()
+
+    def show(self, values):
+        if self._tenth() > self.told:
+            self.told = self._tenth()
+            self._say(f"{self.unit} {self.done}/{self.total}, about {self.left:.0f} s left", values)
+
+    def show_held_out(self, values):
+        self._say("held out", values)
+
+    def _tenth(self) -> int:
+        return 10 * self.done // max(1, self.total)
+
+    def _say(self, what: str, values: dict[str, str | None]) -> None:
+        known = [f", {label} {value}" for label, value in values.items() if value is not None][:IN_A_LINE]
+        print(f"{self.name}: {what}{''.join(known)}", file=self.console.file, flush=True)
+
+
+class Rows(Watch):
+    """A table that grows by a row an update, above a bar; for a terminal."""
+
+    bar: Progress | None = None
+    heading: str | None = None  # the one above the newest row
+
+    def begin(self):
+        columns = ("{task.description}", "{task.fields[count]}", "{task.fields[left]}")
+        text, count, left = (TextColumn(column, markup=False) for column in columns)
+        self.bar = Progress(
+            text,
+            BarColumn(bar_width=None),
+            count,
+            left,
+            console=self.console,
+            expand=True,
+            transient=True,
+            refresh_per_second=2,
+            redirect_stderr=sys.stderr.isatty(),  # 2> errors.log stays there
+        )
+        self.task = self.bar.add_task(self.name, total=self.total, completed=self.done, count="", left="")
+        self.advance(self.done)
+        self.bar.start()
+
+    def advance(self, updates):
+        if self.bar:
+            count = f"{self.unit} {math.floor(updates)}/{self.total}"
+            self.bar.update(self.task, completed=updates, count=count, left=f"{_clock(self.left)} left")
+
+    def show(self, values):
+        first = max(len(self.unit), 2 * len(str(self.total)) + 1)
+        cells = [(self.unit, f"{self.done}/{self.total}", first)]
+        room = self.console.width - first - 1 - WIDTH
+        for label, value in values.items():
+            width = max(WIDTH, len(label), len(value or ""))
+            if room < width + 1:
+                break
+            room -= width + 1
+            cells.append((label, value or "-", width))
+        cells.append(("left", _clock(self.left), WIDTH))
+        heading = " ".join(label.rjust(width) for label, _, width in cells)
+        if heading != self.heading:
+            self._print(heading, style="bold")
+            self.heading = heading
+        self._print(" ".join(value.rjust(width) for _, value, width in cells))
+
+    def show_held_out(self, values):
+        known = ", ".join(f"{label} {value}" for label, value in values.items() if value is not None)
+        self._print(f"held out: {known}")
+
+    def show_sample(self):
+        super().show_sample()
+        self.heading = None  # the next row comes with one
+
+    def close(self):
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _print(self, line: str, style: str = "") -> None:
+        self.console.print(Text(line, style=style), no_wrap=True, overflow="crop", crop=True)
+
+
+def _missing(x: float | None) -> bool:
+    return not isinstance(x, int | float) or math.isnan(x)
+
+
+def _number(x: float | None, figure: Figure) -> str | None:
+    if _missing(x):
+        return None
+    text = format(x, figure.form)
+    return text if len(text) <= WIDTH + 1 else format(x, ".2g")
+
+
+def _clock(seconds: float) -> str:
+    """`4:05`, or `1:04:05`.
+
+    >>> _clock(245), _clock(3845), _clock(float("nan"))
+    ('4:05', '1:04:05', '-:--')
+    """
+    if math.isnan(seconds):
+        return "-:--"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def next_step(stage: str, output_dir: str | Path) -> str:
+    """The command that runs `stage` after the one whose results lie in `output_dir` (`runs/<recipe>/<stage>`).
+
+    A recipe without a reward model goes on with PPO.
+    """
+    parts = Path(output_dir).parts
+    recipe = parts[-2] if len(parts) >= 3 and parts[-3] == "runs" else None
+    if recipe is None:
+        return f"accelerate launch recipes/{stage}.py --config ... --model_name_or_path {output_dir}"
+    if stage == "reward" and Path("recipes", recipe, "ppo.yaml").exists():
+        stage = stage if Path("recipes", recipe, "reward.yaml").exists() else "ppo"
+    return f"make {stage}" if recipe == "tiny" else f"make {stage} RECIPE=recipes/{recipe}"

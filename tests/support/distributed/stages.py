@@ -1,0 +1,30 @@
+"""One stage as its recipe runs it; each process writes a digest of the weights that it has trained.
+
+`accelerate launch --config_file recipes/accelerate/cpu2.yaml tests/support/distributed/stages.py ppo --config some.yaml`
+"""
+
+import hashlib
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
+
+
+class Digest(TrainerCallback):
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        digest = hashlib.sha256()
+        for _, weight in sorted(
+            (n.removeprefix("module."), p) for n, p in model.named_parameters() if p.requires_grad
+        ):
+            digest.update(weight.detach().cpu().numpy().tobytes())
+        # a file each: what two processes print into one pipe may stand in the middle of each other's lines
+        file = f"{Path(args.output_dir).name}.rank{os.environ['RANK']}of{args.world_size}"
+        Path(file).write_text(digest.hexdigest(), encoding="utf-8")
+
+
+DEFAULT_CALLBACKS.append(Digest)
+stage = sys.argv.pop(1)
+runpy.run_path(str(Path(__file__).resolve().parents[3] / "recipes" / f"{stage}.py"), run_name="__main__")

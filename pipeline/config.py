@@ -3,20 +3,22 @@
 Every check names the setting that is wrong. YAML values bypass argparse's `choices`, so the checks live here.
 """
 
+import importlib.util
 import os
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-from trl import RewardConfig, SFTConfig
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from pipeline.errors import UserError
-from pipeline.rollouts import vllm_server
-from pipeline.watching import trackers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WATCH = ("warn", "stop", "off")
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}  # packages
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -147,6 +149,58 @@ def _gpu_asked_for() -> str | None:
     return f"mixed_precision is {precision} in the accelerate file" if precision != "no" and not on_cpu else None
 
 
+def trackers_of(report_to: None | str | list[str]) -> list[str]:
+    """The trackers that a value of `report_to` names; none for None, "none" and an empty list.
+
+    Raises:
+        UserError: there is no such tracker, or its package is not installed.
+    """
+    names = [report_to] if isinstance(report_to, str) else list(report_to or [])
+    names = [name for name in names if name != "none"]
+    for name in names:
+        if name not in (*INTEGRATION_TO_CALLBACK, "all"):
+            known = ", ".join(["none", *TRACKERS, *(k for k in INTEGRATION_TO_CALLBACK if k not in TRACKERS)])
+            raise UserError(f"report_to: there is no tracker {name!r}; take one of {known}")
+        packages = TRACKERS.get(name, ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            raise UserError(f"report_to: {name} needs a package that is not installed: pip install {packages[0]}")
+    return names
+
+
+def use_vllm_server(config) -> None:
+    """Sets what TRL calls it: use_vllm, vllm_mode, vllm_server_base_url.
+
+    Raises:
+        UserError: what was given is no address, or contradicts other settings of vLLM.
+    """
+    address = config.vllm_server
+    if address is None:
+        return
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        good = good and not (parts.query or parts.fragment or parts.username)
+    except ValueError:  # a port that is none
+        good = False
+    if not good:
+        raise UserError(f"vllm_server is {address!r}; give an address such as http://10.0.0.2:8000")
+    url = address.rstrip("/")
+    if config.vllm_server_base_url not in (None, url):
+        raise UserError(
+            f"vllm_server is {address}, but vllm_server_base_url is {config.vllm_server_base_url}: give one of them"
+        )
+    if config.use_transformers_continuous_batching:
+        raise UserError(
+            "vllm_server and use_transformers_continuous_batching are two ways to sample: give one of them"
+        )
+    # "colocate" is TRL's default: only together with use_vllm does it say what somebody wanted
+    if config.use_vllm and config.vllm_mode != "server":
+        raise UserError(
+            f"vllm_server is {address}, but vllm_mode is {config.vllm_mode}: set it to server, or leave it out"
+        )
+    config.use_vllm, config.vllm_mode, config.vllm_server_base_url = True, "server", url
+
+
 @dataclass
 class StageDefaults:
     """Our defaults for what every TRL config has. Put it before TRL's class: `class C(StageDefaults, SFTConfig)`."""
@@ -180,7 +234,7 @@ class StageDefaults:
             check(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 up")
         check(self.dataloader_num_workers >= 0, "dataloader_num_workers", self.dataloader_num_workers, "0 or more")
         check(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
-        self.report_to = trackers.asked_for(self.report_to)
+        self.report_to = trackers_of(self.report_to)
         self.output_dir = self.output_dir or ""  # of None transformers makes a folder `trainer_output`
         if self.trackio_static_space_id is None:
             self.trackio_static_space_id = False  # else a push of the model would publish trackio's log as well
@@ -210,7 +264,9 @@ class RolloutDefaults(StageDefaults):
         "warn", "Watchers of what usually goes wrong: warn, stop (save and end the run at the first warning), 'off'."
     )
     sample_every: int = setting(10, "Updates (rollouts) between two samples in the terminal; 0: none.")
-    vllm_server: str | None = setting(None, vllm_server.HELP)
+    vllm_server: str | None = setting(
+        None, "Address of a vLLM server that samples the rollouts, such as http://10.0.0.2:8000 (docs/scale.md)."
+    )
     log_completions: bool | None = setting(
         None, "Keep every completion in the run folder and send a table to the trackers; none: if there is a tracker."
     )
@@ -221,9 +277,9 @@ class RolloutDefaults(StageDefaults):
     def __post_init__(self):
         check(self.sample_every >= 0, "sample_every", self.sample_every, "a whole number from 0 up")
         check(self.watch in WATCH, "watch", self.watch, f"one of {', '.join(WATCH)}")
-        vllm_server.apply(self)
+        use_vllm_server(self)
         if self.log_completions is None:
-            self.log_completions = bool(trackers.asked_for(self.report_to))
+            self.log_completions = bool(trackers_of(self.report_to))
         super().__post_init__()
 
 
@@ -260,3 +316,49 @@ class RewardStage(StageDefaults, RewardConfig):
         coefficient = self.center_rewards_coefficient
         check(coefficient is None or coefficient >= 0, "center_rewards_coefficient", coefficient, "a number from 0 up")
         super().__post_init__()
+
+
+@dataclass
+class GroupStage(RolloutDefaults):
+    """What GRPO and RLOO have in common with each other here, over TRL's own settings."""
+
+    total_episodes: int | None = setting(
+        None, "Completions to train on in all, rounded up to whole updates; sets max_steps."
+    )
+    missing_eos_penalty: float | None = setting(
+        None, "Score units taken off a completion that was cut at max_completion_length."
+    )
+
+    def __post_init__(self):
+        for key in ("total_episodes", "missing_eos_penalty"):
+            value = getattr(self, key)
+            check(value is None or value > 0, key, value, "a number above 0")
+        # a run's own config.yaml has both, of which TRL takes one
+        given = self.generation_batch_size
+        if self.steps_per_generation is not None:
+            self.generation_batch_size = None
+        once_an_update = self.logging_steps == 0
+        self.logging_steps = self.logging_steps or 1
+        super().__post_init__()
+        if given not in (None, self.generation_batch_size):
+            raise UserError(
+                f"generation_batch_size is {given}, but steps_per_generation {self.steps_per_generation} makes it "
+                f"{self.generation_batch_size}: give one of them."
+            )
+        steps_per_update = self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
+        if once_an_update:
+            self.logging_steps = max(1, steps_per_update)
+        if self.total_episodes is not None:
+            self.max_steps = steps_for(
+                self.total_episodes, self.generation_batch_size, steps_per_update, self.max_steps
+            )
+
+
+@dataclass
+class GRPOStage(GroupStage, GRPOConfig):
+    """Settings of GRPO: TRL's `GRPOConfig` with our defaults."""
+
+
+@dataclass
+class RLOOStage(GroupStage, RLOOConfig):
+    """Settings of RLOO: TRL's `RLOOConfig` with our defaults."""

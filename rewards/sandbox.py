@@ -165,8 +165,8 @@ def require(seconds: float, memory_mb: int) -> None:
         )
 
 
-# Each passes only if it does harm, so a fault in a line here would look contained: tests/rewards/test_rewards_code.py takes
-# each of them to an open process and sees it pass. None of them hurts where it is not contained.
+# Each passes only if it does harm, so a fault in a line here would look contained: test_rewards_code.py takes each of
+# them to an open process and sees it pass. None of them hurts where it is not contained.
 ATTACKS = {
     "read files": "open({file!r}).read()",
     "write files": "open({file!r}, 'a').close()",

@@ -18,10 +18,12 @@ from pipeline.ilql.decoding import Shift, load_shift, shifted
 from pipeline.ilql.network import TARGET, has_shift, values_folder
 from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
-from pipeline.models.folders import ADAPTER_CONFIG, Stage, check_safetensors, check_same_base, read_json, resolve_model
-from pipeline.runs import shapes
+from pipeline.models.folders import Stage, check_same_base, resolve_model
+from pipeline.models.generation import eos_token_ids
 from pipeline.runs.folder import CONFIG, SUMMARY, say
+from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_yaml
+from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_json
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
 from rewards.asking import ask, ask_async, is_async
 
@@ -118,7 +120,7 @@ def load_run(path: str, own_code: bool = False) -> Run:
         max_tokens=settings.get("max_completion_length") or MAX_TOKENS,
         temperature=settings.get("temperature", 1.0) if on_rewards else 1.0,
         seed=settings.get("seed", 0),
-        eos_token_ids=_eos_token_ids(model, tokenizer),
+        eos_token_ids=eos_token_ids(model, tokenizer),
     )
 
 
@@ -158,13 +160,6 @@ def _names_code(spec: Any) -> bool:
 def _name_of(folder: Path, settings: dict[str, Any]) -> str:
     summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
     return str(settings.get("algorithm") or summary.get("algorithm") or summary.get("stage") or folder.name).upper()
-
-
-def _eos_token_ids(model, tokenizer) -> list[int]:
-    """As TRL's trainers find them: those of the model's own generation settings, and the tokenizer's."""
-    found = model.generation_config.eos_token_id
-    found = [] if found is None else [found] if isinstance(found, int) else list(found)
-    return list(dict.fromkeys([tokenizer.eos_token_id, *found]))
 
 
 def _examples(args: DataArguments, seed: int, kind: str) -> tuple[list[dict], str | None]:

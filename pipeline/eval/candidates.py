@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.ilql.decoding import load_shift, shifted
 from pipeline.ilql.network import has_shift, values_folder
 from pipeline.models import loading as models
-from pipeline.models.folders import Stage, is_folder, resolve_model
+from pipeline.models.folders import Stage, resolve_model
+from pipeline.safety.weights import is_folder
 
 
 class Candidate(NamedTuple):
@@ -111,8 +112,8 @@ def _add_adapter(model: PeftModel, adapter: str, name: str) -> None:
 @contextmanager
 def speaking(model: torch.nn.Module, adapter: str | None) -> Iterator[None]:
     """Inside, `model` is the base with this adapter, or with None the raw base."""
-    # PEFT's own switches, unlike pipeline.models.adapters.use_adapter, also switch modules that an adapter has replaced as a
-    # whole (embeddings, say). They touch requires_grad, which nobody needs here.
+    # PEFT's own switches, unlike use_adapter, also switch modules that an adapter has replaced as a whole
+    # (embeddings, say). They touch requires_grad, which nobody needs here.
     if not isinstance(model, PeftModel):
         yield
     elif adapter is None:
@@ -122,10 +123,3 @@ def speaking(model: torch.nn.Module, adapter: str | None) -> Iterator[None]:
         model.set_adapter(adapter, inference_mode=True)
         with shifted(model, getattr(model, "shifts", {}).get(adapter)):
             yield
-
-
-def eos_token_ids(model: torch.nn.Module, tokenizer) -> list[int]:
-    """The tokens that end a completion, as in training: the tokenizer's and those of the model's generation_config."""
-    named = model.generation_config.eos_token_id
-    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))

@@ -15,8 +15,9 @@ from trl import is_conversational
 from pipeline.config import DTYPES, DataArguments, ModelArguments, check, setting
 from pipeline.data import loading as data
 from pipeline.errors import UserError
-from pipeline.eval.candidates import adapter_name, eos_token_ids, load_group, read_candidates, speaking
+from pipeline.eval.candidates import adapter_name, load_group, read_candidates, speaking
 from pipeline.exam.evaluation import complete, tokenize_prompts
+from pipeline.models.generation import eos_token_ids
 from pipeline.runs.folder import say, write_aside
 
 

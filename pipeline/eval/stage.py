@@ -15,15 +15,7 @@ from accelerate import PartialState
 
 from pipeline.config import DTYPES, DataArguments, ModelArguments, check, setting
 from pipeline.errors import UserError
-from pipeline.eval.candidates import (
-    Candidate,
-    adapter_name,
-    by_base,
-    eos_token_ids,
-    load_group,
-    read_candidates,
-    speaking,
-)
+from pipeline.eval.candidates import Candidate, adapter_name, by_base, load_group, read_candidates, speaking
 from pipeline.eval.comparing import compare, figures, read_judges
 from pipeline.eval.measures import Answers, measures_of
 from pipeline.eval.rows import check_outputs, load_rows, write_outputs
@@ -31,6 +23,7 @@ from pipeline.eval.tables import TABLE, markdown, show
 from pipeline.exam.evaluation import Judged, judge, logprobs, tokenize_prompts
 from pipeline.exam.exam import random_state_kept
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
+from pipeline.models.generation import eos_token_ids
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder, say
 from pipeline.worlds import load_world

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from pipeline.errors import UserError
 from pipeline.hub.card import write_card
 from pipeline.models.adapters import CRITIC
-from pipeline.models.folders import ADAPTER_CONFIG, check_safetensors, is_hub_name, read_json
-from pipeline.runs import shapes
+from pipeline.models.folders import is_hub_name
 from pipeline.runs.folder import CONFIG, METRICS, SUMMARY
+from pipeline.safety import shapes
 from pipeline.safety.reading import checked, parse_json, parse_yaml, read_text, read_yaml
+from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_json
 
 CARD, REPORT = "README.md", "report.html"
 # By name: a checkpoint has other safetensors as well, of rollouts.

@@ -18,8 +18,7 @@ from pipeline.data.loading import COLUMNS, text_of
 from pipeline.errors import UserError
 from pipeline.exam.evaluation import tokenize_prompts
 from pipeline.ppo import math
-from pipeline.ppo.rollout import weigh
-from pipeline.rollouts.scoring import Scoring
+from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.runs.folder import say
 from rewards import WeightedReward, log_name_of
 from rewards.asking import is_async

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.ilql import math
 from pipeline.models.adapters import POLICY, copy_adapter, use_adapter
-from pipeline.models.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
 from pipeline.models.loading import read_weights
 from pipeline.models.trunk import Trunk
 from pipeline.safety.reading import read_json
+from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
 
 VALUES, TARGET = "ilql", "ilql_target"  # adapters ("values" is taken: PEFT keeps them in a dict of modules)
 FOLDER, ONLINE = "values", "values_online"  # in a run folder, what decodes; in a checkpoint, also what learns

@@ -21,13 +21,13 @@ from pipeline.ilql.data import Collator
 from pipeline.ilql.network import FOLDER, ONLINE, Network
 from pipeline.models.adapters import POLICY
 from pipeline.models.attention import use_short_rows
-from pipeline.models.folders import ADAPTER_WEIGHTS
+from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.models.lean import lean
 from pipeline.models.loading import read_weights
-from pipeline.ppo.setup import count_positions_from_the_mask
 from pipeline.runs.checkpoint_reading import from_checkpoint
 from pipeline.runs.resumable import Resumable
 from pipeline.safety.reading import read_json
+from pipeline.safety.weights import ADAPTER_WEIGHTS
 from pipeline.watching.journal import Journal
 from pipeline.watching.nonfinite import SkipsNonFinite
 

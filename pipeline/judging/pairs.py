@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from pipeline.data.loading import text_of
 from pipeline.data.readers import read
 from pipeline.errors import UserError
-from pipeline.models.folders import read_json
 from pipeline.runs.folder import write_aside
+from pipeline.safety.weights import read_json
 
 Text = str | list[dict[str, Any]]  # text, or messages
 

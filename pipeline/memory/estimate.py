@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipeline.exam.evaluation import LOGITS
 from pipeline.models.attention import SHORT_ROWS
-from pipeline.stages.launchers import read_whole
+from pipeline.models.sharding import read_whole
 
 # TRL's fused head (trl/kernels/chunked_logprob.py) works on tiles of so many tokens x so many words
 _HEAD_TOKENS, _HEAD_WORDS = 4096, 32768

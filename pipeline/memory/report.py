@@ -1,4 +1,4 @@
-"""What a stage says of its memory before it trains (`pipeline/memory/estimate.py` works it out), and whether a GPU has it."""
+"""What a stage says of its memory before it trains (estimate.py works it out), and whether a GPU has it."""
 
 from dataclasses import replace
 

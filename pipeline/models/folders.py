@@ -1,23 +1,16 @@
 """What lies in a model folder or stage folder: which base, which adapter, and whether the two belong together."""
 
-import hashlib
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from safetensors import SafetensorError, safe_open
+from typing import NamedTuple
 
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
-from pipeline.runs import shapes
 from pipeline.runs.folder import SUMMARY
-from pipeline.safety import reading
-from rewards.foreign import ADAPTER_WEIGHTS, PICKLES, adapter_problem
+from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, fingerprint, is_folder, read_json
 
 _LONGEST_HUB_NAME = 193  # owner and name of 96 characters each
 _MOST_LAYERS = 10_000  # a config with more would be built for hours
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 class Stage(NamedTuple):
@@ -104,76 +97,11 @@ def check_same_base(base: str, adapter: str) -> None:
         raise UserError(f"adapter {adapter} was trained on the base {named}, not on {base}: give {named} as the base")
 
 
-def is_folder(path: str | Path) -> bool:
-    """Whether there is such a folder; a name too long for the file system is none."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
 def is_hub_name(path: str) -> bool:
     """Whether `path` can be the name of a Hub repository, such as `Qwen/Qwen2.5-0.5B-Instruct` or `gpt2`."""
     if len(path) > _LONGEST_HUB_NAME:
         return False
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path)) and not path.startswith("runs/")
-
-
-def check_safetensors(folder: Path, what: str) -> None:
-    """Raises `UserError` when the weights in `folder` are pickles, missing, or cut off; or when its adapter is none to
-    load."""
-    if (folder / ADAPTER_CONFIG).is_file():
-        if problem := adapter_problem(read_json(folder / ADAPTER_CONFIG)):
-            raise UserError(f"{folder / ADAPTER_CONFIG} {problem}: give a LoRA adapter")
-        if (folder / ADAPTER_WEIGHTS).is_file():
-            check_whole(folder / ADAPTER_WEIGHTS)
-            return
-    elif files := sorted(folder.glob("*.safetensors")):
-        for file in files:
-            check_whole(file)
-        return
-    pickles = sorted(
-        file.name for file in folder.iterdir() if file.suffix in PICKLES and "training_args" not in file.name
-    )
-    if pickles:
-        raise UserError(
-            f"{folder} has its {what} weights as a pickle ({pickles[0]}), which can run code when it is read: "
-            "save it again as safetensors (model.save_pretrained does) and give that folder"
-        )
-    raise UserError(f"{folder} has no {what} weights: there is no .safetensors file of them in it")
-
-
-def check_whole(file: Path) -> None:
-    """Raises `UserError` when a safetensors file is shorter than its header says, or none at all."""
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is cut off or spoilt ({str(error)[:200]}): copy, download or make it again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON, with what is read of an adapter's configuration checked; or a `UserError`."""
-    return reading.read_json(path, shapes.ADAPTER_CONFIG if path.name == ADAPTER_CONFIG else dict)
-
-
-def fingerprint(folder: str) -> str | None:
-    """A short hash of the weights in a local model folder; None for a Hub name.
-
-    Taken from the sizes and the first and last MiB of each safetensors file, which training changes.
-    """
-    files = sorted(Path(folder).glob("*.safetensors")) if is_folder(folder) else []
-    if not files:
-        return None
-    digest, chunk = hashlib.sha256(), 1 << 20
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(chunk))
-            file.seek(max(0, size - chunk))
-            digest.update(file.read(chunk))
-    return digest.hexdigest()[:16]
 
 
 def _find_base(base: str, adapter: Path) -> str:

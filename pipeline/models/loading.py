@@ -36,18 +36,11 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
-from pipeline.models.folders import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    Stage,
-    check_safetensors,
-    read_json,
-    resolve_model,
-    resolve_stage,
-)
+from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.quantized import never_repack
+from pipeline.models.sharding import read_whole
 from pipeline.runs.folder import say
-from pipeline.stages.launchers import read_whole
+from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors, read_json
 
 SCORE_KEY = "base_model.model.score.weight"
 # Tokens that models ship for padding, or that stand unused, in the order of preference.

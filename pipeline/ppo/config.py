@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from pipeline.config import steps_for
+from pipeline.config import RolloutDefaults, steps_for
 from pipeline.errors import UserError
 from pipeline.ppo.math import KL_ESTIMATORS
 
@@ -302,3 +302,8 @@ class PPOConfig(GRPOConfig):
             for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
                 settings[name] = {k: v for k, v in settings[name].items() if not callable(v)}
         return settings
+
+
+@dataclass
+class PPOStage(RolloutDefaults, PPOConfig):
+    """Settings of the PPO stage: TRL's `GRPOConfig` and PPO's own, with our defaults."""

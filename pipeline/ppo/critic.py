@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, use_adapter
-from pipeline.models.folders import check_safetensors
 from pipeline.models.loading import read_weights
 from pipeline.models.trunk import Trunk
+from pipeline.safety.weights import check_safetensors
 
 HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
 _WEIGHTS = "adapter_model.safetensors"

@@ -28,15 +28,6 @@ class Experience(NamedTuple):
     returns: Tensor  # advantages + values before whitening
 
 
-def weigh(scores_per_reward: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sum of what the reward functions returned. A reward that had nothing to say (NaN) is left out.
-
-    Args: scores_per_reward (B, F), weights (F,). Returns: scores (B,), scorable (B,) = at least one reward spoke.
-    """
-    scores = (scores_per_reward * weights).nansum(dim=1)
-    return scores, ~torch.isnan(scores_per_reward).all(dim=1)
-
-
 def is_finished(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids: list[int]) -> Tensor:
     """True where the last real token is one of the end-of-text ids; (B, T), (B, T) -> (B,).
 

@@ -17,10 +17,11 @@ from transformers import AutoTokenizer
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import use_adapter
-from pipeline.models.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors, check_same_base, resolve_stage
+from pipeline.models.folders import check_same_base, resolve_stage
 from pipeline.models.trunk import Trunk
 from pipeline.ppo.critic import HEAD
 from pipeline.runs.folder import say
+from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
 from rewards import Learned, every_in
 from rewards.model_based import ModelBased
 

@@ -3,9 +3,8 @@
 import copy
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY, checkpoint_contexts
@@ -81,28 +80,3 @@ def switch_dropout_off(model) -> None:
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def sample_plainly(model, eos_token_ids, tokenizer):
-    """Takes repetition penalties, forced tokens and the like of the model's own generation_config out of the rollouts.
-
-    They would change the sampled distribution, and the log-probabilities would be of another one.
-    """
-    model.get_base_model().generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos_token_ids, pad_token_id=tokenizer.pad_token_id
-    )
-
-
-def count_positions_from_the_mask(model: PeftModel) -> None:
-    """Left padding must not shift positions: the first real token is at 0, as in generation."""
-    base = model.get_base_model()
-    getattr(base, base.base_model_prefix).register_forward_pre_hook(_add_positions, with_kwargs=True)
-
-
-def _add_positions(module, args, kwargs):
-    mask, read = kwargs.get("attention_mask"), kwargs.get("input_ids")
-    read = kwargs.get("inputs_embeds") if read is None else read
-    plain = isinstance(mask, torch.Tensor) and read is not None and mask.shape == read.shape[:2]
-    if plain and kwargs.get("position_ids") is None:
-        kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    return args, kwargs

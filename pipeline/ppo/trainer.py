@@ -1,7 +1,8 @@
 """PPOTrainer: TRL's GRPOTrainer carries prompts, generation, rewards, distribution and checkpoints; what makes it PPO
 (critic, KL penalty in the reward, GAE, value loss) is here.
 
-What is relied on of TRL is private there, so it is pinned to one minor version and held by tests/ppo/test_trl_contract.py.
+What is relied on of TRL is private there, so it is pinned to one minor version and held by
+tests/ppo/test_trl_contract.py.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
 from pipeline.models.attention import use_short_rows
+from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lean import lean
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, math, setup
@@ -24,11 +26,11 @@ from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.passes import Passes
 from pipeline.ppo.replay import Replay
-from pipeline.ppo.rollout import Rollout, is_finished, judge, weigh
+from pipeline.ppo.rollout import Rollout, is_finished, judge
 from pipeline.ppo.scorer import put_on_base
 from pipeline.ppo.update import Update
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
-from pipeline.rollouts.scoring import Scoring
+from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_reading import from_checkpoint
 from pipeline.runs.resumable import ResumableRollouts
@@ -116,8 +118,8 @@ class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, Pus
         use_short_rows(model.get_base_model())
         trunk = Trunk(model)
         self._tail, self._a_pass = Tail(trunk), tokens_a_pass(trunk.module, trunk.depth)
-        setup.sample_plainly(model, self.eos_token_ids, self._tokenizer)
-        setup.count_positions_from_the_mask(model)
+        sample_plainly(model, self.eos_token_ids, self._tokenizer)
+        count_positions_from_the_mask(model)
         send_merged(self)
         self._one_by_one = False  # whether policy and critic go backward one after the other
         self._last: dict | None = None  # the part of a micro-batch whose critic comes after the policy

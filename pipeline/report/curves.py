@@ -11,6 +11,7 @@ from markupsafe import Markup
 from pipeline.report import charts
 from pipeline.report.numbers import is_number, number
 from pipeline.report.runs import Contestant
+from pipeline.watching import metrics
 
 Point = tuple[float, float]
 
@@ -36,7 +37,7 @@ CLOSED = {"Time", OTHER}
 # Counters and what a Trainer says once at its end: no curves.
 NOT_CURVES = re.compile(r"^(step|epoch|episodes|tokens|num_tokens|total_flos|train_\w+|num_input_tokens_seen)$")
 TIME_SPLIT = "time/"
-PPO = ("ppo", "a2c", "reinforce")  # whose metrics pipeline/watching/journal.py explains
+PPO = ("ppo", "a2c", "reinforce")  # whose figures metrics.PPO explains
 
 
 class Curve(NamedTuple):
@@ -147,17 +148,8 @@ def x_axis(of: Sequence[Contestant]) -> str:
 
 
 def metric_meanings(algorithms: Collection[str]) -> dict[str, str]:
-    """The trainers' own lists of what they log. Imported here: a page about SFT alone needs no PPO."""
-    meanings = {}
-    if "ilql" in algorithms:
-        from pipeline.ilql.metrics import METRICS
-
-        meanings |= METRICS
-    if set(PPO) & set(algorithms):
-        from pipeline.watching.journal import METRICS
-
-        meanings |= METRICS
-    return meanings
+    """What the trainers of these algorithms log, by name."""
+    return (metrics.ILQL if "ilql" in algorithms else {}) | (metrics.PPO if set(PPO) & set(algorithms) else {})
 
 
 def meaning_of(name: str, meanings: dict[str, str]) -> str:

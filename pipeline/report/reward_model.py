@@ -14,8 +14,8 @@ from matplotlib.ticker import MultipleLocator
 
 from pipeline.report.charts import COLORS, INK, chart
 from pipeline.report.numbers import is_number
-from pipeline.runs import shapes
 from pipeline.runs.folder import SUMMARY
+from pipeline.safety import shapes
 from pipeline.safety.reading import read_json, read_lines
 from rewards.text import text_of
 
@@ -91,7 +91,7 @@ def confidence(margin: float) -> float:
 
 
 def calibration_points(bins: Sequence[dict[str, Any]]) -> list[Point]:
-    """The bins of `pipeline.stages.reward_model.calibrate` that hold pairs: mean confidence against share in right order."""
+    """The bins of `calibrate` that hold pairs: mean confidence against share in right order."""
     return [
         Point(b["confidence"], b["accuracy"], b["pairs"], f"{100 * b['from']:.0f}–{100 * b['to']:.0f} %")
         for b in bins

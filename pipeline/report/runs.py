@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.runs import shapes
 from pipeline.runs.folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics
+from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_json, read_text, read_yaml
 from pipeline.worlds import lower_is_better
 

@@ -10,7 +10,7 @@ from markupsafe import escape
 
 from pipeline.report import charts
 from pipeline.report.numbers import arrow, is_number, number
-from pipeline.runs import shapes
+from pipeline.safety import shapes
 from pipeline.safety.reading import read_lines
 
 SAMPLES = "samples.jsonl"

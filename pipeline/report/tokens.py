@@ -1,4 +1,4 @@
-"""Which token earned what: the section about `tokens.jsonl` and `shifts.json` (pipeline/stages/explain.py writes them).
+"""Which token earned what: the section about `tokens.jsonl` and `shifts.json` (stages/explain.py writes them).
 
 Every number of a token goes into the page once, as text; the color of each channel is a whole number from -100 to 100
 in a CSS variable, so that the page switches between channels without a script.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.runs import shapes
+from pipeline.safety import shapes
 from pipeline.safety.reading import read_json, read_lines
 from rewards.text import text_of
 

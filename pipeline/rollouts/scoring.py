@@ -64,3 +64,12 @@ class Scoring:
                 return scores
 
         return asked
+
+
+def weigh(scores_per_reward: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sum of what the reward functions returned. A reward that had nothing to say (NaN) is left out.
+
+    Args: scores_per_reward (B, F), weights (F,). Returns: scores (B,), scorable (B,) = at least one reward spoke.
+    """
+    scores = (scores_per_reward * weights).nansum(dim=1)
+    return scores, ~torch.isnan(scores_per_reward).all(dim=1)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import torch
@@ -25,7 +24,6 @@ from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY
 from pipeline.runs.folder import _agree, is_main
 
-HELP = "Address of a vLLM server that samples the rollouts, such as http://10.0.0.2:8000 (docs/scale.md)."
 # The server as the trainer needs it; {} is the base.
 COMMAND = (
     'VLLM_SERVER_DEV_MODE=1 vllm serve {} --weight-transfer-config \'{{"backend": "nccl"}}\' '
@@ -33,40 +31,6 @@ COMMAND = (
 )
 _RETRY = 2.0  # seconds between two looks at a server that is not up yet
 _QUANTISED = ("Params4bit", "Int8Params")
-
-
-def apply(config) -> None:
-    """Sets what TRL calls it: use_vllm, vllm_mode, vllm_server_base_url.
-
-    Raises:
-        UserError: what was given is no address, or contradicts other settings of vLLM.
-    """
-    address = config.vllm_server
-    if address is None:
-        return
-    try:
-        parts = urlsplit(address)
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        good = good and not (parts.query or parts.fragment or parts.username)
-    except ValueError:  # a port that is none
-        good = False
-    if not good:
-        raise UserError(f"vllm_server is {address!r}; give an address such as http://10.0.0.2:8000")
-    url = address.rstrip("/")
-    if config.vllm_server_base_url not in (None, url):
-        raise UserError(
-            f"vllm_server is {address}, but vllm_server_base_url is {config.vllm_server_base_url}: give one of them"
-        )
-    if config.use_transformers_continuous_batching:
-        raise UserError(
-            "vllm_server and use_transformers_continuous_batching are two ways to sample: give one of them"
-        )
-    # "colocate" is TRL's default: only together with use_vllm does it say what somebody wanted
-    if config.use_vllm and config.vllm_mode != "server":
-        raise UserError(
-            f"vllm_server is {address}, but vllm_mode is {config.vllm_mode}: set it to server, or leave it out"
-        )
-    config.use_vllm, config.vllm_mode, config.vllm_server_base_url = True, "server", url
 
 
 def check(config) -> None:

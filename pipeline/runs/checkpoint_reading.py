@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.models.folders import check_safetensors
+from pipeline.safety.weights import check_safetensors
 from pipeline.safety.reading import MESSAGES, NUMBER, read_json
 
 STATE = "trainer_state.json"

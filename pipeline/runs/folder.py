@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from pipeline import __version__
 from pipeline.runs import claim
-from pipeline.runs import shapes
+from pipeline.safety import shapes
 from pipeline.errors import UserError
 from pipeline.safety.reading import read_lines
 from pipeline.safety.redaction import is_secret

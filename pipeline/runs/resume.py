@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.runs import checkpoints
 from pipeline.errors import UserError
-from pipeline.models.folders import fingerprint
+from pipeline.safety.weights import fingerprint
 from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder, _agree, is_main, say, settings_of, versions
 
 LENGTH = ("max_steps", "num_train_epochs", "total_episodes")

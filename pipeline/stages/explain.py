@@ -26,8 +26,8 @@ from pipeline.exam.evaluation import Judged
 from pipeline.exam.exam import Exam, random_state_kept
 from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.ppo import math
-from pipeline.ppo.rollout import Rollout, judge, weigh
-from pipeline.rollouts.scoring import Scoring
+from pipeline.ppo.rollout import Rollout, judge
+from pipeline.rollouts.scoring import Scoring, weigh
 from rewards import token_ends
 from rewards.mixture import at_rest
 from rewards.text import text_of

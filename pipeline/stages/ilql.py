@@ -6,7 +6,6 @@ import torch
 
 from pipeline.config import DataArguments, ModelArguments, check
 from pipeline.errors import UserError
-from pipeline.eval.candidates import eos_token_ids
 from pipeline.exam.exam import ExamCallback, RewardArguments, random_state_kept
 from pipeline.hub.card import write_card
 from pipeline.ilql import data, memory
@@ -18,6 +17,7 @@ from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY
 from pipeline.models.folders import Stage, resolve_model
+from pipeline.models.generation import eos_token_ids
 from pipeline.report import SAMPLES, write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import say

@@ -1,10 +1,7 @@
 """Which stage runs under which launcher (docs/scale.md has the table); what is refused before anything is loaded."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-from transformers.integrations import deepspeed
+from collections.abc import Callable
 
 from pipeline.errors import UserError
 
@@ -65,18 +62,6 @@ def held_out_before(trainer, resumed: bool) -> Callable[[], dict]:
             del model._is_accelerate_prepared
         trainer.accelerator._models.clear()
     return lambda: found
-
-
-@contextmanager
-def read_whole() -> Iterator[None]:
-    """Inside, ZeRO-3 does not share out a model's weights while they are read (Accelerate 1.15 has it so even with
-    `zero3_init_flag: false`): the vocabulary is counted, and heads and adapters are put, on whole weights."""
-    found = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed._hf_deepspeed_config_weak_ref = None
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = found
 
 
 def shards_on_a_cpu() -> bool:

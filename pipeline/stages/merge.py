@@ -24,10 +24,11 @@ from pipeline.errors import UserError
 from pipeline.hub.card import write_card
 from pipeline.ilql.network import has_shift
 from pipeline.models import loading as models
-from pipeline.models.folders import ADAPTER_CONFIG, Stage, check_fingerprint, read_json, resolve_stage
+from pipeline.models.folders import Stage, check_fingerprint, resolve_stage
 from pipeline.runs import claim
 from pipeline.runs.folder import CONFIG, SUMMARY, RunFolder, say
 from pipeline.safety.reading import read_yaml
+from pipeline.safety.weights import ADAPTER_CONFIG, read_json
 
 # How far the merged model's outputs (log-probabilities of tokens, nats; scores) may be from the adapter's.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}

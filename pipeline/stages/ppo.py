@@ -1,22 +1,16 @@
 """The PPO stage: settings, data and adapters in; a better adapter, `summary.json`, samples and a report out."""
 
 import time
-from dataclasses import dataclass
 
-from pipeline.config import DataArguments, ModelArguments, RolloutDefaults
+from pipeline.config import DataArguments, ModelArguments
 from pipeline.exam.exam import RewardArguments
-from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.config import PPOStage
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.runs import claim
 from pipeline.stages import rl
 from pipeline.watching.reward_watch import RewardWatch
 
 __all__ = ["PPOStage", "RewardArguments", "run"]
-
-
-@dataclass
-class PPOStage(RolloutDefaults, PPOConfig):
-    """Settings of the PPO stage: TRL's `GRPOConfig` and PPO's own, with our defaults."""
 
 
 @claim.ends_with

@@ -23,7 +23,7 @@ from pipeline.hub import PushesResults
 from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
-from pipeline.models.folders import ADAPTER_WEIGHTS, Stage, fingerprint, resolve_model
+from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.provenance import hardware
 from pipeline.report import write_report
 from pipeline.runs import claim
@@ -31,6 +31,7 @@ from pipeline.runs.folder import is_main, say
 from pipeline.runs.resumable import Resumable
 from pipeline.runs.resume import open_run
 from pipeline.runs.stopping import graceful
+from pipeline.safety.weights import ADAPTER_WEIGHTS, fingerprint
 from pipeline.stages import launchers
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite

@@ -7,18 +7,17 @@ counted, the exam is taken on held-out prompts, and what is saved is one LoRA ad
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
-from pipeline.config import DataArguments, ModelArguments, RolloutDefaults, check, setting, steps_for
+from pipeline.config import DataArguments, GRPOStage, ModelArguments, RLOOStage
 from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
 from pipeline.models.adapters import POLICY, copy_adapter
-from pipeline.ppo.setup import sample_plainly
+from pipeline.models.generation import sample_plainly
 from pipeline.rollouts import vllm_server
 from pipeline.runs import claim
 from pipeline.runs.folder import say
@@ -31,52 +30,6 @@ from rewards import load_state, log_name_of, pays_tokens, state_of
 
 START = "ref"  # TRL's own name for the frozen copy of the adapter that the policy starts from
 _STATE = "stage_state.json"  # in a checkpoint
-
-
-@dataclass
-class GroupStage(RolloutDefaults):
-    """What GRPO and RLOO have in common with each other here, over TRL's own settings."""
-
-    total_episodes: int | None = setting(
-        None, "Completions to train on in all, rounded up to whole updates; sets max_steps."
-    )
-    missing_eos_penalty: float | None = setting(
-        None, "Score units taken off a completion that was cut at max_completion_length."
-    )
-
-    def __post_init__(self):
-        for key in ("total_episodes", "missing_eos_penalty"):
-            value = getattr(self, key)
-            check(value is None or value > 0, key, value, "a number above 0")
-        # a run's own config.yaml has both, of which TRL takes one
-        given = self.generation_batch_size
-        if self.steps_per_generation is not None:
-            self.generation_batch_size = None
-        once_an_update = self.logging_steps == 0
-        self.logging_steps = self.logging_steps or 1
-        super().__post_init__()
-        if given not in (None, self.generation_batch_size):
-            raise UserError(
-                f"generation_batch_size is {given}, but steps_per_generation {self.steps_per_generation} makes it "
-                f"{self.generation_batch_size}: give one of them."
-            )
-        steps_per_update = self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
-        if once_an_update:
-            self.logging_steps = max(1, steps_per_update)
-        if self.total_episodes is not None:
-            self.max_steps = steps_for(
-                self.total_episodes, self.generation_batch_size, steps_per_update, self.max_steps
-            )
-
-
-@dataclass
-class GRPOStage(GroupStage, GRPOConfig):
-    """Settings of GRPO: TRL's `GRPOConfig` with our defaults."""
-
-
-@dataclass
-class RLOOStage(GroupStage, RLOOConfig):
-    """Settings of RLOO: TRL's `RLOOConfig` with our defaults."""
 
 
 class Counted(SkipsNonFinite, ResumableRollouts, PushesResults):

@@ -1,6 +1,6 @@
 """What the exams of a run say, whatever its stage: one row an exam, `{step, kl, measure: value, ...}`.
 
-PPO, GRPO and RLOO write `heldout.jsonl` (pipeline/exam/exam.py): `score`, `rewards.<name>`, the referee's measures and the
+PPO, GRPO and RLOO write `heldout.jsonl` (exam/exam.py): `score`, `rewards.<name>`, the referee's measures and the
 corpus figures by their own names. SFT and the reward model evaluate into `metrics.jsonl` (`eval_loss` is `loss` here),
 and their summary has the last word: the reward model's `accuracy`, `margin` and `log_loss` stand there alone.
 """

@@ -146,14 +146,14 @@ def dataclasses_of(stage: str) -> tuple[type, ...]:
     from pipeline.exam.exam import RewardArguments
 
     if stage == "ppo":
-        from pipeline.stages.ppo import PPOStage
+        from pipeline.ppo.config import PPOStage
 
         return ModelArguments, DataArguments, RewardArguments, PPOStage
     if stage == "ilql":
         from pipeline.ilql.config import ILQLStage
 
         return ModelArguments, DataArguments, RewardArguments, ILQLStage
-    from pipeline.stages.trl_stage import GRPOStage, RLOOStage
+    from pipeline.config import GRPOStage, RLOOStage
 
     return ModelArguments, DataArguments, RewardArguments, GRPOStage if stage == "grpo" else RLOOStage
 

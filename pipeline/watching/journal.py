@@ -8,45 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-# name -> formula or meaning. Means are over the real tokens (or completions) of all processes since the last log.
-METRICS = {
-    "score": "mean over completions of the weighted sum of the rewards, before KL and missing-EOS penalties",
-    "score/<reward>": "mean over completions of what one reward function returned, unweighted",
-    "score_std": "standard deviation of the score over the completions of a rollout, missing-EOS penalty included",
-    "kl": "mean over completions of Σ_t kl_t against the reference, in nats, by `kl_estimator`, as penalised",
-    "kl_coef": "β of the KL penalty in this update",
-    "entropy": "mean over tokens of -Σ_a π(a) log π(a), in nats, at the sampling temperature",
-    "loss/policy": "mean over tokens of -min(ρA, clip(ρ, 1-ε, 1+ε)A)",
-    "loss/value": "mean over tokens of ½ max((V-R)², (clip(V, V_old ± cliprange_value)-R)²)",
-    "clip_fraction/policy": "share of tokens whose ratio was clipped (no gradient)",
-    "clip_fraction/value": "share of tokens whose value was clipped",
-    "approx_kl": "mean over tokens of ρ - 1 - log ρ, in nats: how far the update moved from the sampling policy",
-    "ratio": "mean over tokens of ρ = π/π_old",
-    "ratio/max": "largest ρ",
-    "ratio/first": "mean over tokens of abs(ρ - 1) in the first step on a rollout: 0 but for rounding",
-    "replay/weight": "mean over tokens of earlier rollouts of min(2, π/π_sampled), with `replay` only",
-    "explained_variance": "1 - Var(R - V)/Var(R) of the critic before the update",
-    "values": "mean over tokens of V before the update",
-    "returns": "mean over tokens of R = A + V, before whitening",
-    "length/mean": "mean tokens that the policy sampled in a completion, end-of-text token included",
-    "length/min": "shortest completion, tokens",
-    "length/max": "longest completion, tokens",
-    "finished": "share of completions that ended with an end-of-text token (the others were cut at the limit)",
-    "repetition": "mean over completions of the share of token trigrams that stood earlier in the same completion",
-    "episodes": "completions sampled so far",
-    "tokens": "completion tokens sampled so far",
-    "tokens_per_second": "completion tokens of the update / wall time of the update, all processes together",
-    "time/generation": "seconds an update in sampling completions (per process)",
-    "time/scoring": "seconds an update in reward functions",
-    "time/forward": "seconds an update in log-probabilities and values of the rollout",
-    "time/training": "seconds an update in forward and backward passes of the PPO epochs",
-    "grad_norm": "norm of the whole gradient of the last step, before clipping",
-    "learning_rate": "learning rate of the policy in the last step",
-    "loss": "what was minimised: loss/policy + vf_coef · loss/value - entropy_coef · entropy",
-    "skipped_steps": "optimizer steps since the last log that were not made: loss or gradient was NaN or infinite",
-    "epoch": "passes over the prompts",
-}
-
 
 def repetition(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """1 - distinct trigrams / trigrams of the tokens of each completion, in [0, 1); 0 below three tokens.

@@ -4,39 +4,17 @@ Transformers sends the figures, TRL the table of completions to wandb and tracki
 when a package is missing, TensorBoard's files in the run folder, and the completions as text in TensorBoard.
 """
 
-import importlib.util
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from pipeline.errors import UserError
 from pipeline.watching.terminal import visible
 from rewards import text_of
 
 TENSORBOARD = "tensorboard"  # the folder in the run folder
-PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
 ROWS = 8  # completions of an update that TensorBoard shows
 _AS_TEXT = {ord(sign): f"&#{ord(sign)};" for sign in "&<>\\`*_[]()#|~!"} | {ord("\n"): "<br>"}
-
-
-def asked_for(report_to: None | str | list[str]) -> list[str]:
-    """The trackers that a value of `report_to` names; none for None, "none" and an empty list.
-
-    Raises:
-        UserError: there is no such tracker, or its package is not installed.
-    """
-    names = [report_to] if isinstance(report_to, str) else list(report_to or [])
-    names = [name for name in names if name != "none"]
-    for name in names:
-        if name not in (*INTEGRATION_TO_CALLBACK, "all"):
-            known = ", ".join(["none", *PACKAGES, *(k for k in INTEGRATION_TO_CALLBACK if k not in PACKAGES)])
-            raise UserError(f"report_to: there is no tracker {name!r}; take one of {known}")
-        packages = PACKAGES.get(name, ())
-        if packages and not any(importlib.util.find_spec(package) for package in packages):
-            raise UserError(f"report_to: {name} needs a package that is not installed: pip install {packages[0]}")
-    return names
 
 
 def connect(trainer: Trainer) -> None:

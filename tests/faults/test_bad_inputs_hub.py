@@ -1,4 +1,4 @@
-"""A Hub that will not do, through the front door, against the real client and a small server (tests/support/hub_server.py)."""
+"""A Hub that will not do, through the front door, against the real client and a small server (hub_server.py)."""
 
 import json
 

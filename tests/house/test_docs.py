@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.watching.journal import METRICS
+from pipeline.watching.metrics import PPO as METRICS
 from rewards import build_rewards
 from rewards.base import REGISTRY
 

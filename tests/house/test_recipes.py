@@ -21,12 +21,13 @@ def settings_for(stage: str) -> tuple[type, ...]:
     if stage == "reward":
         return ModelArguments, DataArguments, RewardStage
     if stage == "ppo":
-        from pipeline.stages.ppo import PPOStage, RewardArguments
+        from pipeline.ppo.config import PPOStage
+        from pipeline.stages.ppo import RewardArguments
 
         return ModelArguments, DataArguments, RewardArguments, PPOStage
     if stage in ("grpo", "rloo"):
+        from pipeline.config import GRPOStage, RLOOStage
         from pipeline.exam.exam import RewardArguments
-        from pipeline.stages.trl_stage import GRPOStage, RLOOStage
 
         return ModelArguments, DataArguments, RewardArguments, GRPOStage if stage == "grpo" else RLOOStage
     if stage == "ilql":

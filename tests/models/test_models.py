@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
 from pipeline.models import loading as models
-from pipeline.models.folders import fingerprint, resolve_model, resolve_stage
+from pipeline.models.folders import resolve_model, resolve_stage
+from pipeline.safety.weights import fingerprint
 
 
 def make_adapter(base, path, value: float = 0.01, scores: bool = False, **settings):

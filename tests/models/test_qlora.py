@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
 from pipeline.models import loading as models
+from pipeline.ppo.config import PPOStage
 from pipeline.stages import ppo as ppo_stage
 from pipeline.stages import reward_model, sft
-from pipeline.stages.ppo import PPOStage, RewardArguments
+from pipeline.stages.ppo import RewardArguments
 from rewards import build_rewards
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

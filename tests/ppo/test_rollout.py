@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline.ppo import batches
 from pipeline.ppo.batches import CRITIC_STATES, Part, pack, parts, tokens_a_pass
-from pipeline.ppo.rollout import weigh
+from pipeline.rollouts.scoring import weigh
 
 
 def test_a_silent_reward_is_left_out_of_the_sum():

@@ -16,12 +16,12 @@ from toy import EOS
 from transformers import LlamaForCausalLM
 from trl.generation import vllm_client, vllm_generation
 
+from pipeline.config import GRPOStage, RLOOStage
 from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY
 from pipeline.models.quantized import never_repack
+from pipeline.ppo.config import PPOStage
 from pipeline.rollouts import vllm_server
-from pipeline.stages.ppo import PPOStage
-from pipeline.stages.trl_stage import GRPOStage, RLOOStage
 
 GOOD = {"weight_transfer_config": {"backend": "nccl"}, "model_config": {"logprobs_mode": "processed_logprobs"}}
 SMALL = {"per_device_train_batch_size": 2, "use_cpu": True, "bf16": False}

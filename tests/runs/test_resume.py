@@ -18,7 +18,7 @@ from pipeline.stages import sft
 from pipeline.runs import stopping
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.errors import UserError
-from pipeline.stages.ppo import PPOStage
+from pipeline.ppo.config import PPOStage
 from pipeline.runs.folder import RunFolder, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,6 @@
 """No request leaves the machine: the commands of a short run behind a wall, as a person has them, not offline.
 
-The wall is `tests/support/netguard/sitecustomize.py` in each process: a look-up of a name, or a connection to anything but
+The wall is `netguard/sitecustomize.py` in each process: a look-up of a name, or a connection to anything but
 this machine, is refused and written down with the code that asked for it.
 """
 

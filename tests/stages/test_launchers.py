@@ -26,8 +26,8 @@ from pipeline.errors import UserError
 from pipeline.memory import estimate as memory
 from pipeline.memory import scale
 from pipeline.memory.estimate import Adapter, Architecture, Precision
+from pipeline.ppo.config import PPOStage
 from pipeline.stages import launchers, sft
-from pipeline.stages.ppo import PPOStage
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}

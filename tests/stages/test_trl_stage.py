@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from pipeline.cli import parse
-from pipeline.config import DataArguments, ModelArguments
+from pipeline.config import DataArguments, GRPOStage, ModelArguments, RLOOStage
 from pipeline.errors import UserError
 from pipeline.exam.exam import Exam, RewardArguments
 from pipeline.runs.folder import HELDOUT, read_heldout
 from pipeline.stages import trl_stage
-from pipeline.stages.trl_stage import GRPOStage, MissingEOS, RLOOStage
+from pipeline.stages.trl_stage import MissingEOS
 
 SETTINGS = {
     "use_cpu": True,

@@ -1,7 +1,7 @@
 """Loaders against broken files: `make fuzz ARGS="--cases 20000 --seed 0"`, or `python tests/tools/fuzz.py`.
 
-A case is a set of good files of which one or two were changed (tests/tools/fuzz_mutations.py), given to one of our loaders
-(tests/tools/fuzz_loaders.py). It may load, or be refused with one sentence (UserError, RewardError). All else is a
+A case is a set of good files of which one or two were changed (fuzz_mutations.py), given to one of our loaders
+(fuzz_loaders.py). It may load, or be refused with one sentence (UserError, RewardError). All else is a
 violation: another exception, more than 10 seconds, memory beyond the limit, a process that dies, or code that runs.
 The case is then kept in runs/fuzz/case-<number>, and `--only <number>` runs it again.
 

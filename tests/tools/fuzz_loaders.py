@@ -17,7 +17,7 @@ from conftest import build_model, build_tokenizer
 
 from pipeline import cli, judging
 from pipeline.chat import speakers
-from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
+from pipeline.config import DataArguments, GRPOStage, ModelArguments, RewardStage, SFTStage
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.eval.candidates import read_candidates
@@ -31,13 +31,12 @@ from pipeline.judging.verdicts import Verdicts
 from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY
 from pipeline.models.folders import resolve_model
+from pipeline.ppo.config import PPOStage
 from pipeline.report import charts, write_comparison, write_report
 from pipeline.runs import checkpoint_reading
 from pipeline.runs.folder import settings_of
 from pipeline.stages import merge
 from pipeline.stages.merge import MergeArguments
-from pipeline.stages.ppo import PPOStage
-from pipeline.stages.trl_stage import GRPOStage
 from rewards import Learned, Perplexity, build_rewards
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -141,7 +141,7 @@ def table(rows: list[tuple[int, str, str, str | None]]) -> str:
     lines = [
         "# Wrong edits that the tests must catch",
         "",
-        "`make mutants` applies the edits of `tests/tools/mutants.yaml` one at a time in a scratch copy, runs the quick",
+        "`make mutants` applies the edits of `mutants.yaml` one at a time in a scratch copy, runs the quick",
         f"tests of PPO until one fails, and writes this table. Caught: {caught} of {len(rows)}.",
         "",
         "| | in `pipeline/` | wrong edit | first test that fails |",

@@ -2,7 +2,7 @@
 
 python tests/tools/soak.py [--updates 1000] [--output runs/soak] [--model runs/tiny/base]
 
-It trains `--model`, or the toy of tests/support/toy.py (nine tokens, two layers), with short completions, and all that the
+It trains `--model`, or the toy of toy.py (nine tokens, two layers), with short completions, and all that the
 stage does beside: exams on held-out prompts, checkpoints, watchers, metrics, the lines of the terminal. What is held,
 at the end:
 

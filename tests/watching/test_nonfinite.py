@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
 from trl import RewardConfig, SFTConfig
 
+from pipeline.config import GRPOStage
 from pipeline.errors import UserError
 from pipeline.stages.reward_model import Reward
 from pipeline.stages.sft import SFT
-from pipeline.stages.trl_stage import CountedGRPO, GRPOStage
+from pipeline.stages.trl_stage import CountedGRPO
 from pipeline.watching.watch import read_warnings
 
 # Its square is above 3.4e38, float32's largest number, so the value loss is infinite; its gradient is not.

@@ -9,7 +9,8 @@ import toy
 from datasets import Dataset
 from toy import ANSWERS
 
-from pipeline.watching.journal import METRICS, repetition
+from pipeline.watching.journal import repetition
+from pipeline.watching.metrics import PPO as METRICS
 from rewards import build_rewards
 
 # what Trainer adds to the last log of a run

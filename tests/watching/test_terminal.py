@@ -18,8 +18,8 @@ from transformers import TrainerControl, TrainerState
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
 from pipeline.errors import UserError
+from pipeline.ppo.config import PPOStage
 from pipeline.stages import reward_model, sft
-from pipeline.stages.ppo import PPOStage
 from pipeline.watching import terminal
 
 NASTY = "\x1b[2J\x1b]0;owned\x07[bold]wide 東京[/bold] :smile: \u202etxt\x9b31m"

@@ -11,13 +11,12 @@ from test_exam import prompts_file, run_ppo
 from toy import ANSWERS
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
+from pipeline.config import DataArguments, GRPOStage, ModelArguments, RewardStage, SFTStage, trackers_of
 from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments
+from pipeline.ppo.config import PPOStage
 from pipeline.runs.folder import read_metrics
 from pipeline.stages import reward_model, sft, trl_stage
-from pipeline.stages.ppo import PPOStage
-from pipeline.stages.trl_stage import GRPOStage
 from pipeline.watching import trackers
 
 COMMON = {"use_cpu": True, "bf16": False, "save_strategy": "no"}
@@ -133,7 +132,7 @@ def test_the_environment_may_name_another_folder(tmp_path, monkeypatch):
     [(None, []), ("none", []), (["none"], []), ([], []), ("tensorboard", ["tensorboard"]), ("mlflow", ["mlflow"])],
 )
 def test_values_of_report_to(value, names):
-    assert trackers.asked_for(value) == names
+    assert trackers_of(value) == names
 
 
 @pytest.mark.parametrize("kind", [SFTStage, RewardStage, PPOStage, GRPOStage])
@@ -164,7 +163,7 @@ def test_a_misspelt_tracker_is_refused_with_the_real_ones():
 
 
 def test_without_a_tracker_nobody_listens_but_ourselves(tmp_path):
-    trainer = toy.make_trainer(tmp_path, report_to=trackers.asked_for("none"))
+    trainer = toy.make_trainer(tmp_path, report_to=trackers_of("none"))
     trackers.connect(trainer)
     listening = {type(callback) for callback in trainer.callback_handler.callbacks}
     assert not listening & set(INTEGRATION_TO_CALLBACK.values()) and len(listening) > 1

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.models import folders
-from pipeline.models.folders import ADAPTER_CONFIG
 from pipeline.models.provenance import hub_model
 from pipeline.report import SAMPLES
-from pipeline.runs import shapes
 from pipeline.runs.folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics
+from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_json, read_lines, read_yaml
+from pipeline.safety.weights import ADAPTER_CONFIG
 
 METHODS = ("ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")
 

@@ -1,6 +1,6 @@
 """One stage as its recipe runs it; each process writes a digest of the weights that it has trained.
 
-`accelerate launch --config_file recipes/accelerate/cpu2.yaml tests/support/distributed/stages.py ppo --config some.yaml`
+`accelerate launch --config_file recipes/accelerate/cpu2.yaml stages.py ppo --config some.yaml`
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What stands in the files of a run folder, in the language of pipeline/safety/reading.py. Readers rely on nothing else."""
+"""What stands in the files of a run folder, in the language of reading.py. Readers rely on nothing else."""
 
 from pipeline.safety.reading import MESSAGES, NUMBER, TEXT
 

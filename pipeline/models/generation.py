@@ -1,0 +1,37 @@
+"""How a model generates here: what ends a completion, plain sampling, positions that padding does not shift."""
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig
+
+
+def eos_token_ids(model: torch.nn.Module, tokenizer) -> list[int]:
+    """The tokens that end a completion, as in training: the tokenizer's and those of the model's generation_config."""
+    named = model.generation_config.eos_token_id
+    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
+
+
+def sample_plainly(model, eos_token_ids, tokenizer):
+    """Takes repetition penalties, forced tokens and the like of the model's own generation_config out of the rollouts.
+
+    They would change the sampled distribution, and the log-probabilities would be of another one.
+    """
+    model.get_base_model().generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos_token_ids, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def count_positions_from_the_mask(model: PeftModel) -> None:
+    """Left padding must not shift positions: the first real token is at 0, as in generation."""
+    base = model.get_base_model()
+    getattr(base, base.base_model_prefix).register_forward_pre_hook(_add_positions, with_kwargs=True)
+
+
+def _add_positions(module, args, kwargs):
+    mask, read = kwargs.get("attention_mask"), kwargs.get("input_ids")
+    read = kwargs.get("inputs_embeds") if read is None else read
+    plain = isinstance(mask, torch.Tensor) and read is not None and mask.shape == read.shape[:2]
+    if plain and kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return args, kwargs

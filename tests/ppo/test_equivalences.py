@@ -26,7 +26,8 @@ from toy import EOS
 from pipeline.models.adapters import CRITIC, POLICY
 from pipeline.ppo import PPOTrainer
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 PROMPTS = [*toy.PROMPTS, "d", "ec", "cde", "edcc", "a", "ac", "de", "dceb"]  # two rollouts
 TOLERANCE, MOVED = 5e-6, 2e-3
 KINDS = {
@@ -135,8 +136,8 @@ def test_accumulation_is_a_larger_batch_when_trl_samples(tmp_path):
 def launch(folder: Path, *launcher: str) -> list[dict]:
     """Runs tests/support/distributed/equivalences.py by `python -m <launcher>`; what each process wrote."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", *launcher, str(HERE / "distributed" / "equivalences.py"), str(folder)]
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support", TESTS / "ppo"))), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", *launcher, str(TESTS / "support" / "distributed" / "equivalences.py"), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
@@ -219,7 +220,7 @@ def test_another_seed_gives_other_bits(tmp_path, plain):
 
 
 def test_accelerate_launch_is_plain_python(tmp_path, plain):
-    file = HERE.parent / "recipes" / "accelerate" / "cpu.yaml"
+    file = ROOT / "recipes" / "accelerate" / "cpu.yaml"
     [report] = launch(tmp_path, "accelerate.commands.launch", "--config_file", str(file))
     same_bits(report["start and end"], plain)
 

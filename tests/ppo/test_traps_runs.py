@@ -20,7 +20,8 @@ from pipeline.ppo import PPOConfig
 from pipeline.ppo.config import _REFUSED
 from rewards import build_rewards
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 
 
 def close(a, b, **tolerance):
@@ -33,9 +34,9 @@ def two_processes(tmp_path_factory) -> Path:
     """One run of tests/support/distributed/two_processes.py under torchrun; the folder with what it wrote."""
     folder = tmp_path_factory.mktemp("distributed")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support"))), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(HERE / "distributed" / "two_processes.py"), str(folder)],
+        [*command, str(TESTS / "support" / "distributed" / "two_processes.py"), str(folder)],
         env=environment,
         capture_output=True,
         text=True,

@@ -20,7 +20,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = ROOT / "tests" / "MUTATIONS.md"
+HERE = Path(__file__).resolve().parent
+TABLE = HERE / "MUTATIONS.md"
 # Quick ones first: a mutant is done with at the first test that fails.
 TESTS = (
     "ppo_math rollout second_opinion algorithms estimator critic adapters traps_rollout traps ppo_trainer ppo_logs "
@@ -58,7 +59,7 @@ def main(chosen: list[int]) -> int:
 
 def read_mutants() -> list[dict[str, str]]:
     """The edits of tests/tools/mutants.yaml. SystemExit with a sentence where one no longer fits the code."""
-    mutants = yaml.safe_load((ROOT / "tests" / "mutants.yaml").read_text(encoding="utf-8"))
+    mutants = yaml.safe_load((HERE / "mutants.yaml").read_text(encoding="utf-8"))
     for mutant in mutants:
         count = (ROOT / "pipeline" / mutant["file"]).read_text(encoding="utf-8").count(mutant["old"])
         if count != 1:
@@ -112,14 +113,16 @@ def _run_tests(copy: Path, begin: str | None) -> str:
 
     os.chdir(copy)
     os.environ["PYTHONPATH"] = str(copy)  # of the processes that tests start
-    sys.path[:] = [str(copy), str(copy / "tests"), *(p for p in sys.path if p not in (str(ROOT), str(ROOT / "tests")))]
+    ours = {str(ROOT), *(str(folder) for folder in (ROOT / "tests").rglob("*"))}
+    sys.path[:] = [str(copy), *(p for p in sys.path if p not in ours)]  # pytest puts the folders of the copy there
     first = First()
-    files = [f"tests/test_{name}.py" for name in dict.fromkeys([*filter(None, [begin]), *TESTS])]
+    names = dict.fromkeys([*filter(None, [begin]), *TESTS])
+    files = [str(next(copy.glob(f"tests/*/test_{name}.py")).relative_to(copy)) for name in names]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         status = pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *files], plugins=[first])
     if status not in (0, 1) and not first.failed:
         return f"pytest ended with {status!r}"
-    return first.failed.removeprefix("tests/")
+    return first.failed.rpartition("/")[2]
 
 
 def _import_libraries() -> None:

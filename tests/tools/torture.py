@@ -28,7 +28,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 ENVIRONMENT = {
     **{"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"},
     **{"ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)},

@@ -1,5 +1,8 @@
 """People as judges: a small local page that shows two completions blind and takes 1, 2 or tie.
 
+May import: data, exam and below.
+Begin with: stage.py.
+
 | file | what |
 |---|---|
 | `stage.py` | the settings and the steps of `recipes/judge.py` |

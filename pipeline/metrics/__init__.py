@@ -1,4 +1,8 @@
-"""Metrics as modules of the `evaluate` library, shipped here because `evaluate.load("bleu")` needs the network."""
+"""Metrics as modules of the `evaluate` library, shipped here because `evaluate.load("bleu")` needs the network.
+
+May import: errors, rewards.
+Begin with: bleu/bleu.py.
+"""
 
 from pathlib import Path
 

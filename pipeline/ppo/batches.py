@@ -81,6 +81,14 @@ def parts(prompt_mask: Tensor, completion_mask: Tensor, size: int, a_pass: float
         yield Part(order[first:end], max(prompt[first:end]), tokens[end - 1])
 
 
+def in_parts(batch: dict, a_pass: float) -> list[dict]:
+    """A micro-batch in parts of like length, whose losses add up to its own."""
+    size = len(batch["completion_mask"])
+    if not has_rows_alone(batch, size):
+        return [batch]
+    return [part.cut(batch) for part in parts(batch["prompt_mask"], batch["completion_mask"], size, a_pass)]
+
+
 def _round_up(count: int, most: int) -> int:
     """To a whole number of `_COLUMNS`, but no more columns than there are, and at least one."""
     return min(max(_COLUMNS, -(-count // _COLUMNS) * _COLUMNS), max(most, 1))

@@ -47,7 +47,8 @@ _ONE_EPOCH = {"num_iterations": "it makes one epoch over each rollout"}
 _NO_CLIPPING = dict.fromkeys(("epsilon", "epsilon_high", "cliprange_value"), "it clips nothing")
 _NO_BASELINE = {"baseline": "its baseline is the critic"}
 _NO_CRITIC = dict.fromkeys(
-    ("lam", "vf_coef", "critic_path", "critic_layers", "critic_warmup", "critic_learning_rate"), "it has no critic"
+    ("advantage", "lam", "vf_coef", "critic_path", "critic_layers", "critic_warmup", "critic_learning_rate"),
+    "it has no critic",
 )
 _CONTRADICTS = {
     "ppo": _NO_BASELINE,
@@ -128,6 +129,12 @@ class PPOConfig(GRPOConfig):
         metadata={
             "help": "Clip range of the values around the old ones, in score units; none: no clip, a cold critic "
             "has far to go (TRL 1.12 had 0.2)."
+        },
+    )
+    advantage: str = field(
+        default="gae",
+        metadata={
+            "help": "Advantage estimator: gae, or module:function of your own (pipeline/ppo/math.py has the contract)."
         },
     )
     whiten_advantages: bool | None = field(
@@ -228,6 +235,11 @@ class PPOConfig(GRPOConfig):
         if self.kl_estimator not in KL_ESTIMATORS:
             raise UserError(f"kl_estimator is {self.kl_estimator!r}; choose one of {', '.join(KL_ESTIMATORS)}.")
         self._validate_algorithm()
+        module, _, function = self.advantage.partition(":")
+        if self.advantage != "gae" and not (module and function.isidentifier()):
+            raise UserError(
+                f"advantage is {self.advantage!r}; give gae, or a function of your own as module:function."
+            )
         counts = "num_iterations num_mini_batches num_generations gradient_accumulation_steps max_completion_length"
         for name in counts.split():
             if getattr(self, name) is None or getattr(self, name) < 1:

@@ -1,10 +1,33 @@
 """The formulas of PPO as pure functions of tensors.
 
-Conventions, stated once. Every tensor is (B, T): row = one completion, column t = its t-th token.
-`mask` is 1 where the policy sampled the token and 0 elsewhere (padding, tool results); a masked token carries no
-reward, value or gradient, and the recursions pass over it as if it were not there.
-`values[:, t]` is V of the state *before* token t; `rewards[:, t]` is paid *for* token t; V after the last real token
-is 0. Log-probabilities and KL are in nats, values and rewards in score units.
+The contract. B = completions, T = tokens of the longest; row = one completion, column t = its t-th token.
+
+| argument | shape | meaning |
+|---|---|---|
+| `mask` | (B, T) | 1 = the policy sampled this token; 0 = padding, or what a tool wrote |
+| `scores` | (B,) | weighted sum of the rewards of a completion, penalties included, in score units |
+| `rewards` | (B, T) | what is paid *for* token t, KL penalty included, in score units |
+| `instant` | (B, T) | what the reward functions paid at token t, in score units |
+| `values` | (B, T) | V of the state *before* token t, in score units; V after the last real token is 0 |
+| `logprobs`, `old_logprobs`, `ref_logprobs` | (B, T) | log π(token t) now, at sampling, by the reference, in nats |
+| `kl` | (B, T) | estimate of the KL against the reference at token t, in nats |
+| `advantages` | (B, T) | how much better than expected token t was, in score units (or whitened) |
+| `returns` | (B, T) | what the critic regresses on: advantages + values, before whitening, in score units |
+| `reduce_sum` | tensor -> tensor | adds a tensor over all processes |
+
+A masked token carries no reward, value or gradient, and the recursions pass over it as if it were not there.
+
+An advantage estimator of one's own is a function of such tensors; `advantage: mymodule:monte_carlo` in the YAML takes
+it in the place of `gae`:
+
+    def monte_carlo(rewards, values, mask, gamma, lam):
+        # What was paid from here on, less what the critic expected; both (B, T), 0 where mask is 0
+        to_come, returns = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards)
+        for t in reversed(range(rewards.shape[1])):
+            real = mask[:, t].bool()
+            to_come = torch.where(real, rewards[:, t] + gamma * to_come, to_come)
+            returns[:, t] = torch.where(real, to_come, 0)
+        return (returns - values) * mask, returns
 """
 
 import torch

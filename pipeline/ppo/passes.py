@@ -13,23 +13,22 @@ _READ = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 class Passes:
     """The forward passes of `PPOTrainer`; it has the adapters, the critic and the layer tails that they need."""
 
-    def _logprobs_and_values(self, batch, ref_logprobs=None):
-        """Log-probabilities of policy and reference, and values; each (B, T), 0 at padding.
-
-        What enters the critic's first trained layer is put into `batch`, for the epochs to begin there.
-        """
+    def _old_and_ref_logprobs(self, batch, ref_logprobs=None):
+        """Log-probabilities of the sampled tokens by the policy as it is now and by the reference; (B, T) each."""
         size = self.args.per_device_train_batch_size
-        old_logprobs = batch.get("old_per_token_logps")
+        old_logprobs = batch.get("old_per_token_logps")  # TRL has them where its sampler's differ from ours
         if old_logprobs is None:
             old_logprobs = self._logprobs(self.model, batch, batch_size=size)[0]
         if ref_logprobs is None:
             with use_adapter(self.model, self.reference_adapter):
                 ref_logprobs = self._logprobs(self.model, batch, batch_size=size)[0]
-        values = torch.zeros_like(old_logprobs) if self.critic is None else self._values(batch)
-        return old_logprobs, ref_logprobs, values
+        return old_logprobs, ref_logprobs
 
     def _values(self, batch):
-        """V before each token, (B, T)."""
+        """V before each token, (B, T), 0 at padding; and what enters the critic's first trained layer, (B, P+T, H).
+
+        The epochs begin there. None where every layer is trained.
+        """
         size, known, found, states = self.args.per_device_train_batch_size, CRITIC_STATES in batch, None, None
         shape, prompt = batch["completion_mask"].shape, batch["prompt_mask"].shape[1]
         for part in parts(batch["prompt_mask"], batch["completion_mask"], size, self._a_pass):
@@ -45,9 +44,7 @@ class Passes:
                 if states is None:
                     states = entering.new_zeros(shape[0], prompt + shape[1], entering.shape[-1])
                 states[part.rows, prompt - part.prompt : prompt + part.tokens] = entering
-        if states is not None:
-            batch[CRITIC_STATES] = states
-        return found
+        return found, states
 
     def _reading(self, num_tokens):
         """Inside, only completions of `num_tokens` are read, each token from the position before it."""

@@ -38,13 +38,16 @@ def is_finished(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids: 
     return torch.isin(last_ids, torch.tensor(eos_token_ids, device=completion_ids.device))
 
 
-def judge(rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t, baseline=None) -> Experience:
+def judge(
+    rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t, baseline=None, advantage=math.gae
+) -> Experience:
     """Scores, KL and values -> rewards, advantages, returns, as numbered in Schulman et al. 2016 and 2017.
 
     Args:
         config: PPOConfig (algorithm, kl_estimator, gamma, lam, whiten_rewards, whiten_advantages).
         reduce_sum: adds a tensor over all processes; whitening spans them all.
-        baseline: for REINFORCE: a function of the returns of whole completions, (B,) -> (B,), that is taken off.
+        baseline: for REINFORCE: a function of the returns of whole completions, (B,) -> (B,), that is subtracted.
+        advantage: the advantage estimator of PPO and A2C, a function like `math.gae`.
     """
     mask = rollout.loss_mask
     # 1. the price of leaving the reference
@@ -61,7 +64,7 @@ def judge(rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t, base
         )  # at the first real token
         advantages = returns if baseline is None else torch.where(mask.bool(), returns - baseline(total)[:, None], 0)
     else:
-        advantages, returns = math.gae(rewards, rollout.values, mask, config.gamma, config.lam)
+        advantages, returns = advantage(rewards, rollout.values, mask, config.gamma, config.lam)
     # 4. one scale for every batch
     if config.whiten_advantages:
         advantages = math.whiten(advantages, mask, *math.moments(advantages, mask, reduce_sum))

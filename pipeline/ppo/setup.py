@@ -1,14 +1,20 @@
 """What PPO does to the model, and asks of model and data, before it trains."""
 
 import copy
+import importlib
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from pipeline.errors import UserError
-from pipeline.models.adapters import POLICY, checkpoint_contexts
+from pipeline.models.adapters import CRITIC, POLICY, checkpoint_contexts
 from pipeline.models.quantized import never_repack
+from pipeline.ppo import math
 
 
 def with_policy_adapter(model, peft_config, args) -> PeftModel:
@@ -33,6 +39,31 @@ def with_policy_adapter(model, peft_config, args) -> PeftModel:
         return model
     peft_config = peft_config or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, peft_config)
+
+
+def advantage_estimator(name: str) -> Callable:
+    """The function that the setting `advantage` names: `gae`, or the user's own `module:function` (contract: math.py).
+
+    Raises:
+        UserError: there is no such function, or what it returns of a small batch is not two tensors of its shape.
+    """
+    if name == "gae":
+        return math.gae
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # a launched script has its own folder on the path, not the current one
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+        zeros = torch.zeros(2, 3)
+        found = function(zeros, zeros, torch.ones(2, 3), 1.0, 0.95)
+    except Exception as error:
+        raise UserError(f"advantage is {name!r}, which fails: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, tuple) and [getattr(x, "shape", None) for x in found] == [zeros.shape] * 2):
+        raise UserError(
+            f"advantage is {name!r}, which must return two tensors of the shape (B, T) of the rewards: advantages and "
+            "returns (pipeline/ppo/math.py has the contract)"
+        )
+    return function
 
 
 def check_prompts(dataset, args) -> None:
@@ -80,3 +111,15 @@ def switch_dropout_off(model) -> None:
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def with_critic_rate(optimizer, model, args):
+    """The optimizer with the critic (adapter and value head) in groups of its own, at `critic_learning_rate`."""
+    if args.critic_learning_rate is not None and len(optimizer.param_groups) <= 2:
+        names = {CRITIC, "value_head"}
+        critic = {id(p) for n, p in model.named_parameters() if names & set(n.split("."))}
+        for group in list(optimizer.param_groups):
+            theirs = [p for p in group["params"] if id(p) in critic]
+            group["params"] = [p for p in group["params"] if id(p) not in critic]
+            optimizer.param_groups.append({**group, "params": theirs, "lr": args.critic_learning_rate})
+    return optimizer

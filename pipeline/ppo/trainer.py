@@ -1,11 +1,16 @@
 """PPOTrainer: TRL's GRPOTrainer carries prompts, generation, rewards, distribution and checkpoints; what makes it PPO
 (critic, KL penalty in the reward, GAE, value loss) is here.
 
+One update reads from top to bottom: `_generate_and_score_completions` makes a rollout and what was learned from it
+(`experience.py`), `_prepare_inputs` hands it out in mini-batches, `training_step` goes forward and backward on one
+micro-batch. The formulas are in `math.py`; everything else beside it is housekeeping.
+
 What is relied on of TRL is private there, so it is pinned to one minor version and held by
 tests/ppo/test_trl_contract.py.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,30 +25,25 @@ from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lean import lean
 from pipeline.models.trunk import Tail, Trunk
-from pipeline.ppo import baseline, checkpoint, math, setup
-from pipeline.ppo.batches import tokens_a_pass
+from pipeline.ppo import baseline, checkpoint, logs, math, setup
+from pipeline.ppo.batches import CRITIC_STATES, in_parts, pack, tokens_a_pass
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
-from pipeline.ppo.passes import Passes
+from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.rollout import Rollout, is_finished, judge
 from pipeline.ppo.scorer import put_on_base
-from pipeline.ppo.update import Update
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_reading import from_checkpoint
 from pipeline.runs.resumable import ResumableRollouts
-from pipeline.watching.journal import Journal, repetition
+from pipeline.watching.journal import Journal
 from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards import set_training
 
-# GRPO's own statistics (of groups that PPO has not), and those that are logged here under the names of METRICS
-_NOT_LOGGED = {"reward", "reward_std", "frac_reward_zero_std", "num_tokens", "step_time"}
-_NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
 
-
-class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, GRPOTrainer):
+class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, GRPOTrainer):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:
@@ -87,6 +87,7 @@ class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, Pus
         self._no_prompts = train_dataset is None
         if not self._no_prompts:
             setup.check_prompts(train_dataset, args)
+        self.advantage = setup.advantage_estimator(args.advantage)
         set_seed(args.seed)  # before adapters are made, so that they are the same on every process and in every run
         starts_from_adapter = isinstance(model, PeftModel)
         model = setup.with_policy_adapter(model, peft_config, args)
@@ -121,28 +122,25 @@ class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, Pus
         sample_plainly(model, self.eos_token_ids, self._tokenizer)
         count_positions_from_the_mask(model)
         send_merged(self)
-        self._one_by_one = False  # whether policy and critic go backward one after the other
-        self._last: dict | None = None  # the part of a micro-batch whose critic comes after the policy
         self.kl_coef = args.kl_coef
         self.baseline = baseline.build(args.baseline, self.accelerator)
         self.replay = Replay(args.replay)
         self.journal = Journal(self.accelerator)  # of training; evaluation between two logs must not mix with it
         self._eval_journal = Journal(self.accelerator)
 
-    @property
-    def _notes(self) -> Journal:
-        return self.journal if self.model.training else self._eval_journal
-
-    # ------------------------------------------------------------ rollout
+    # ------------------------------------------------------------ 1. the rollout
     def _generate_and_score_completions(self, inputs):
-        # 1. Sample completions and score them (TRL; _calculate_rewards below keeps what each reward said)
+        """Rows of the data set -> a rollout of B completions of at most T tokens, with all that the update reads."""
+        # 1. Sample completions and score them (TRL, through _generate and _calculate_rewards below)
         batch = super()._generate_and_score_completions(inputs)
         mask, scores, instant, finished = self._scores(batch)
         # 2. Log-probabilities of the sampled tokens and values of their states, all without dropout or gradient
         with self._notes.clock("forward"), torch.no_grad():
-            rollout = Rollout(mask, scores, *self._logprobs_and_values(batch), instant)
+            old_logprobs, ref_logprobs = self._old_and_ref_logprobs(batch)
+            values, states = (torch.zeros_like(old_logprobs), None) if self.critic is None else self._values(batch)
         # 3. Token rewards, advantages, returns; whitened over all processes
-        experience = judge(rollout, self.args, self.kl_coef, self.journal.sum, self._taken_off(mask.any(dim=1)))
+        rollout = Rollout(mask, scores, old_logprobs, ref_logprobs, values, instant)
+        experience = self._experience(rollout, self._baseline_of(rollout))
         # 4. What the update reads
         batch |= {
             "loss_mask": mask,
@@ -151,10 +149,15 @@ class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, Pus
             "advantages": experience.advantages,
             "returns": experience.returns,
         }
+        if states is not None:
+            batch[CRITIC_STATES] = states
         if self.model.training and self.args.replay:
             self.replay.keep(batch, rollout)
-        # 5. Log, and let the KL coefficient follow its target
-        self._log_rollout(batch, rollout, experience, finished)
+        # 5. Log; count; let the KL coefficient follow its target
+        logs.log_rollout(self, batch, rollout, experience, finished)
+        if self.model.training:
+            episodes = self.journal.count(logs.sampled(batch).sum(dim=1))
+            self._adapt_kl_coef(experience.kl.sum(dim=1), mask.any(dim=1), episodes)
         return batch
 
     def _generate(self, prompts):
@@ -162,6 +165,8 @@ class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, Pus
             return super()._generate(prompts)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """What every reward said of every completion of all processes, (processes · B, F); this process's rows are
+        kept, and what was paid token by token."""
         for reward in self.reward_funcs:
             set_training(reward, self.model.training)  # running statistics are those of training alone
         scoring = Scoring(self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
@@ -196,64 +201,163 @@ class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, Pus
         finished = is_finished(batch["completion_ids"], completion_mask, self.eos_token_ids)
         if self.args.missing_eos_penalty is not None:
             scores = scores - self.args.missing_eos_penalty * ~finished
-        return _sampled(batch) * scorable[:, None], scores, instant, finished
+        return logs.sampled(batch) * scorable[:, None], scores, instant, finished
 
-    def _taken_off(self, counts):
+    def _experience(self, rollout, baseline=None):
+        """Token rewards, advantages and returns of a rollout, by the policy's and the critic's present settings."""
+        return judge(rollout, self.args, self.kl_coef, self.journal.sum, baseline, self.advantage)
+
+    def _baseline_of(self, rollout):
         """REINFORCE's baseline as a function of the returns of whole completions, (B,) -> (B,); else None."""
         if self.baseline is None:
             return None
-        training = self.model.training
+        training, counts = self.model.training, rollout.loss_mask.any(dim=1)
         group_size = self.num_generations if training else self.num_generations_eval
         return lambda totals: self.baseline(totals, counts, group_size, training)
 
-    # ------------------------------------------------------------ log
-    def _log_rollout(self, batch, rollout, experience, finished):
-        mask, journal = rollout.loss_mask, self._notes
-        lengths = _sampled(batch).sum(dim=1)
-        kl, counts = experience.kl.sum(dim=1), mask.any(dim=1)
-        journal.add("kl", kl, counts)
-        journal.add("returns", experience.returns, mask)
-        journal.add("length/mean", lengths)
-        journal.largest("length/max", lengths)
-        journal.largest("length/min", -lengths)  # the largest of the negatives; turned round in log()
-        journal.add("finished", finished)
-        journal.add("repetition", repetition(batch["completion_ids"], batch["completion_mask"]))
-        journal.add("score_std", math.moments(rollout.scores, counts, self.journal.sum)[1].sqrt()[None])
-        journal.add("kl_coef", torch.tensor([self.kl_coef], device=mask.device))
-        if self.critic is not None:
-            explained = math.explained_variance(rollout.values, experience.returns, mask, self.journal.sum)
-            journal.add("explained_variance", explained[None])
-            journal.add("values", rollout.values, mask)
-        # TRL's completions table has a column for the advantage: give it the mean over the completion
-        advantage = experience.advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-        advantage = self.accelerator.gather(advantage).tolist()
-        column = self._logs["advantages"]
-        for _ in range(min(len(advantage), len(column))):
-            column.pop()
-        column.extend(advantage)
-        if self.model.training:
-            episodes = journal.count(lengths)
-            if self.args.kl_target is not None:
-                total, rows = journal.sum(torch.stack([kl.sum(), counts.sum()])).tolist()
-                self.kl_coef = math.adapt_kl_coef(
-                    self.kl_coef, total / max(rows, 1), self.args.kl_target, self.args.kl_horizon, episodes
-                )
+    def _adapt_kl_coef(self, kl, counts, episodes):
+        """β follows `kl_target`: the mean KL of the completions that count, (B,) and (B,), over all processes."""
+        if self.args.kl_target is not None:
+            total, rows = self.journal.sum(torch.stack([kl.sum(), counts.sum()])).tolist()
+            target, horizon = self.args.kl_target, self.args.kl_horizon
+            self.kl_coef = math.adapt_kl_coef(self.kl_coef, total / max(rows, 1), target, horizon, episodes)
 
-    def log(self, logs, start_time=None):
-        mode = "train" if self.model.training else "eval"
-        ours = self._notes.read()
-        if "length/min" in ours:
-            ours["length/min"] = -ours["length/min"]
-        if mode == "train" and "loss" in logs:
-            ours |= self.journal.read_clocks()
-        kept = {
-            name: x
-            for name, x in self._metrics[mode].items()
-            if name not in _NOT_LOGGED and not name.startswith(_NOT_LOGGED_GROUPS)
-        }
-        self._metrics[mode].clear()
-        self._metrics[mode].update(kept | {name: [x] for name, x in ours.items()})
-        super().log(logs, start_time)
+    # ------------------------------------------------------------ 2. mini-batches
+    def _prepare_inputs(self, generation_batch):
+        """The micro-batch of this step; TRL makes a new rollout for it when the last one is used up."""
+        is_new = self.model.training and (
+            self._buffered_inputs is None or self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        )
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return inputs
+        if is_new:
+            self._buffered_inputs = self._by_mini_batch(self._buffered_inputs)
+        epoch, micro_step = divmod(self._step, self.args.steps_per_generation)
+        epoch %= self.num_iterations
+        self.journal.before_any_update = epoch == 0 and micro_step < self.args.gradient_accumulation_steps
+        if self.args.replay and micro_step == 0:
+            self._begin_replay(epoch)
+        return (self.replay.micro_batches or self._buffered_inputs)[micro_step]
+
+    def _by_mini_batch(self, micro_batches):
+        """Packs each mini-batch, and writes into its micro-batches how many tokens it has over all processes.
+
+        The loss is a sum divided by that number, so the gradient does not depend on how a mini-batch is cut up.
+        """
+        size, packed = self.args.gradient_accumulation_steps, []
+        for start in range(0, len(micro_batches), size):
+            mini_batch = pack(micro_batches[start : start + size])
+            count = self.journal.sum(torch.stack([m["loss_mask"].sum() for m in mini_batch]).sum())
+            packed += [micro_batch | {"num_items_in_batch": count} for micro_batch in mini_batch]
+        return packed
+
+    def _begin_replay(self, epoch):
+        """Lets this epoch go over an earlier rollout, if `replay` has it so."""
+
+        def refresh(batch, rollout):
+            """An earlier rollout as the policy and the critic see it now."""
+            old_logprobs, _ = self._old_and_ref_logprobs(batch, rollout.ref_logprobs)
+            values = torch.zeros_like(old_logprobs) if self.critic is None else self._values(batch)[0]
+            rollout = rollout._replace(old_logprobs=old_logprobs, values=values)
+            return rollout, self._experience(rollout)
+
+        with self.journal.clock("forward"), torch.no_grad():
+            self.replay.begin_pass(epoch, self.num_iterations, refresh, self.args.steps_per_generation)
+        if self.replay.micro_batches is not None:
+            self.replay.micro_batches = self._by_mini_batch(self.replay.micro_batches)
+            for batch in self.replay.micro_batches:
+                self.journal.add("replay/weight", batch["importance_sampling_ratio"], batch["loss_mask"])
+
+    # ------------------------------------------------------------ 3. the update
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward of policy and critic on one micro-batch. Returns its loss, a scalar.
+
+        In parts of like length, and policy and critic one after the other: neither needs anything of the other, so
+        the activations of one of them on one part are all that memory has to hold.
+        """
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            self.optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.journal.clock("training"):
+            if self.is_deepspeed_enabled:  # makes its step in every backward pass, so there can be one only
+                loss = self._backward(self._compute_loss(model, inputs))
+            else:
+                *first, last = in_parts(inputs, self._a_pass)
+                loss = torch.zeros((), device=self.accelerator.device)
+                for part in (*first, last):
+                    with nullcontext() if part is last else self.accelerator.no_sync(model):
+                        loss += self._backward(self._policy_loss(model, part))
+                        loss += self._backward(self._critic_loss(part))
+        self.keep_loss(inputs, loss)
+        self._step += 1
+        return loss
+
+    def _backward(self, loss):
+        if loss.requires_grad:
+            # the loss is a mean over the whole mini-batch already
+            self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+        return loss.detach()
+
+    def _compute_loss(self, model, inputs):
+        """Of a whole batch at once: in evaluation, and under DeepSpeed."""
+        return self._policy_loss(model, inputs) + self._critic_loss(inputs)
+
+    def _policy_loss(self, model, inputs):
+        mask, old_logprobs = inputs["loss_mask"], inputs["old_per_token_logps"]
+        # 1. What the policy says now
+        logprobs, entropy, aux_loss = self._logprobs(
+            model, inputs, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+        )
+        # 2. The loss of each token
+        clip = (self.epsilon_low, self.epsilon_high) if self.args.algorithm == "ppo" else (torch.inf, torch.inf)
+        policy_loss, ratio, clipped = math.policy_loss(logprobs, old_logprobs, inputs["advantages"], *clip)
+        if "importance_sampling_ratio" in inputs:  # vLLM's sampler is not quite the policy (TRL's correction)
+            policy_loss = policy_loss * inputs["importance_sampling_ratio"]
+        token_loss = policy_loss - self.entropy_coef * entropy
+        if self.state.global_step < self.args.critic_warmup * self.args.steps_per_update:
+            token_loss = 0.0 * token_loss  # the policy waits for a critic that knows the scale of the rewards
+        # 3. Their mean over the mini-batch
+        loss = self._mean(token_loss, inputs)
+        if self.aux_loss_enabled:
+            share = len(mask) / (self.args.per_device_train_batch_size * self.current_gradient_accumulation_steps)
+            loss = loss + self.router_aux_loss_coef * aux_loss * share
+        # 4. Log
+        logs.log_policy(self._notes, mask, logprobs - old_logprobs, entropy, policy_loss, ratio, clipped)
+        return loss
+
+    def _critic_loss(self, inputs):
+        if self.critic is None:
+            return torch.zeros((), device=self.accelerator.device)
+        # 1. What the critic says now
+        input_ids, attention_mask, num_tokens = whole(inputs)
+        with self._reading(num_tokens), self.accelerator.autocast():
+            values = self.critic.values(input_ids, attention_mask, num_tokens, inputs.get(CRITIC_STATES))
+        # 2. The loss of each token, and its mean over the mini-batch
+        cliprange = self.args.cliprange_value
+        value_loss, clipped = math.value_loss(values, inputs["old_values"], inputs["returns"], cliprange)
+        self._notes.add("loss/value", value_loss, inputs["loss_mask"])
+        self._notes.add("clip_fraction/value", clipped, inputs["loss_mask"])
+        return self.args.vf_coef * self._mean(value_loss, inputs)
+
+    def _mean(self, token_loss, inputs):
+        """Sum over real tokens divided by the tokens of the whole mini-batch (DDP averages over processes)."""
+        mask = inputs["loss_mask"]
+        tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes if self.model.training else mask.sum()
+        return torch.where(mask.bool(), token_loss, 0).sum() / tokens.clamp(min=1)
+
+    def create_optimizer(self, *args, **kwargs):
+        return setup.with_critic_rate(super().create_optimizer(*args, **kwargs), self.model, self.args)
+
+    # ------------------------------------------------------------ log
+    @property
+    def _notes(self) -> Journal:
+        return self.journal if self.model.training else self._eval_journal
+
+    def log(self, values, start_time=None):
+        logs.put_into(self, values)
+        super().log(values, start_time)
 
     # ------------------------------------------------------------ save and load
     def _save(self, output_dir=None, state_dict=None):
@@ -275,13 +379,8 @@ class PPOTrainer(OwnLoop, Update, Passes, SkipsNonFinite, ResumableRollouts, Pus
 
     @from_checkpoint("its weights")
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        # not through PEFT's load_adapter, which would change which adapters learn and which one speaks
+        # not through PEFT's load_adapter, which would change which adapters learn and which one is active
         checkpoint.load_adapters(self, Path(resume_from_checkpoint))
 
     def _load_best_model(self):
         checkpoint.load_adapters(self, Path(self.state.best_model_checkpoint))
-
-
-def _sampled(batch):
-    """(B, T), 1 = a token of the policy; 0 = padding or what a tool wrote."""
-    return batch["completion_mask"] * (1 if batch.get("tool_mask") is None else batch["tool_mask"])

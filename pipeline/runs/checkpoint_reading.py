@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.safety.weights import check_safetensors
 from pipeline.safety.reading import MESSAGES, NUMBER, read_json
+from pipeline.safety.weights import check_safetensors
 
 STATE = "trainer_state.json"
 _SHAPE = {

@@ -13,9 +13,9 @@ import yaml
 from transformers import TrainerCallback
 
 from pipeline import __version__
+from pipeline.errors import UserError
 from pipeline.runs import claim
 from pipeline.safety import shapes
-from pipeline.errors import UserError
 from pipeline.safety.reading import read_lines
 from pipeline.safety.redaction import is_secret
 from pipeline.safety.visible import visible

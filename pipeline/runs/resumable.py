@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from pipeline.errors import UserError
 from pipeline.runs import checkpoints
 from pipeline.runs.checkpoint_reading import ReadsCheckpoints, check_checkpoint, from_checkpoint
-from pipeline.errors import UserError
 from pipeline.runs.folder import _agree, say
 
 SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints that are written because time has passed

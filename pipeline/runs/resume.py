@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.runs import checkpoints
 from pipeline.errors import UserError
-from pipeline.safety.weights import fingerprint
+from pipeline.runs import checkpoints
 from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder, _agree, is_main, say, settings_of, versions
+from pipeline.safety.weights import fingerprint
 
 LENGTH = ("max_steps", "num_train_epochs", "total_episodes")
 # What may change on the way. Everything else decides the result, so a new setting is held fast until it stands here.

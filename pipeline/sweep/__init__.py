@@ -1,5 +1,8 @@
 """Choosing settings: many short runs of a stage, each with other settings, against one held-out measure.
 
+May import: ilql, ppo, report, cli and below.
+Begin with: settings.py.
+
 Optuna chooses what to try (sampler) and what to stop early (pruner), and keeps what it knows in SQLite, so that a
 sweep goes on where it was stopped and several processes can share it. A trial is a run of the stage by its own
 launcher, in a folder of its own.

@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+_SMALLEST = "-"  # before the name of a figure whose negative is kept: the smallest is the largest negative
+
 
 def repetition(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """1 - distinct trigrams / trigrams of the tokens of each completion, in [0, 1); 0 below three tokens.
@@ -53,6 +55,10 @@ class Journal:
         x = x.detach().double()
         x = x.max() if mask is None else torch.where(mask.bool(), x, -torch.inf).max()
         self._extremes[name] = torch.maximum(self._extremes[name], x) if name in self._extremes else x
+
+    def smallest(self, name: str, x: Tensor) -> None:
+        """Keeps the smallest element of `x`."""
+        self.largest(f"{_SMALLEST}{name}", -x)
 
     def count(self, lengths: Tensor) -> int:
         """Counts sampled completions of `lengths` (B,) tokens on every process; returns how many completions."""
@@ -114,7 +120,9 @@ class Journal:
         if self._extremes:
             names = sorted(self._extremes)
             stacked = self._accelerator.gather(torch.stack([self._extremes[name] for name in names])[None])
-            found |= dict(zip(names, stacked.max(dim=0).values.tolist(), strict=True))
+            largest = dict(zip(names, stacked.max(dim=0).values.tolist(), strict=True))
+            found |= {n: x for n, x in largest.items() if not n.startswith(_SMALLEST)}
+            found |= {n.removeprefix(_SMALLEST): -x for n, x in largest.items() if n.startswith(_SMALLEST)}
         self._sums, self._extremes = {}, {}
         return found
 

@@ -46,13 +46,12 @@ class SkipsNonFinite:
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
             loss = result[0] if isinstance(result, tuple) else result
-            self._of_this_step = (*self._of_this_step, (kept, loss.detach()))
+            self.keep_loss(kept, loss)
         return result
 
-    def add_to_loss(self, loss: Tensor) -> None:
-        """For a trainer whose loss has a part that goes backward after `compute_loss`."""
-        *earlier, (inputs, so_far) = self._of_this_step
-        self._of_this_step = (*earlier, (inputs, so_far + loss))
+    def keep_loss(self, inputs: dict, loss: Tensor) -> None:
+        """Keeps what a micro-batch of the step was and its loss. A trainer that goes backward itself calls it too."""
+        self._of_this_step = (*self._of_this_step, (dict(inputs), loss.detach()))
 
     # Trainer calls these two before each optimizer step, the first one only with a max_grad_norm
     def _clip_grad_norm(self, model):

@@ -1,5 +1,8 @@
 """Worlds: small sources of data that carry a recipe from nothing to PPO, each with its own referee.
 
+May import: runs and below.
+Begin with: base.py, then field_notes/, the world of the default recipe.
+
 A world is a module or package here with this interface:
 
 - ``make_data(settings: WorldSettings) -> WorldData``: rows for the files below, the same for the same settings;

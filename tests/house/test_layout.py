@@ -11,28 +11,55 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# A room may import itself and the rooms to its right.
-ROOMS = {"recipes": {"pipeline", "rewards"}, "pipeline": {"pipeline", "rewards"}, "rewards": {"rewards"}}
+
+# The house, from the top floor down. A room may import itself and every room on the floors below it, never one beside
+# it or above. `pipeline/__init__.py` is the ground that all stand on.
+FLOORS = (
+    ("recipes",),  # what a person launches
+    ("eval", "chat", "sweep", "stages"),  # the commands behind it
+    ("ilql",),  # the algorithms alone: Q-learning,
+    ("ppo", "card", "scale"),  # and PPO (card and scale forward two commands to their rooms)
+    ("memory", "hub", "judging"),
+    ("cli", "data", "exam", "rollouts", "report"),
+    ("models", "watching", "worlds"),
+    ("runs",),  # a run on disk
+    ("config", "safety", "metrics"),
+    ("rewards", "errors"),  # text in, numbers out; the one error that a user sees
+)
+FLOOR = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in rooms}
 OURS = {"recipes", "pipeline", "rewards", "tests"}
 
 
-def imported_modules(source: str, package: str = "") -> set[str]:
-    """Top-level names of every module that `source` imports, also inside functions.
+def room_of(module: str) -> str | None:
+    """`pipeline.ppo.math` -> ppo, `rewards.base` -> rewards, `recipes.ppo` -> recipes; None for `pipeline` itself."""
+    top, _, rest = module.partition(".")
+    return (rest.partition(".")[0] or None) if top == "pipeline" else top
 
-    `package` is the dotted package in which the source lies; a relative import belongs to its first part.
+
+def imported_modules(source: str, package: str = "") -> set[str]:
+    """Dotted names of all that `source` imports, also inside functions, as far as they can be modules.
+
+    `package` is the dotted package in which the source lies; a relative import starts from it.
     """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            dotted = ".".join(base + ([node.module] if node.module else []))
-            names.add(dotted.split(".")[0])
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1] if node.level else [])
+            base = ".".join(filter(None, (base, node.module)))
+            names |= {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"import_module", "importlib.import_module"}:
             if node.args and isinstance(node.args[0], ast.Constant):
-                names.add(str(node.args[0].value).split(".")[0])
+                names.add(str(node.args[0].value))
     return names
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The rooms of this house that a file imports."""
+    found = imported_modules(path.read_text("utf-8"), ".".join(path.relative_to(ROOT).parent.parts))
+    return {room_of(name) for name in found if name.partition(".")[0] in OURS} - {None, "__version__"}
 
 
 def python_files(room: str) -> list[Path]:
@@ -56,17 +83,37 @@ def test_imports_are_read_from_every_form():
         "def f():\n    from pipeline.ppo import math\n    from . import sibling\n    from ..other import x\n"
         "    importlib.import_module('recipes.sft')\n"
     )
-    assert imported_modules(source, "house.room") == {"os", "rewards", "pipeline", "house", "recipes"}
+    expected = {"os.path", "rewards.base", "pipeline.ppo.math", "house.room.sibling", "house.other.x", "recipes.sft"}
+    assert imported_modules(source, "house.room") == expected
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_one_way(room):
+@pytest.mark.parametrize("top", ["recipes", "pipeline", "rewards"])
+def test_imports_run_downwards_only(top):
     wrong = []
-    for path in python_files(room):
-        package = ".".join(path.relative_to(ROOT).parent.parts)
-        for name in sorted((imported_modules(path.read_text("utf-8"), package) & OURS) - ROOMS[room]):
-            wrong.append(f"{path.relative_to(ROOT)} imports {name}")
-    assert not wrong, f"imports run recipes -> pipeline -> rewards only: {wrong}"
+    for path in python_files(top):
+        here = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        floor = FLOOR.get(here, 0)  # pipeline/__init__.py stands below all
+        wrong += [
+            f"{path.relative_to(ROOT)} (floor {floor}) imports {room} (floor {FLOOR.get(room, 'none')})"
+            for room in sorted(rooms_imported(path) - {here})
+            if not (room in FLOOR and FLOOR[room] < floor)
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_has_a_floor_and_there_are_ten_at_most():
+    rooms = {p.stem for p in (ROOT / "pipeline").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms - {"__init__"} | {"recipes", "rewards"} == set(FLOOR)
+    assert len(FLOORS) <= 10
+
+
+PACKAGES = sorted(p.parent.name for p in (ROOT / "pipeline").glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_is_in_it_what_it_may_import_and_where_to_begin(package):
+    text = ast.get_docstring(ast.parse((ROOT / "pipeline" / package / "__init__.py").read_text("utf-8")))
+    assert ("May import: " in text and "Begin with: " in text) or "forwards to it until" in text
 
 
 def test_no_recipe_shadows_a_library():

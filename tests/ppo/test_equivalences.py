@@ -28,6 +28,7 @@ from pipeline.ppo import PPOTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
+PATH = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support", TESTS / "ppo")))
 PROMPTS = [*toy.PROMPTS, "d", "ec", "cde", "edcc", "a", "ac", "de", "dceb"]  # two rollouts
 TOLERANCE, MOVED = 5e-6, 2e-3
 KINDS = {
@@ -136,8 +137,17 @@ def test_accumulation_is_a_larger_batch_when_trl_samples(tmp_path):
 def launch(folder: Path, *launcher: str) -> list[dict]:
     """Runs tests/support/distributed/equivalences.py by `python -m <launcher>`; what each process wrote."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support", TESTS / "ppo"))), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", *launcher, str(TESTS / "support" / "distributed" / "equivalences.py"), str(folder)]
+    environment |= {
+        "PYTHONPATH": PATH,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        str(TESTS / "support" / "distributed" / "equivalences.py"),
+        str(folder),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]

@@ -112,7 +112,8 @@ def test_tool_tokens_carry_nothing_and_gae_passes_over_them(tmp_path):
     batch = toy.sample(trainer, ["c", "d", "e"])
     assert batch["loss_mask"].tolist() == [[1, 0, 0, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
     # by hand, over the policy's own tokens of each row as if the others were not there
-    old, ref, values = trainer._logprobs_and_values(batch)
+    old, ref = trainer._old_and_ref_logprobs(batch)
+    values = trainer._values(batch)[0]
     for row, columns in enumerate([[0, 3, 4], [0, 1, 2], [0, 1]]):
         rewards = [-0.5 * (old[row, t] - ref[row, t]).item() for t in columns]
         rewards[-1] += row + 1.0

@@ -112,7 +112,8 @@ def test_trap_20_left_padding_changes_nothing(tmp_path, family):
     torch.nn.init.normal_(trainer.critic.head.weight)
     toy.randomize(trainer.model, POLICY, 9)
     batch = toy.sample(trainer)
-    old, ref, values = trainer._logprobs_and_values(batch)
+    old, ref = trainer._old_and_ref_logprobs(batch)
+    values = trainer._values(batch)[0]
     for row, (prompt, ids) in enumerate(ANSWERS.items()):
         prompt_ids = toy.tokenizer()(prompt)["input_ids"]
         by_hand = toy.hand_logprobs(trainer.model, prompt_ids, ids)
@@ -193,14 +194,14 @@ def test_trap_25_reference_is_the_start_and_stays(tmp_path, monkeypatch):
     batch = toy.sample(trainer)
     assert trainer.journal.read()["kl"] == pytest.approx(0, abs=1e-6)
     sampled = batch.pop("old_per_token_logps")
-    before = trainer._logprobs_and_values(batch)[1]
+    before = trainer._old_and_ref_logprobs(batch)[1]
     close(before, sampled, atol=1e-6, rtol=1e-6)
     for row, (prompt, ids) in enumerate(ANSWERS.items()):  # the SFT model, not the raw base
         close(before[row, : len(ids)].double(), by_hand[prompt], atol=1e-5, rtol=1e-5)
     frozen = {n: p for n, p in toy.snapshot(trainer.model).items() if REFERENCE in n.split(".")}
     trainer.train()
     assert frozen and all(torch.equal(p, trainer.model.get_parameter(n)) for n, p in frozen.items())
-    old, after, _ = trainer._logprobs_and_values(batch)
+    old, after = trainer._old_and_ref_logprobs(batch)
     assert torch.equal(before, after)
     assert (old - before).abs().max() > 1e-3  # while the policy has left
     # sharded wrappers, through which the reference's adapter can't be reached, are refused in a sentence

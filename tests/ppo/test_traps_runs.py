@@ -22,6 +22,7 @@ from rewards import build_rewards
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
+PATH = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support")))
 
 
 def close(a, b, **tolerance):
@@ -34,7 +35,10 @@ def two_processes(tmp_path_factory) -> Path:
     """One run of tests/support/distributed/two_processes.py under torchrun; the folder with what it wrote."""
     folder = tmp_path_factory.mktemp("distributed")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support"))), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": PATH,
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [*command, str(TESTS / "support" / "distributed" / "two_processes.py"), str(folder)],
         env=environment,

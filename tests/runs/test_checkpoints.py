@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runs import checkpoints
 from pipeline.errors import UserError
+from pipeline.runs import checkpoints
 
 
 def write(run: Path, step: int, content: str = "weights", **facts) -> Path:

@@ -12,14 +12,12 @@ import torch
 import toy
 from transformers import TrainerCallback
 
-from pipeline.runs import checkpoints
-from pipeline.runs import resume
-from pipeline.stages import sft
-from pipeline.runs import stopping
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.errors import UserError
 from pipeline.ppo.config import PPOStage
+from pipeline.runs import checkpoints, resume, stopping
 from pipeline.runs.folder import RunFolder, read_metrics
+from pipeline.stages import sft
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCKS = ("time/", "seconds", "per_second", "runtime", "preparation_time")

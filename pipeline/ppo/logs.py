@@ -1,0 +1,67 @@
+"""What PPOTrainer logs, and when (`watching/metrics.py` says what each figure is)."""
+
+import torch
+
+from pipeline.ppo import math
+from pipeline.watching.journal import repetition
+
+# GRPO's own statistics (PPO has no groups), and what is logged here under the names of metrics.PPO
+_NOT_LOGGED = {"reward", "reward_std", "frac_reward_zero_std", "num_tokens", "step_time"}
+_NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
+
+
+def sampled(batch) -> torch.Tensor:
+    """(B, T), 1 = a token of the policy; 0 = padding or what a tool wrote."""
+    return batch["completion_mask"] * (1 if batch.get("tool_mask") is None else batch["tool_mask"])
+
+
+def log_rollout(trainer, batch, rollout, experience, finished) -> None:
+    """A rollout and what was made of it. Changes nothing but the trainer's journal and TRL's completions table."""
+    mask, journal, reduce_sum = rollout.loss_mask, trainer._notes, trainer.journal.sum
+    lengths, counts = sampled(batch).sum(dim=1), mask.any(dim=1)
+    journal.add("kl", experience.kl.sum(dim=1), counts)
+    journal.add("returns", experience.returns, mask)
+    journal.add("length/mean", lengths)
+    journal.largest("length/max", lengths)
+    journal.smallest("length/min", lengths)
+    journal.add("finished", finished)
+    journal.add("repetition", repetition(batch["completion_ids"], batch["completion_mask"]))
+    journal.add("score_std", math.moments(rollout.scores, counts, reduce_sum)[1].sqrt()[None])
+    journal.add("kl_coef", torch.tensor([trainer.kl_coef], device=mask.device))
+    if trainer.critic is not None:
+        explained = math.explained_variance(rollout.values, experience.returns, mask, reduce_sum)
+        journal.add("explained_variance", explained[None])
+        journal.add("values", rollout.values, mask)
+    # TRL's completions table has a column for the advantage: give it the mean over the completion
+    advantage = experience.advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    advantage = trainer.accelerator.gather(advantage).tolist()
+    column = trainer._logs["advantages"]
+    for _ in range(min(len(advantage), len(column))):
+        column.pop()
+    column.extend(advantage)
+
+
+def log_policy(journal, mask, log_ratio, entropy, policy_loss, ratio, clipped) -> None:
+    """The policy in one micro-batch; everything (B, T)."""
+    log_ratio = log_ratio.detach()
+    journal.add("entropy", entropy, mask)
+    journal.add("loss/policy", policy_loss, mask)
+    journal.add("clip_fraction/policy", clipped, mask)
+    journal.add("approx_kl", torch.expm1(log_ratio) - log_ratio, mask)
+    journal.add("ratio", ratio, mask)
+    journal.largest("ratio/max", ratio, mask)
+
+
+def put_into(trainer, values: dict) -> None:
+    """Puts PPO's figures in the place of GRPO's, before TRL adds its own to `values` and writes them."""
+    mode = "train" if trainer.model.training else "eval"
+    ours = trainer._notes.read()
+    if mode == "train" and "loss" in values:
+        ours |= trainer.journal.read_clocks()
+    kept = {
+        name: x
+        for name, x in trainer._metrics[mode].items()
+        if name not in _NOT_LOGGED and not name.startswith(_NOT_LOGGED_GROUPS)
+    }
+    trainer._metrics[mode].clear()
+    trainer._metrics[mode].update(kept | {name: [x] for name, x in ours.items()})

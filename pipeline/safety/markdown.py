@@ -69,7 +69,7 @@ def visible(text: str) -> str:
 def environment() -> jinja2.Environment:
     """Templates that escape for Markdown as autoescape does for HTML; a name that is missing is an error."""
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markdown) else inline(value),
         trim_blocks=True,

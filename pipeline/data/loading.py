@@ -293,7 +293,7 @@ def render(row: dict[str, Any], kind: str, tokenizer: PreTrainedTokenizerBase) -
     return [whole(row.get("messages") or row.get("text"))]
 
 
-def explain(
+def show_examples(
     train: Dataset,
     heldout: Dataset | None,
     tokenizer: PreTrainedTokenizerBase,

@@ -69,7 +69,7 @@ def compare(evaluation, measures: dict[str, dict[str, dict[str, Measure | float]
             continue
         for decoding, mine in measures[candidate].items():
             theirs = measures[reference][decoding]
-            ours = [evaluation.answers[name][decoding].judged for name in (candidate, reference)]
+            ours = [evaluation.answers[name][decoding].scored for name in (candidate, reference)]
             head = {"candidate": candidate, "against": reference, "decoding": decoding}
             for name in mine:
                 if name in theirs:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from pipeline.exam.evaluation import Judged
+from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.statistics import Measure, mean, quotient, ratio, share
 from pipeline.metrics import load_metric
 from rewards import Repetition
@@ -21,7 +21,7 @@ BLEU_COLUMNS = 10  # tokens said, tokens of the nearest reference, n-grams that 
 class Answers(NamedTuple):
     """A candidate's answers under one decoding, and what models say of them. One entry a prompt."""
 
-    judged: Judged
+    scored: ScoredAnswers
     nats: list[float]  # -log p of the completion under the base, summed over its tokens
     tokens: list[int]  # of that sum, in the base's tokens
     kl: list[float] | None = None  # Σ_t log π - log π_reference, in nats; None: greedy, or another vocabulary
@@ -32,10 +32,10 @@ def measures_of(answers: Answers, references: Sequence[list[str] | None]) -> dic
 
     Scores come first; when a reward has the name of a figure of the text, the latter gets `text_` in front.
     """
-    judged = answers.judged
-    texts = judged.completions
+    scored = answers.scored
+    texts = scored.completions
     found: dict[str, Measure | float] = {
-        name: (share if set(column) <= {0, 1, None} else mean)(column) for name, column in judged.scores.items()
+        name: (share if set(column) <= {0, 1, None} else mean)(column) for name, column in scored.scores.items()
     }
     repetition = Repetition()
     own: dict[str, Measure | float] = overlap(texts, references)
@@ -44,8 +44,8 @@ def measures_of(answers: Answers, references: Sequence[list[str] | None]) -> dic
         "distinct_2": distinct(texts, 2),
         "repetition": mean([-repetition.score(text) for text in texts]),
         "perplexity": Measure(ratio(answers.nats, answers.tokens).rows, perplexity),
-        "length": mean([float(len(ids)) for ids in judged.completion_ids]),
-        "finished": share([float(end) for end in judged.finished]),
+        "length": mean([float(len(ids)) for ids in scored.completion_ids]),
+        "finished": share([float(end) for end in scored.finished]),
     }
     if answers.kl is not None:
         own["kl"] = mean(answers.kl)

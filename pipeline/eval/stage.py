@@ -20,7 +20,7 @@ from pipeline.eval.comparing import compare, figures, read_judges
 from pipeline.eval.measures import Answers, measures_of
 from pipeline.eval.rows import check_outputs, load_rows, write_outputs
 from pipeline.eval.tables import TABLE, markdown, show
-from pipeline.exam.evaluation import Judged, judge, logprobs, tokenize_prompts
+from pipeline.exam.evaluation import ScoredAnswers, answer_and_score, logprobs, tokenize_prompts
 from pipeline.exam.exam import random_state_kept
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
 from pipeline.models.generation import eos_token_ids
@@ -154,7 +154,7 @@ class Evaluation:
         """Every candidate answers every prompt. Bases are loaded one after the other, that of the reference at the
         end: base and reference also say how likely the others' answers are to them."""
         own: dict[str, list[float]] = {}  # log π of the sampled completions
-        said: dict[str, dict[str, Judged]] = {name: {} for name in self.candidates}
+        said: dict[str, dict[str, ScoredAnswers]] = {name: {} for name in self.candidates}
         for group in by_base(list(self.candidates.values()), last=self.reference):
             model = None  # the one before may go
             model = load(group, self.rows, self.args)
@@ -178,8 +178,8 @@ class Evaluation:
                 kl = [mine - their for mine, their in zip(own[name], theirs, strict=True)]
             with speaking(model, None):
                 self.answers[name] = {
-                    decoding: Answers(judged, *self._perplexity(model, judged), kl if decoding == SAMPLED else None)
-                    for decoding, judged in said[name].items()
+                    decoding: Answers(scored, *self._perplexity(model, scored), kl if decoding == SAMPLED else None)
+                    for decoding, scored in said[name].items()
                 }
 
     def write(self, folder: RunFolder, started: float) -> dict:
@@ -220,20 +220,20 @@ class Evaluation:
         say(f"The result lies in {folder.path}: {TABLE}, {SUMMARY} with all figures, {ROWS} with every answer.")
         return summary
 
-    def _logprobs(self, model, candidate: Candidate, judged: Judged) -> list[float]:
+    def _logprobs(self, model, candidate: Candidate, scored: ScoredAnswers) -> list[float]:
         """log π of each completion, nats, summed over its tokens."""
         prompts = [row["prompt"] for row in self.rows]
         args = self.args
         each = logprobs(
-            model, candidate.tokenizer, prompts, judged.completion_ids, args.temperature, args.eval_batch_size
+            model, candidate.tokenizer, prompts, scored.completion_ids, args.temperature, args.eval_batch_size
         )
         return [row.double().sum().item() for row in each]
 
-    def _perplexity(self, model, judged: Judged) -> tuple[list[float], list[int]]:
+    def _perplexity(self, model, scored: ScoredAnswers) -> tuple[list[float], list[int]]:
         """-log p of each completion's text under `model`, nats, and the tokens that it has there; nothing said: 0."""
         tokenizer = self.candidates[self.reference].tokenizer
         scorer = Perplexity(model=model, tokenizer=tokenizer, batch_size=self.args.eval_batch_size)
-        pairs = zip((row["prompt"] for row in self.rows), judged.completions, strict=True)
+        pairs = zip((row["prompt"] for row in self.rows), scored.completions, strict=True)
         encoded = [scorer.encode(prompt, text) for prompt, text in pairs]
         scores = iter(scorer.score_rows([row for row in encoded if row is not None]))
         tokens = [0 if row is None else len(row.ids) - row.start for row in encoded]
@@ -265,10 +265,10 @@ def load(group: list[Candidate], rows: list[dict], args: EvalArguments) -> torch
 
 def answer(
     model, candidate: Candidate, rows: list[dict], args: EvalArguments, decoding: str, rewards=None, referee=None
-) -> Judged:
+) -> ScoredAnswers:
     """What `model` says to each row as it is, and its scores. The same seed for every candidate."""
     with random_state_kept():
-        return judge(
+        return answer_and_score(
             model,
             candidate.tokenizer,
             rows,
@@ -287,11 +287,11 @@ def _same_vocabulary(a: Candidate, b: Candidate) -> bool:
 
 
 def _entry(answers: Answers, i: int) -> dict:
-    judged = answers.judged
+    scored = answers.scored
     entry = {
-        "completion": judged.completions[i],
-        "scores": {name: column[i] for name, column in judged.scores.items()},
-        "length": len(judged.completion_ids[i]),
-        "finished": judged.finished[i],
+        "completion": scored.completions[i],
+        "scores": {name: column[i] for name, column in scored.scores.items()},
+        "length": len(scored.completion_ids[i]),
+        "finished": scored.finished[i],
     }
     return entry if answers.kl is None else entry | {"kl": answers.kl[i]}

@@ -16,7 +16,7 @@ LOGITS = 2**26  # so many logits at once at most: 50 completions of 128 tokens o
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
-class Judged(NamedTuple):
+class ScoredAnswers(NamedTuple):
     """What one policy said to the held-out prompts, and what it was worth. One entry a prompt."""
 
     completions: list[str]
@@ -34,7 +34,7 @@ class Judged(NamedTuple):
         return means | self.corpus | {length: _mean(lengths), "finished": _mean(self.finished)}
 
 
-def judge(
+def answer_and_score(
     model,
     tokenizer,
     rows: Sequence[dict],
@@ -46,7 +46,7 @@ def judge(
     temperature: float = 1.0,
     batch_size: int = 32,
     seed: int = 0,
-) -> Judged:
+) -> ScoredAnswers:
     """Lets `model` answer every row's prompt and scores the answers.
 
     Args:
@@ -70,7 +70,7 @@ def judge(
         verdicts = [referee(text, row) for text, row in zip(texts, rows, strict=True)]
         scores |= {name: [verdict[name] for verdict in verdicts] for name in verdicts[0]}
     finished = [bool(row) and row[-1] in eos_token_ids for row in ids]
-    return Judged(texts, ids, finished, scores, corpus_metrics(texts, [row.get("references") for row in rows]))
+    return ScoredAnswers(texts, ids, finished, scores, corpus_metrics(texts, [row.get("references") for row in rows]))
 
 
 def corpus_metrics(texts: Sequence[str], references: Sequence[list[str] | None]) -> dict[str, float]:

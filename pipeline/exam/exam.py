@@ -1,4 +1,4 @@
-"""The exam: prompts held out from training, answered by the policy and judged, before, after and during training.
+"""The exam: prompts held out from training, answered by the policy and scored, before, after and during training.
 
 It serves PPO and TRL's own trainers alike, and it changes nothing in the training: an adapter trained with exams in
 between is equal to the last bit to one trained without. Each exam is a row of `heldout.jsonl`:
@@ -89,14 +89,14 @@ class Exam:
         self.rewards, self.weights, self.referee, self.batch_size = rewards, weights, referee, batch_size
         self.model = trainer.accelerator.unwrap_model(trainer.model)
 
-    def take(self, adapter: str | None, greedy: bool = True) -> list[evaluation.Judged]:
-        """Answers with `adapter`, sampled as in training and then, if asked for, greedy; judged by every reward and
+    def take(self, adapter: str | None, greedy: bool = True) -> list[evaluation.ScoredAnswers]:
+        """Answers with `adapter`, sampled as in training and then, if asked for, greedy; scored by every reward and
         the referee. An empty list on all processes but the main one."""
-        judged, trainer = [], self.trainer
+        answers, trainer = [], self.trainer
         if trainer.accelerator.is_main_process:
             with self._undisturbed(adapter):
-                judged = [
-                    evaluation.judge(
+                answers = [
+                    evaluation.answer_and_score(
                         self.model,
                         trainer.processing_class,
                         self.rows,
@@ -111,9 +111,9 @@ class Exam:
                     for temperature in ((trainer.temperature, 0) if greedy else (trainer.temperature,))
                 ]
         trainer.accelerator.wait_for_everyone()
-        return judged
+        return answers
 
-    def kl(self, judged: evaluation.Judged) -> float:
+    def kl(self, answers: evaluation.ScoredAnswers) -> float:
         """Mean over completions of log π - log π_start summed over tokens, in nats (the k1 estimate of the KL)."""
         prompts, total = [row["prompt"] for row in self.rows], []
         for adapter in (POLICY, self.reference):
@@ -122,20 +122,20 @@ class Exam:
                     self.model,
                     self.trainer.processing_class,
                     prompts,
-                    judged.completion_ids,
+                    answers.completion_ids,
                     self.trainer.temperature,
                     self.batch_size,
                 )
             total.append(sum(row.double().sum().item() for row in each) / len(each))
         return total[0] - total[1]
 
-    def figures(self, judged: evaluation.Judged, kl: float) -> dict:
+    def figures(self, answers: evaluation.ScoredAnswers, kl: float) -> dict:
         """What one row of `heldout.jsonl` says about the answers."""
-        means = {name: _mean(column) for name, column in judged.scores.items()}
+        means = {name: _mean(column) for name, column in answers.scores.items()}
         rewards = {name: means.pop(name) for name in self.rewards}
         score = sum(self.weights[name] * mean for name, mean in rewards.items() if mean is not None)
-        text = {"length": _mean([len(ids) for ids in judged.completion_ids]), "finished": _mean(judged.finished)}
-        return {"kl": kl, "score": score, "rewards": rewards, "referee": means} | text | judged.corpus
+        text = {"length": _mean([len(ids) for ids in answers.completion_ids]), "finished": _mean(answers.finished)}
+        return {"kl": kl, "score": score, "rewards": rewards, "referee": means} | text | answers.corpus
 
     @contextmanager
     def _undisturbed(self, adapter: str | None) -> Iterator[None]:
@@ -169,7 +169,7 @@ class ExamCallback(TrainerCallback):
             self.steps_per_update = max(1, steps)
         self.watch = Stopwatch()
 
-    def write(self, judged: evaluation.Judged, kl: float) -> None:
+    def write(self, answers: evaluation.ScoredAnswers, kl: float) -> None:
         """Adds the row of this step, unless it is there already; for the main process."""
         state, journal = self.exam.trainer.state, self.exam.trainer.journal
         if state.global_step in [row["step"] for row in read_heldout(self.folder)]:
@@ -181,7 +181,7 @@ class ExamCallback(TrainerCallback):
             "tokens": journal.tokens,
             **self.watch.read(),
         }
-        append_line(self.folder / HELDOUT, row | self.exam.figures(judged, kl))
+        append_line(self.folder / HELDOUT, row | self.exam.figures(answers, kl))
 
     def on_train_begin(self, args, state, control, **kwargs):
         resumed_from = getattr(self.exam.trainer, "resumed_from", None)
@@ -195,15 +195,15 @@ class ExamCallback(TrainerCallback):
             return
         self.watch.stop()
         started = time.perf_counter()
-        judged = self.exam.take(POLICY, greedy=False)
+        answers = self.exam.take(POLICY, greedy=False)
         if state.is_world_process_zero:
-            self.write(judged[0], self.exam.kl(judged[0]))
+            self.write(answers[0], self.exam.kl(answers[0]))
         self.exam.trainer.accelerator.wait_for_everyone()
         self.watch.start()
         self.exam.trainer.journal.leave_out(time.perf_counter() - started)
 
     def save_rest(self, folder: Path) -> None:
-        """Into a checkpoint (see pipeline/runs/resumable.py)."""
+        """Into a checkpoint (see pipeline/runs/resumable_trainer.py)."""
         (folder / CLOCK).write_text(json.dumps(self.watch.read()), encoding="utf-8")
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -24,8 +24,8 @@ from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.models.lean import lean
 from pipeline.models.loading import read_weights
-from pipeline.runs.checkpoint_reading import from_checkpoint
-from pipeline.runs.resumable import Resumable
+from pipeline.runs.checkpoint_loading import from_checkpoint
+from pipeline.runs.resumable_trainer import Resumable
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_WEIGHTS
 from pipeline.watching.journal import Journal

@@ -1,5 +1,5 @@
-"""What a checkpoint of PPO holds besides Trainer's files and those of pipeline/runs/resumable.py: policy, critic, KL
-coefficient, baseline, rewards' running statistics, and the rollouts that are kept for replay.
+"""What a checkpoint of PPO holds besides Trainer's files and those of pipeline/runs/resumable_trainer.py: policy,
+critic, KL coefficient, baseline, rewards' running statistics, and the rollouts that are kept for replay.
 
 A run that is stopped after N optimizer steps and resumed from there does the same as one that was never stopped.
 """

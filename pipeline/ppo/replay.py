@@ -16,7 +16,7 @@ from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
 from pipeline.ppo import math
 from pipeline.ppo.batches import CRITIC_STATES
-from pipeline.ppo.rollout import Experience, Rollout
+from pipeline.ppo.experience import Experience, Rollout
 
 CAP = 2.0  # the largest weight of a token
 _KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "importance_sampling_ratio")

@@ -29,15 +29,15 @@ from pipeline.ppo import baseline, checkpoint, logs, math, setup
 from pipeline.ppo.batches import CRITIC_STATES, in_parts, pack, tokens_a_pass
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
+from pipeline.ppo.experience import Rollout, is_finished, make_experience
 from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
-from pipeline.ppo.rollout import Rollout, is_finished, judge
-from pipeline.ppo.scorer import put_on_base
+from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.rollouts.vllm_server import send_merged
-from pipeline.runs.checkpoint_reading import from_checkpoint
-from pipeline.runs.resumable import ResumableRollouts
+from pipeline.runs.checkpoint_loading import from_checkpoint
+from pipeline.runs.resumable_trainer import ResumableRollouts
 from pipeline.watching.journal import Journal
 from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards import set_training
@@ -205,7 +205,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
 
     def _experience(self, rollout, baseline=None):
         """Token rewards, advantages and returns of a rollout, by the policy's and the critic's present settings."""
-        return judge(rollout, self.args, self.kl_coef, self.journal.sum, baseline, self.advantage)
+        return make_experience(rollout, self.args, self.kl_coef, self.journal.sum, baseline, self.advantage)
 
     def _baseline_of(self, rollout):
         """REINFORCE's baseline as a function of the returns of whole completions, (B,) -> (B,); else None."""

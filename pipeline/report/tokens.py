@@ -1,4 +1,4 @@
-"""Which token earned what: the section about `tokens.jsonl` and `shifts.json` (stages/explain.py writes them).
+"""Which token earned what: the section about `tokens.jsonl` and `shifts.json` (stages/token_credit.py writes them).
 
 Every number of a token goes into the page once, as text; the color of each channel is a whole number from -100 to 100
 in a CSS variable, so that the page switches between channels without a script.
@@ -15,7 +15,7 @@ from pipeline.safety import shapes
 from pipeline.safety.reading import read_json, read_lines
 from rewards.text import text_of
 
-# The names of pipeline/stages/explain.py, which would bring torch and TRL with it.
+# The names of pipeline/stages/token_credit.py, which would bring torch and TRL with it.
 TOKENS, SHIFTS = "tokens.jsonl", "shifts.json"
 MAX_TOKENS = 1800  # on the page; completions that go beyond it are left out, and the page says so
 MAX_PROMPT = 600  # characters of a prompt
@@ -86,7 +86,7 @@ def token_section(run_dir: str | Path) -> dict[str, Any] | None:
     """What templates/tokens.html.j2 shows as `tokens`; None when the run has no `tokens.jsonl` with rows.
 
     Raises:
-        UserError: when a file is not what pipeline/stages/explain.py writes.
+        UserError: when a file is not what pipeline/stages/token_credit.py writes.
     """
     rows = _read_rows(Path(run_dir, TOKENS))
     if not rows:

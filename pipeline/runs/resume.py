@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.runs import checkpoints
+from pipeline.runs import checkpoint_files
 from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder, _agree, is_main, say, settings_of, versions
 from pipeline.safety.weights import fingerprint
 
@@ -58,7 +58,7 @@ def open_run(*settings: Any) -> RunFolder:
         folder = RunFolder.create(config.output_dir, resume=bool(given))
         folder.checkpoint = Path(given) if given else None
         if given:
-            checkpoints.check(folder.checkpoint)
+            checkpoint_files.check(folder.checkpoint)
     else:
         folder = RunFolder.create(config.output_dir, resume=True)
         # one process looks, and all of them do as it says
@@ -68,9 +68,9 @@ def open_run(*settings: Any) -> RunFolder:
         folder.checkpoint, folder.finished, folder.resumed = found
     folder.inputs, folder.is_stage = inputs_of(*settings), True
     if not folder.finished and is_main():
-        checkpoints.clear(folder.path)
+        checkpoint_files.clear(folder.path)
         if folder.checkpoint is None:
-            checkpoints.cut(folder.path, None)
+            checkpoint_files.cut(folder.path, None)
     return folder
 
 
@@ -110,14 +110,14 @@ def _look(folder: RunFolder, settings: tuple) -> tuple[Path | None, bool, dict |
         return error
     if refused:
         return UserError(_refusal(run, refused))
-    finished = checkpoints.is_finished(run, UNFINISHED)
+    finished = checkpoint_files.is_finished(run, UNFINISHED)
     if finished and not set(LENGTH) & set(changed):
         say(f"The run in {run} is finished; nothing was done.")
         return None, True, None
-    checkpoint = checkpoints.newest(run, say)
+    checkpoint = checkpoint_files.newest(run, say)
     if checkpoint is None and finished:
         return UserError(f"the finished run in {run} has no checkpoint to go on from: give another --output_dir")
-    step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
+    step = 0 if checkpoint is None else checkpoint_files.step_of(checkpoint)
     say(f"The run in {run} goes on from step {step}." if step else f"The run in {run} starts from the beginning.")
     for line in _told(changed, settings[-1], step):
         say(line)
@@ -161,7 +161,7 @@ def compare(run: Path, settings: tuple) -> tuple[dict[str, list], dict[str, list
 
 def _refusal(run: Path, refused: dict[str, list]) -> str:
     pairs = "; ".join(f"{key} was {then!r} and is {now!r} now" for key, (then, now) in refused.items())
-    way_out = "" if checkpoints.of(run) else f", or remove {run}, which has no checkpoint yet"
+    way_out = "" if checkpoint_files.of(run) else f", or remove {run}, which has no checkpoint yet"
     return (
         f"a run goes on with the settings that it began with: {pairs}. "
         f"Take them back, or give another --output_dir{way_out}"

@@ -24,7 +24,7 @@ from pipeline.models.folders import Stage, resolve_model
 from pipeline.report import write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import is_main, say
-from pipeline.runs.resumable import Resumable
+from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
 from pipeline.runs.stopping import graceful
 from pipeline.stages import launchers
@@ -56,7 +56,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
     tokenizer = models.load_tokenizer(stage, model_args)
     train, heldout = load_pairs(data_args, config, tokenizer)
-    longest = data.explain(train, heldout, tokenizer, "preference", config.max_length, data_args.dataset, say)
+    longest = data.show_examples(train, heldout, tokenizer, "preference", config.max_length, data_args.dataset, say)
     folder = open_run(model_args, data_args, config)
     if folder.finished:
         return folder.read_summary()
@@ -88,7 +88,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     summary = {
         "stage": "reward",
         "train_loss": trained.training_loss,
-        **judge(chosen, rejected),
+        **preference_metrics(chosen, rejected),
         "pairs": len(trainer.train_dataset),
         "steps": trainer.state.global_step,
         "seed": config.seed,
@@ -149,7 +149,7 @@ def score_pairs(trainer: RewardTrainer) -> tuple[Tensor, Tensor]:
     return torch.cat(columns[0]), torch.cat(columns[1])
 
 
-def judge(chosen: Tensor, rejected: Tensor) -> dict:
+def preference_metrics(chosen: Tensor, rejected: Tensor) -> dict:
     """Held-out figures of a reward model from scores of pairs, (N,) each.
 
     accuracy: share of pairs with chosen above rejected, a tie counting half. margin: mean of chosen - rejected.

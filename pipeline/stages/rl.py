@@ -21,14 +21,14 @@ from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY
 from pipeline.models.folders import resolve_model
-from pipeline.ppo.scorer import stands_on
+from pipeline.ppo.reward_adapter import stands_on
 from pipeline.report import SAMPLES, write_report
 from pipeline.rollouts import vllm_server
 from pipeline.runs import claim
 from pipeline.runs.folder import RunFolder, say
 from pipeline.runs.resume import open_run
 from pipeline.runs.stopping import graceful
-from pipeline.stages import explain, launchers
+from pipeline.stages import launchers, token_credit
 from pipeline.stages.sft import origin
 from pipeline.watching import terminal, trackers
 from pipeline.watching.terminal import visible
@@ -69,7 +69,7 @@ def load(
     train, heldout = data.load(data_args, "prompts", config.seed, say)
     if heldout is None:
         raise UserError(f"eval_dataset is not set: {who} compares before and after on prompts held out from training")
-    longest = data.explain(train, heldout, tokenizer, "prompts", None, data_args.dataset, say)
+    longest = data.show_examples(train, heldout, tokenizer, "prompts", None, data_args.dataset, say)
     folder, made_from = open_run(model_args, data_args, reward_args, config), origin(start, model_args)
     if folder.finished:
         return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from)
@@ -145,7 +145,7 @@ def judge_train_judge(
         summary = _summary(trainer, algorithm, before, after, kl, seconds) | start.origin
         folder.write_summary(summary)
         _write_samples(folder.path / SAMPLES, rows, before[0], after[0])
-        explain.write(exam, before[0], after[0], folder.path)
+        token_credit.write(exam, before[0], after[0], folder.path)
         write_card(folder.path, force=True)
         _show(summary, rows, before[0], after[0], reward_args.show_samples, folder.path, write_report(folder.path))
     if config.push_to_hub:
@@ -171,7 +171,7 @@ def _summary(trainer, algorithm: str, before, after, kl: float, seconds: float) 
     }
 
 
-def _write_samples(path: Path, rows, before: evaluation.Judged, after: evaluation.Judged) -> None:
+def _write_samples(path: Path, rows, before: evaluation.ScoredAnswers, after: evaluation.ScoredAnswers) -> None:
     with path.open("w", encoding="utf-8") as file:
         for i, row in enumerate(rows):
             sample = {
@@ -186,7 +186,7 @@ def _write_samples(path: Path, rows, before: evaluation.Judged, after: evaluatio
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
 
-def _show(summary, rows, judged_before, judged_after, count, folder: Path, report: Path) -> None:
+def _show(summary, rows, before_answers, after_answers, count, folder: Path, report: Path) -> None:
     console = Console(soft_wrap=False)
     table = Table(title=f"{summary['heldout']} held-out prompts", title_justify="left")
     name = summary["algorithm"].upper()
@@ -198,7 +198,7 @@ def _show(summary, rows, judged_before, judged_after, count, folder: Path, repor
         table.add_row(escape(visible(score)), *(f"{cell[score]:.3f}" for cell in cells))
     table.add_row("KL, nats", "0", f"{summary['kl']:.2f}")
     console.print(table)
-    pairs = zip(rows, judged_before.completions, judged_after.completions, strict=True)
+    pairs = zip(rows, before_answers.completions, after_answers.completions, strict=True)
     for row, before, after in list(pairs)[:count]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         console.print(f"[bold]{escape(visible(prompt.strip()))}[/bold]")

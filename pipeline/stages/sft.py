@@ -28,7 +28,7 @@ from pipeline.models.provenance import hardware
 from pipeline.report import write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import is_main, say
-from pipeline.runs.resumable import Resumable
+from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
 from pipeline.runs.stopping import graceful
 from pipeline.safety.weights import ADAPTER_WEIGHTS, fingerprint
@@ -59,7 +59,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     tokenizer = models.load_tokenizer(stage, model_args)
     train, heldout = data.load(data_args, "sft", config.seed, say)
     train, heldout = (rows and to_prompt_completion(rows, config, say) for rows in (train, heldout))
-    longest = data.explain(train, heldout, tokenizer, "sft", config.max_length, data_args.dataset, say)
+    longest = data.show_examples(train, heldout, tokenizer, "sft", config.max_length, data_args.dataset, say)
     folder = open_run(model_args, data_args, config)
     if folder.finished:
         return folder.read_summary()

@@ -21,7 +21,7 @@ from pipeline.models.generation import sample_plainly
 from pipeline.rollouts import vllm_server
 from pipeline.runs import claim
 from pipeline.runs.folder import say
-from pipeline.runs.resumable import ResumableRollouts
+from pipeline.runs.resumable_trainer import ResumableRollouts
 from pipeline.safety.reading import read_json
 from pipeline.stages import rl
 from pipeline.watching.journal import Journal

@@ -10,7 +10,7 @@ from sacrebleu.significance import PairedTest
 from pipeline.errors import UserError
 from pipeline.eval.comparing import ask_judge, figures, outcomes, read_judges
 from pipeline.eval.measures import Answers, bleu_counts, corpus_bleu, distinct, measures_of, overlap
-from pipeline.exam.evaluation import Judged, corpus_metrics
+from pipeline.exam.evaluation import ScoredAnswers, corpus_metrics
 from pipeline.exam.statistics import Measure, difference
 from rewards import RewardError
 
@@ -86,7 +86,7 @@ def test_distinct_by_pencil():
 
 
 def test_measures_of_answers_by_pencil():
-    judged = Judged(
+    judged = ScoredAnswers(
         ["x y z x y z", "x"], [[3, 4, 5, 6], [3, 2]], [False, True], {"mine": [1.0, None], "pass": [1.0, 0.0]}
     )
     found = measures_of(Answers(judged, [6.0, 2.0], [3, 1], [0.5, 0.25]), [None, None])
@@ -111,7 +111,7 @@ def test_measures_of_answers_by_pencil():
 
 
 def test_a_reward_keeps_its_name():
-    judged = Judged(["x"], [[3, 2]], [True], {"length": [-7.0], "kl": [1.0]})
+    judged = ScoredAnswers(["x"], [[3, 2]], [True], {"length": [-7.0], "kl": [1.0]})
     found = measures_of(Answers(judged, [1.0], [1], [0.5]), [None])
     assert found["length"].value() == -7.0 and found["text_length"].value() == 2.0
     assert found["kl"].value() == 1.0 and found["text_kl"].value() == 0.5

@@ -101,7 +101,9 @@ def test_judge_puts_rewards_and_referee_side_by_side(model):
     def referee(completion, row):
         return {"letters": float(len(completion)), "row": float(row["fact"])}
 
-    found = evaluation.judge(model, toy.tokenizer(), rows, {"mine": reward}, referee, temperature=0, **OPTIONS)
+    found = evaluation.answer_and_score(
+        model, toy.tokenizer(), rows, {"mine": reward}, referee, temperature=0, **OPTIONS
+    )
     ids = [greedy_by_hand(model, prompt, 5) for prompt in PROMPTS]
     texts = [toy.tokenizer().decode(row, skip_special_tokens=True) for row in ids]
     assert found.completion_ids == seen["ids"] == ids and found.completions == texts
@@ -115,7 +117,7 @@ def test_judge_puts_rewards_and_referee_side_by_side(model):
 
 
 def test_a_reward_called_length_keeps_its_name():
-    found = evaluation.Judged(["a", "b"], [[3], [3, 4]], [True, False], {"length": [-1.0, 0.0]}, {})
+    found = evaluation.ScoredAnswers(["a", "b"], [[3], [3, 4]], [True, False], {"length": [-1.0, 0.0]}, {})
     assert found.means() == {"length": -0.5, "tokens": 1.5, "finished": 0.5}
 
 
@@ -130,7 +132,9 @@ def test_messages_go_through_the_chat_template(model):
         seen.extend(completions)
         return [1.0]
 
-    found = evaluation.judge(model, tokenizer, [{"prompt": chat[0]}], {"mine": reward}, None, temperature=0, **OPTIONS)
+    found = evaluation.answer_and_score(
+        model, tokenizer, [{"prompt": chat[0]}], {"mine": reward}, None, temperature=0, **OPTIONS
+    )
     answer = greedy_by_hand(model, "dcce", 5)
     assert found.completion_ids == [answer]
     text = tokenizer.decode(answer, skip_special_tokens=True)

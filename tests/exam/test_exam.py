@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from pipeline.config import DataArguments, ModelArguments
 from pipeline.errors import UserError
 from pipeline.exam import exam
-from pipeline.exam.evaluation import Judged
+from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, ExamCallback, RewardArguments, random_state_kept
 from pipeline.runs.folder import HELDOUT, read_heldout
 from pipeline.stages import ppo as stage
@@ -126,7 +126,7 @@ def test_a_resumed_run_has_every_row_once(runs, tiny_model_folder, tmp_path):
 
 
 def test_the_figures_of_a_row():
-    judged = Judged(
+    judged = ScoredAnswers(
         ["x", "yz"], [[5, 2], [6, 7, 8, 2]], [True, False], {"a": [1.0, None], "b": [2.0, 4.0], "gold": [0.5, 1.0]}
     )
     trainer = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda model: model), model=None)
@@ -151,7 +151,7 @@ def test_seconds_are_those_of_training(monkeypatch, tmp_path):
     clocks = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: 7 + now[0] / 2)
     monkeypatch.setattr(exam, "time", clocks)
     left_out = []
-    judged = Judged(["x"], [[2]], [True], {})
+    judged = ScoredAnswers(["x"], [[2]], [True], {})
 
     class Slow(Exam):
         def take(self, adapter, greedy=True):

@@ -13,7 +13,7 @@ from trl.trainer import grpo_trainer
 from pipeline.ppo import PPOTrainer
 from pipeline.ppo.passes import Passes
 from pipeline.ppo.update import Update
-from pipeline.runs.resumable import Resumable, ResumableRollouts
+from pipeline.runs.resumable_trainer import Resumable, ResumableRollouts
 
 
 def says(condition, sentence: str) -> None:
@@ -202,7 +202,7 @@ def test_hooks_of_trainer_that_resuming_uses():
     source = inspect.getsource(Trainer.train) + inspect.getsource(Trainer._prepare_for_training)
     for name in ("self._load_from_checkpoint(resume_from_checkpoint", "self._load_optimizer_and_scheduler("):
         says(name in source, f"Trainer no longer calls {name}…) when it resumes.")
-    # what is put back in on_train_begin (pipeline/runs/resumable.py) is reset before it, and in these words
+    # what is put back in on_train_begin (pipeline/runs/resumable_trainer.py) is reset before it, and in these words
     begin = inspect.getsource(Trainer._inner_training_loop).partition("on_train_begin")[0]
     for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step"):
         says(f"self.{name} = " in begin, f"Trainer no longer resets {name} before on_train_begin.")

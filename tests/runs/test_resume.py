@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.errors import UserError
 from pipeline.ppo.config import PPOStage
-from pipeline.runs import checkpoints, resume, stopping
+from pipeline.runs import checkpoint_files, resume, stopping
 from pipeline.runs.folder import RunFolder, read_metrics
 from pipeline.stages import sft
 
@@ -102,7 +102,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path, capfd, monkey
     whole = toy.make_trainer(tmp_path / "whole", **settings)
     whole.train()
     again = toy.make_trainer(tmp_path / "again", **settings)
-    again.train(resume_from_checkpoint=checkpoints.newest(folder.path, print))
+    again.train(resume_from_checkpoint=checkpoint_files.newest(folder.path, print))
     assert all(torch.equal(again.model.get_parameter(n), x) for n, x in toy.learned(whole).items())
 
 
@@ -110,7 +110,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     trainer = toy.make_trainer(tmp_path, callbacks=[Send(1, signal.SIGINT, signal.SIGINT)], total_episodes=16)
     with pytest.raises(KeyboardInterrupt), stopping.graceful(trainer, RunFolder(tmp_path)):
         trainer.train()
-    assert trainer.state.global_step == 1 and not checkpoints.of(tmp_path)
+    assert trainer.state.global_step == 1 and not checkpoint_files.of(tmp_path)
 
 
 def test_the_command_under_make(monkeypatch):
@@ -122,12 +122,12 @@ def test_the_command_under_make(monkeypatch):
 
 # ------------------------------------------------------------ time
 def test_a_checkpoint_is_due_after_minutes_and_later_where_writing_is_slow(tmp_path, monkeypatch):
-    from pipeline.runs import resumable
+    from pipeline.runs import resumable_trainer
 
     trainer = toy.make_trainer(tmp_path)
     now = [1000.0]
-    monkeypatch.setattr(resumable.time, "monotonic", lambda: now[0])
-    keeper = resumable.Keeper(trainer)
+    monkeypatch.setattr(resumable_trainer.time, "monotonic", lambda: now[0])
+    keeper = resumable_trainer.Keeper(trainer)
     args = PPOStage(str(tmp_path), save_minutes=2, use_cpu=True, bf16=False)
     now[0] = 1119.0
     assert not keeper.due(args)

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.eval.candidates import read_candidates
 from pipeline.models import loading as models
 from pipeline.ppo.critic import Critic
-from pipeline.runs import checkpoints
+from pipeline.runs import checkpoint_files
 from pipeline.safety.redaction import is_secret, redact
 from pipeline.stages.merge import MergeArguments, merge
 from rewards import Learned, Perplexity, Relevance, RewardError
@@ -145,11 +145,11 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def sealed(folder: Path) -> None:
     """Gives a checkpoint that was changed a manifest that says nothing of it."""
-    manifest = checkpoints.read_manifest(folder)
-    (folder / checkpoints.MANIFEST).unlink()
+    manifest = checkpoint_files.read_manifest(folder)
+    (folder / checkpoint_files.MANIFEST).unlink()
     aside = folder.rename(folder.with_name("aside"))
-    checkpoints.seal(aside, folder, {name: manifest[name] for name in ("step", "inputs", "whole")})
-    assert checkpoints.damage(folder) is None
+    checkpoint_files.seal(aside, folder, {name: manifest[name] for name in ("step", "inputs", "whole")})
+    assert checkpoint_files.damage(folder) is None
 
 
 @pytest.mark.parametrize("form", ["zip", "plain"])
@@ -193,7 +193,7 @@ def test_a_broken_checkpoint_is_one_sentence(checkpoint, tmp_path, name, content
 
 
 def test_supervised_stages_and_grpo_read_checkpoints_in_the_same_way(tmp_path):
-    from pipeline.runs.checkpoint_reading import ReadsCheckpoints
+    from pipeline.runs.checkpoint_loading import ReadsCheckpoints
     from pipeline.stages.reward_model import Reward
     from pipeline.stages.sft import SFT
     from pipeline.stages.trl_stage import CountedGRPO, CountedRLOO

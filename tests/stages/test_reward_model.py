@@ -57,7 +57,7 @@ def test_figures_by_pencil():
     # margins: log 3 -> sigmoid 3/4, -log 3 -> 1/4, 0 -> 1/2, log 9 -> 9/10
     chosen = torch.tensor([math.log(3), 0.0, 1.0, math.log(9)])
     rejected = torch.tensor([0.0, math.log(3), 1.0, 0.0])
-    found = reward_model.judge(chosen, rejected)
+    found = reward_model.preference_metrics(chosen, rejected)
     assert found["accuracy"] == pytest.approx(2.5 / 4)  # a tie is half right
     assert found["margin"] == pytest.approx(math.log(9) / 4)
     assert found["log_loss"] == pytest.approx(

@@ -33,7 +33,7 @@ from pipeline.models.adapters import POLICY
 from pipeline.models.folders import resolve_model
 from pipeline.ppo.config import PPOStage
 from pipeline.report import charts, write_comparison, write_report
-from pipeline.runs import checkpoint_reading
+from pipeline.runs import checkpoint_loading
 from pipeline.runs.folder import settings_of
 from pipeline.stages import merge
 from pipeline.stages.merge import MergeArguments
@@ -176,7 +176,7 @@ def load_data(place: Path, tokenizer) -> None:
     kind = path.name.split(".")[0]
     told: list[str] = []
     train, heldout = data.load(DataArguments(str(path), eval_fraction=0.3), kind, 0, told.append)
-    data.explain(train, heldout, tokenizer, kind, 64, str(path), told.append)
+    data.show_examples(train, heldout, tokenizer, kind, 64, str(path), told.append)
 
 
 # ------------------------------------------------------------ models and adapters
@@ -226,7 +226,7 @@ def make_checkpoint(folder: Path):
 
 
 def load_checkpoint(trainer, place: Path) -> None:
-    checkpoint_reading.check_checkpoint(place)
+    checkpoint_loading.check_checkpoint(place)
     checkpoint = str(place)
     trainer._load_from_checkpoint(checkpoint)
     trainer._load_optimizer_and_scheduler(checkpoint)

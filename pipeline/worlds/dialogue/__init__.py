@@ -12,8 +12,8 @@ change of mind and may ask what was said; with all four known the desk sums up t
 conversation asks for, be polite, and not say a sentence twice.
 
 Training texts are written with human slips (`desk.HUMAN`). Preference pairs: two answers to one conversation, the
-rejected one written with one to three slips more than the chosen one. The referee, `judge.judge`, reads the finished
-answer and knows nothing of how it was written.
+rejected one written with one to three slips more than the chosen one. The referee, `measures.measure`, reads the
+finished answer and knows nothing of how it was written.
 """
 
 import random
@@ -21,7 +21,7 @@ import random
 from ..base import Document, WorldData, WorldSettings
 from ..chat_format import EOS, TURNS, write_out
 from .desk import Turn, answer, draw_slips, draw_visit, possible_slips
-from .judge import judge
+from .measures import measure
 from .words import COURTESIES, SLOTS, VALUES
 
 __all__ = ["CHAT_FORMAT", "HIGHER_IS_BETTER", "make_data", "pretraining_texts", "referee"]
@@ -31,7 +31,7 @@ HIGHER_IS_BETTER = dict.fromkeys(("good", "coherent", "polite", "fresh", "fluent
 REFERENCES = 4
 NONE: frozenset[str] = frozenset()
 
-referee = judge
+referee = measure
 
 
 def message(role: str, content: str) -> dict[str, str]:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from pipeline.errors import UserError
-from pipeline.runs import checkpoints
-from pipeline.runs.checkpoint_reading import ReadsCheckpoints, check_checkpoint, from_checkpoint
+from pipeline.runs import checkpoint_files
+from pipeline.runs.checkpoint_loading import ReadsCheckpoints, check_checkpoint, from_checkpoint
 from pipeline.runs.folder import _agree, say
 
 SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints that are written because time has passed
@@ -58,7 +58,9 @@ class Resumable(ReadsCheckpoints):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
             run = Path(self.args.output_dir)
-            resume_from_checkpoint = _agree(checkpoints.newest(run, say) if self.is_world_process_zero() else None)
+            resume_from_checkpoint = _agree(
+                checkpoint_files.newest(run, say) if self.is_world_process_zero() else None
+            )
             if resume_from_checkpoint is None:
                 raise UserError(f"resume_from_checkpoint: there is no whole checkpoint in {run}")
         self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
@@ -70,9 +72,9 @@ class Resumable(ReadsCheckpoints):
         return super().train(self.resumed_from and str(self.resumed_from), *args, **kwargs)
 
     def _check_checkpoint(self, folder: Path) -> None:
-        checkpoints.check(folder)
+        checkpoint_files.check(folder)
         check_checkpoint(folder)
-        then, now = checkpoints.read_manifest(folder)["inputs"], self._inputs()
+        then, now = checkpoint_files.read_manifest(folder)["inputs"], self._inputs()
         for name in then.keys() & now.keys():
             if then[name] != now[name]:
                 raise UserError(
@@ -109,9 +111,11 @@ class Resumable(ReadsCheckpoints):
     def _save_checkpoint(self, model, trial):
         started = time.monotonic()
         run = Path(self._get_output_dir(trial))
-        final, aside = (place / f"checkpoint-{self.state.global_step}" for place in (run, run / checkpoints.PARTIAL))
+        final, aside = (
+            place / f"checkpoint-{self.state.global_step}" for place in (run, run / checkpoint_files.PARTIAL)
+        )
         if self.args.should_save:
-            checkpoints.clear(run)
+            checkpoint_files.clear(run)
         self.accelerator.wait_for_everyone()
         self._staging = str(aside.parent)
         try:
@@ -125,9 +129,9 @@ class Resumable(ReadsCheckpoints):
             self._name_best(run, aside)
             (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
             facts = {"step": self.state.global_step, "inputs": self._inputs(), "whole": not self.args.save_only_model}
-            checkpoints.seal(aside, final, facts)
+            checkpoint_files.seal(aside, final, facts)
             best = self.state.best_model_checkpoint
-            checkpoints.keep_newest(run, self.state.global_step, self.args.save_total_limit, best)
+            checkpoint_files.keep_newest(run, self.state.global_step, self.args.save_total_limit, best)
         self.accelerator.wait_for_everyone()
         self.seconds_of_a_save = time.monotonic() - started
         if self.args.push_to_hub:
@@ -190,7 +194,7 @@ class Resumable(ReadsCheckpoints):
         if progress["train_tokens"] is not None:
             self._total_train_tokens = progress["train_tokens"]
         if self.is_world_process_zero():
-            checkpoints.cut(Path(self.args.output_dir), self.resumed_from)
+            checkpoint_files.cut(Path(self.args.output_dir), self.resumed_from)
 
 
 class ResumableRollouts(Resumable):

@@ -31,7 +31,7 @@ MEASURES = ("good", "coherent", "polite", "fresh", "fluent")
 _CURT_SENTENCES = {*CURT, *(question for slot in SLOTS for question in CURT_QUESTIONS[slot])}
 
 
-def judge(completion: str, row: Mapping) -> dict[str, float]:
+def measure(completion: str, row: Mapping) -> dict[str, float]:
     """The measures of one answer.
 
     Args:

@@ -27,19 +27,19 @@ from toy import (
 )
 
 from pipeline.config import DataArguments, ModelArguments
-from pipeline.exam.evaluation import Judged
+from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, RewardArguments
 from pipeline.models.adapters import POLICY, use_adapter
-from pipeline.stages import explain, trl_stage
+from pipeline.stages import token_credit, trl_stage
 from rewards import Instant, Shaped, token_ends
 
 BEFORE = dict(zip(PROMPTS, [[B, EOS], [C, D], [A, A, EOS], [D, EOS], [EOS], [AB, EOS], [C], [D, D, EOS]], strict=True))
 
 
-def judged(answers: dict[str, list[int]], prompts=PROMPTS) -> Judged:
+def scored(answers: dict[str, list[int]], prompts=PROMPTS) -> ScoredAnswers:
     ids = [answers[prompt] for prompt in prompts]
     texts = tokenizer().batch_decode(ids, skip_special_tokens=True)
-    return Judged(texts, ids, [row[-1] == EOS for row in ids], {"letters": letters(prompts, texts)})
+    return ScoredAnswers(texts, ids, [row[-1] == EOS for row in ids], {"letters": letters(prompts, texts)})
 
 
 def examined(tmp_path, trained=True, reward=letters, **settings):
@@ -54,9 +54,9 @@ def examined(tmp_path, trained=True, reward=letters, **settings):
 
 
 def written(exam, folder, before=BEFORE, after=ANSWERS):
-    explain.write(exam, judged(before), judged(after), folder)
-    rows = [json.loads(line) for line in (folder / explain.TOKENS).read_text("utf-8").splitlines()]
-    return rows, json.loads((folder / explain.SHIFTS).read_text("utf-8"))
+    token_credit.write(exam, scored(before), scored(after), folder)
+    rows = [json.loads(line) for line in (folder / token_credit.TOKENS).read_text("utf-8").splitlines()]
+    return rows, json.loads((folder / token_credit.SHIFTS).read_text("utf-8"))
 
 
 def by_hand(exam, adapter, prompt, ids):
@@ -70,26 +70,26 @@ def test_pieces_make_up_the_text_and_no_character_is_split():
     byte_level = build_tokenizer()
     text = "a 鹭\n🦊é"
     ids = [*byte_level(text)["input_ids"], byte_level.eos_token_id]
-    tokens = explain.pieces(text, token_ends([ids], [text], byte_level)[0], len(ids))
+    tokens = token_credit.pieces(text, token_ends([ids], [text], byte_level)[0], len(ids))
     assert tokens == ["a", " ", "", "", "鹭", "\n", "", "", "", "🦊", "", "é", ""]
-    names = explain.silent(byte_level, ids, tokens)
+    names = token_credit.silent(byte_level, ids, tokens)
     assert names == {"2": "…", "3": "…", "6": "…", "7": "…", "8": "…", "10": "…", "12": "</s>"}
 
 
 def test_a_text_that_is_not_what_the_ids_decode_to_stands_at_the_last_token():
-    assert explain.pieces("four", None, 3) == ["", "", "four"]
-    assert explain.pieces("", None, 0) == []
+    assert token_credit.pieces("four", None, 3) == ["", "", "four"]
+    assert token_credit.pieces("", None, 0) == []
 
 
 def test_a_token_alone_keeps_its_space():
     byte_level = build_tokenizer()
-    assert explain.token_text(byte_level, byte_level.convert_tokens_to_ids("Ġ")) == " "
-    assert explain.token_text(byte_level, 2) == "</s>"
+    assert token_credit.token_text(byte_level, byte_level.convert_tokens_to_ids("Ġ")) == " "
+    assert token_credit.token_text(byte_level, 2) == "</s>"
     first_byte = byte_level("鹭")["input_ids"][0]
-    assert explain.token_text(byte_level, first_byte) == byte_level.convert_ids_to_tokens(
+    assert token_credit.token_text(byte_level, first_byte) == byte_level.convert_ids_to_tokens(
         first_byte
     )  # half a character
-    assert explain.token_text(byte_level, 999) == "#999"  # a row of the embedding that has no token
+    assert token_credit.token_text(byte_level, 999) == "#999"  # a row of the embedding that has no token
 
 
 # ---------------------------------------------------------------- which completions
@@ -98,7 +98,7 @@ def test_one_of_each_kind_in_turn_and_no_row_twice():
     before = torch.tensor([0.0, 5.0, 3.0, nan, 1.0, 1.0])
     after = torch.tensor([2.0, 5.0, -1.0, 0.5, nan, 1.5])
     # best 5, worst -1, changed by 2 (row 0); then best 1.5 (row 5), worst 0.5 (row 3), and nobody is left
-    assert explain.choose(before, after, each=2) == {
+    assert token_credit.choose(before, after, each=2) == {
         1: "best",
         2: "worst",
         0: "most changed",
@@ -110,8 +110,8 @@ def test_one_of_each_kind_in_turn_and_no_row_twice():
 def test_scores_are_weighted_and_an_answer_that_was_cut_pays(tmp_path):
     exam = examined(tmp_path, missing_eos_penalty=0.5)
     exam.rewards, exam.weights = {"a": letters, "b": letters}, {"a": 2.0, "b": 1.0}
-    answers = Judged(["x"] * 3, [[2]] * 3, [True, False, True], {"a": [1.0, 1.0, None], "b": [3.0, None, None]})
-    scores = explain.scores_of(exam, answers)
+    answers = ScoredAnswers(["x"] * 3, [[2]] * 3, [True, False, True], {"a": [1.0, 1.0, None], "b": [3.0, None, None]})
+    scores = token_credit.scores_of(exam, answers)
     assert scores[:2].tolist() == [2 * 1 + 3, 2 * 1 - 0.5] and scores[2].isnan()
 
 
@@ -199,7 +199,7 @@ def test_nothing_is_disturbed(tmp_path):
 def test_shifts_by_pencil():
     p = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]])
     q = torch.tensor([[0.25, 0.25, 0.5], [0.25, 0.25, 0.5]])
-    shifts = explain.Shifts(3)
+    shifts = token_credit.Shifts(3)
     shifts.add(0, p.log(), q.log())
     shifts.add(1, p[:1].log(), p[:1].log())  # a context in which nothing has changed
     assert shifts.positions == 3
@@ -214,9 +214,9 @@ def test_shifts_by_pencil():
 def test_a_long_completion_is_taken_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.log_softmax(torch.randn(7, 5, generator=generator), dim=-1) for _ in range(2))
-    whole, parts = explain.Shifts(5), explain.Shifts(5)
+    whole, parts = token_credit.Shifts(5), token_credit.Shifts(5)
     whole.add(0, p, q)
-    monkeypatch.setattr(explain, "_POSITIONS", 2)
+    monkeypatch.setattr(token_credit, "_POSITIONS", 2)
     parts.add(0, p, q)
     torch.testing.assert_close(whole.change, parts.change)
     assert torch.equal(whole._place, parts._place) and torch.equal(whole._probs, parts._probs)
@@ -286,14 +286,14 @@ def test_the_ppo_stage_explains_itself(tmp_path, tiny_model_folder, messages):
 
     run_ppo(tmp_path / "out", tiny_model_folder, data, [{"name": size, "weight": 0.5}], None, total_episodes=4)
     samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (tmp_path / "out" / explain.TOKENS).read_text().split("\n") if line]
+    rows = [json.loads(line) for line in (tmp_path / "out" / token_credit.TOKENS).read_text().split("\n") if line]
     assert sorted(row["row"] for row in rows) == [0, 1, 2]
     for row in rows:
         sample = samples[row["row"]]
         assert "".join(row["tokens"]) == sample["after"] and row["prompt"] == sample["prompt"]
         assert row["score"] == pytest.approx(0.5 * len(sample["after"]))
         assert len(row["advantages"]) == len(row["tokens"])
-    assert json.loads((tmp_path / "out" / explain.SHIFTS).read_text())["gains"]
+    assert json.loads((tmp_path / "out" / token_credit.SHIFTS).read_text())["gains"]
 
 
 @pytest.mark.parametrize(("algorithm", "price"), [("grpo", 0.0), ("rloo", 0.25)])
@@ -313,7 +313,7 @@ def test_trls_trainers_have_no_critic_and_rloo_prices_the_kl(tmp_path, tiny_mode
             missing_eos_penalty=1.5,
         ),
     )
-    rows = [json.loads(line) for line in (tmp_path / "out" / explain.TOKENS).read_text().split("\n") if line]
+    rows = [json.loads(line) for line in (tmp_path / "out" / token_credit.TOKENS).read_text().split("\n") if line]
     assert len(rows) == 3
     for row in rows:
         finished = "</s>" in row["silent"].values()

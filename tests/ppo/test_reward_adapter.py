@@ -9,7 +9,7 @@ import toy
 from test_critic import reward_folder
 
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE
-from pipeline.ppo.scorer import REWARD, put_on_base
+from pipeline.ppo.reward_adapter import REWARD, put_on_base
 from rewards import Instant, Mixture, RewardError, build_rewards
 
 TEXTS = ["a", "bad", "", "deeeec", "ab"]

@@ -28,7 +28,7 @@ from rewards.model_based import ModelBased
 REWARD = "reward"  # the first such adapter; a second one is called reward_2, and so on
 
 
-class Scorer:
+class RewardAdapter:
     """What `Learned` asks of a model, answered by an adapter on the policy's base: one score for each text.
 
     Args:
@@ -79,9 +79,9 @@ class Scorer:
             return SimpleNamespace(logits=self.head(states.float()))
 
 
-def put_on_base(rewards: Iterable[Callable], model: PeftModel, autocast: Callable) -> list[Scorer]:
+def put_on_base(rewards: Iterable[Callable], model: PeftModel, autocast: Callable) -> list[RewardAdapter]:
     """Gives every `learned` reward in `rewards` that was trained on the base of `model` an adapter on it."""
-    on_base: dict[str, tuple[Scorer, object]] = {}
+    on_base: dict[str, tuple[RewardAdapter, object]] = {}
     for reward in [part for whole in rewards for part in every_in(whole) if isinstance(part, Learned)]:
         if reward.is_loaded:
             continue
@@ -94,7 +94,7 @@ def put_on_base(rewards: Iterable[Callable], model: PeftModel, autocast: Callabl
                 reward.prepare()  # now: what is wrong with it is to be said before training
                 continue
         reward.take(*on_base[reward.path])
-    return [scorer for scorer, _ in on_base.values()]
+    return [adapter for adapter, _ in on_base.values()]
 
 
 def stands_on(reward: Callable, base: str) -> bool:
@@ -118,7 +118,7 @@ def _why_not(reward: Learned, base: str) -> str | None:
     return None
 
 
-def _make(reward: Learned, model: PeftModel, name: str, autocast: Callable) -> tuple[Scorer, object]:
+def _make(reward: Learned, model: PeftModel, name: str, autocast: Callable) -> tuple[RewardAdapter, object]:
     folder, base = Path(reward.path), model.get_base_model()
     if why := _why_not(reward, base.name_or_path):
         raise UserError(why)
@@ -126,7 +126,7 @@ def _make(reward: Learned, model: PeftModel, name: str, autocast: Callable) -> t
     tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else base.name_or_path, trust_remote_code=False)
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
         raise UserError("its tokenizer has more tokens than the base")
-    return Scorer(model, name, folder, autocast), tokenizer
+    return RewardAdapter(model, name, folder, autocast), tokenizer
 
 
 def _size(reward: Learned) -> str:

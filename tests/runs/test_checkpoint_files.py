@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.runs import checkpoints
+from pipeline.runs import checkpoint_files
 
 
 def write(run: Path, step: int, content: str = "weights", **facts) -> Path:
     """A sealed checkpoint with two files, one in a folder."""
-    aside = run / checkpoints.PARTIAL / f"checkpoint-{step}"
+    aside = run / checkpoint_files.PARTIAL / f"checkpoint-{step}"
     (aside / "critic").mkdir(parents=True)
     (aside / "adapter_model.safetensors").write_text(content)
     (aside / "critic/adapter_model.safetensors").write_text("critic")
-    checkpoints.seal(aside, run / f"checkpoint-{step}", {"step": step, "inputs": {}} | facts)
+    checkpoint_files.seal(aside, run / f"checkpoint-{step}", {"step": step, "inputs": {}} | facts)
     return run / f"checkpoint-{step}"
 
 
@@ -27,12 +27,12 @@ def edit(path: Path, **changes) -> None:
 
 def test_a_whole_one_is_found_and_nothing_is_left_beside_it(tmp_path):
     folder = write(tmp_path, 3)
-    assert checkpoints.damage(folder) is None
+    assert checkpoint_files.damage(folder) is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
-    assert checkpoints.newest(tmp_path, print) == folder
+    assert checkpoint_files.newest(tmp_path, print) == folder
     # echo -n weights | sha256sum
     wanted = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
-    files = checkpoints.read_manifest(folder)["files"]
+    files = checkpoint_files.read_manifest(folder)["files"]
     assert files["adapter_model.safetensors"] == {"bytes": 7, "sha256": wanted}
     assert set(files) == {"adapter_model.safetensors", "critic/adapter_model.safetensors"}
 
@@ -69,40 +69,40 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, kind):
     harm, says = DAMAGES[kind]
     harm(newest)
     told = []
-    assert checkpoints.newest(tmp_path, told.append) == before
+    assert checkpoint_files.newest(tmp_path, told.append) == before
     assert len(told) == 1 and str(newest) in told[0] and says in told[0] and "passed over" in told[0]
     with pytest.raises(UserError, match="checkpoint-2 cannot be used"):
-        checkpoints.check(newest)
+        checkpoint_files.check(newest)
 
 
 def test_one_without_the_optimizer_is_not_gone_on_from(tmp_path):
-    assert "save_only_model" in checkpoints.damage(write(tmp_path, 2, whole=False))
+    assert "save_only_model" in checkpoint_files.damage(write(tmp_path, 2, whole=False))
 
 
 def test_what_a_kill_leaves_half_written_is_never_found(tmp_path):
     folder = write(tmp_path, 1)
-    aside = tmp_path / checkpoints.PARTIAL / "checkpoint-2"
+    aside = tmp_path / checkpoint_files.PARTIAL / "checkpoint-2"
     shutil.copytree(folder, aside)  # even with a manifest
-    assert checkpoints.newest(tmp_path, print) == folder
-    assert checkpoints.of(tmp_path) == [folder]
-    checkpoints.clear(tmp_path)
+    assert checkpoint_files.newest(tmp_path, print) == folder
+    assert checkpoint_files.of(tmp_path) == [folder]
+    checkpoint_files.clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
 def test_one_of_the_same_step_is_replaced(tmp_path):
     write(tmp_path, 5, "old")
     folder = write(tmp_path, 5, "new")
-    assert (folder / "adapter_model.safetensors").read_text() == "new" and checkpoints.damage(folder) is None
+    assert (folder / "adapter_model.safetensors").read_text() == "new" and checkpoint_files.damage(folder) is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
 def test_the_newest_are_kept_and_the_best_and_later_ones_left_alone(tmp_path):
     for step in (2, 4, 6, 8, 10, 30):
         write(tmp_path, step)
-    checkpoints.keep_newest(tmp_path, 10, 2, best=str(tmp_path / "checkpoint-4"))
-    assert sorted(map(checkpoints.step_of, checkpoints.of(tmp_path))) == [4, 8, 10, 30]
-    checkpoints.keep_newest(tmp_path, 10, None, best=None)
-    assert len(checkpoints.of(tmp_path)) == 4 and not (tmp_path / checkpoints.PARTIAL).exists()
+    checkpoint_files.keep_newest(tmp_path, 10, 2, best=str(tmp_path / "checkpoint-4"))
+    assert sorted(map(checkpoint_files.step_of, checkpoint_files.of(tmp_path))) == [4, 8, 10, 30]
+    checkpoint_files.keep_newest(tmp_path, 10, None, best=None)
+    assert len(checkpoint_files.of(tmp_path)) == 4 and not (tmp_path / checkpoint_files.PARTIAL).exists()
 
 
 def test_files_that_grow_are_cut_to_where_the_checkpoint_found_them(tmp_path):
@@ -111,9 +111,9 @@ def test_files_that_grow_are_cut_to_where_the_checkpoint_found_them(tmp_path):
     folder = write(tmp_path, 2)
     metrics.write_text(metrics.read_text() + '{"step": 2, "later": true}\n{"step": 3, "lo')
     heldout.write_text('{"step": 3}\n')
-    checkpoints.cut(tmp_path, folder)
+    checkpoint_files.cut(tmp_path, folder)
     assert metrics.read_text() == '{"step": 1}\n{"step": 2}\n' and heldout.read_text() == ""
-    checkpoints.cut(tmp_path, None)
+    checkpoint_files.cut(tmp_path, None)
     assert metrics.read_text() == ""
 
 
@@ -122,5 +122,5 @@ def test_rows_of_another_folders_checkpoint_are_cut_by_its_step(tmp_path):
     metrics = tmp_path / "second/metrics.jsonl"
     metrics.parent.mkdir()
     metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    checkpoints.cut(tmp_path / "second", folder)
+    checkpoint_files.cut(tmp_path / "second", folder)
     assert metrics.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -22,11 +22,11 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import RLOOTrainer
 
 from pipeline.exam import evaluation
-from pipeline.exam.evaluation import Judged
+from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, random_state_kept
 from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.ppo import math
-from pipeline.ppo.rollout import Rollout, judge
+from pipeline.ppo.experience import Rollout, make_experience
 from pipeline.rollouts.scoring import Scoring, weigh
 from rewards import token_ends
 from rewards.mixture import at_rest
@@ -39,7 +39,7 @@ CONTEXT = 120  # characters of text before a token that is given as an example
 _POSITIONS = 64  # distributions that are compared at once
 
 
-def write(exam: Exam, before: Judged, after: Judged, folder: Path) -> None:
+def write(exam: Exam, before: ScoredAnswers, after: ScoredAnswers, folder: Path) -> None:
     """Writes `tokens.jsonl` and `shifts.json` into `folder`; for the main process.
 
     Args:
@@ -48,7 +48,7 @@ def write(exam: Exam, before: Judged, after: Judged, folder: Path) -> None:
     with _undisturbed(exam):
         chosen = choose(scores_of(exam, before), scores_of(exam, after))
         shifts, logprobs = compare(exam, before, after, set(chosen))
-        rows = explain(exam, before, after, chosen, logprobs) if chosen else []
+        rows = credit_tokens(exam, before, after, chosen, logprobs) if chosen else []
     with (folder / TOKENS).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     found = shifts.summary(exam, before, after)
@@ -56,13 +56,13 @@ def write(exam: Exam, before: Judged, after: Judged, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- which completions
-def scores_of(exam: Exam, judged: Judged) -> Tensor:
+def scores_of(exam: Exam, answers: ScoredAnswers) -> Tensor:
     """Weighted sum of the rewards less the penalty for an answer that was cut, (N,); NaN where no reward spoke."""
-    columns = [[float("nan") if s is None else s for s in judged.scores[name]] for name in exam.rewards]
+    columns = [[float("nan") if s is None else s for s in answers.scores[name]] for name in exam.rewards]
     weights = torch.tensor([exam.weights[name] for name in exam.rewards])
     scores, scorable = weigh(torch.tensor(columns).T, weights)
     penalty = getattr(exam.trainer.args, "missing_eos_penalty", None) or 0.0
-    return torch.where(scorable, scores - penalty * ~torch.tensor(judged.finished), torch.nan)
+    return torch.where(scorable, scores - penalty * ~torch.tensor(answers.finished), torch.nan)
 
 
 def choose(before: Tensor, after: Tensor, each: int = EACH) -> dict[int, str]:
@@ -88,7 +88,9 @@ def choose(before: Tensor, after: Tensor, each: int = EACH) -> dict[int, str]:
 
 
 # ---------------------------------------------------------------- what each token earned
-def explain(exam: Exam, before: Judged, after: Judged, chosen: dict[int, str], logprobs: dict[int, tuple]) -> list:
+def credit_tokens(
+    exam: Exam, before: ScoredAnswers, after: ScoredAnswers, chosen: dict[int, str], logprobs: dict[int, tuple]
+) -> list:
     """A row of `tokens.jsonl` for each chosen completion of the trained policy.
 
         prompt, why, row               as in samples.jsonl, why it was chosen, its line there
@@ -114,7 +116,7 @@ def explain(exam: Exam, before: Judged, after: Judged, chosen: dict[int, str], l
         mask, scores, policy_logprobs, ref_logprobs, torch.zeros_like(mask) if values is None else values, instant
     )
     settings, kl_coef = _settings(trainer), _kl_coef(trainer)
-    experience = judge(rollout, settings, kl_coef)
+    experience = make_experience(rollout, settings, kl_coef)
     paid = math.token_rewards(scores, experience.kl, mask, 0.0, instant)
     kl = math.kl_penalty(policy_logprobs, ref_logprobs)
     ends, before_scores = token_ends(ids, texts, exam.trainer.processing_class), scores_of(exam, before)
@@ -204,7 +206,7 @@ def _values(exam: Exam, rows: list[int], ids: list[list[int]]) -> Tensor | None:
 
 
 def _settings(trainer) -> SimpleNamespace:
-    """What `judge` asks for; advantages stay in score units. TRL's own trainers have none of it."""
+    """What `make_experience` asks for; advantages stay in score units. TRL's own trainers have none of it."""
     defaults = {"algorithm": "reinforce", "kl_estimator": "k1", "gamma": 1.0, "lam": 1.0, "whiten_rewards": False}
     found = {name: getattr(trainer.args, name, default) for name, default in defaults.items()}
     return SimpleNamespace(**found, whiten_advantages=False)
@@ -265,7 +267,7 @@ class Shifts:
                 self._most[i][new], self._probs[i][new] = most[new], probs[new]
                 self._place[i][new] = torch.stack([torch.full_like(where, completion), start + where], dim=1)[new]
 
-    def summary(self, exam: Exam, before: Judged, after: Judged) -> dict:
+    def summary(self, exam: Exam, before: ScoredAnswers, after: ScoredAnswers) -> dict:
         """What `shifts.json` holds: the tokens that gained and lost most, with an example context each."""
         tokenizer, sides = exam.trainer.processing_class, (before, after)
         sampled = [
@@ -303,7 +305,9 @@ class Shifts:
         }
 
 
-def compare(exam: Exam, before: Judged, after: Judged, wanted: set[int]) -> tuple[Shifts, dict[int, tuple]]:
+def compare(
+    exam: Exam, before: ScoredAnswers, after: ScoredAnswers, wanted: set[int]
+) -> tuple[Shifts, dict[int, tuple]]:
     """The shifts over all completions, and for the `wanted` rows of `after` the log-probabilities of their tokens.
 
     Returns:

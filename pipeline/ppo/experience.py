@@ -38,7 +38,7 @@ def is_finished(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids: 
     return torch.isin(last_ids, torch.tensor(eos_token_ids, device=completion_ids.device))
 
 
-def judge(
+def make_experience(
     rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t, baseline=None, advantage=math.gae
 ) -> Experience:
     """Scores, KL and values -> rewards, advantages, returns, as numbered in Schulman et al. 2016 and 2017.

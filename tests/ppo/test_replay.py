@@ -20,13 +20,14 @@ def test_truncated_weight_by_hand():
 
 def record(trainer) -> list[list[dict]]:
     """What each micro-step trains on, update by update."""
-    seen, plain = [], trainer._compute_loss
+    seen, plain = [], trainer._prepare_inputs
 
-    def watch(model, inputs):
+    def watch(rows):
+        inputs = plain(rows)
         seen.append({k: v.clone() for k, v in inputs.items() if torch.is_tensor(v)})
-        return plain(model, inputs)
+        return inputs
 
-    trainer._compute_loss = watch
+    trainer._prepare_inputs = watch
     trainer.train()
     size = trainer.args.steps_per_generation * trainer.num_iterations
     return [seen[i : i + size] for i in range(0, len(seen), size)]

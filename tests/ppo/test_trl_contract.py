@@ -131,10 +131,23 @@ def test_when_trl_generates_anew(trainer):
     says(trainer._buffered_inputs is not buffer, "no new rollout after steps_per_generation x num_iterations.")
 
 
-def test_training_step_counts_micro_batches(tmp_path):
-    trainer = toy.make_trainer(tmp_path)
-    trainer.train()  # one rollout: 2 micro-batches x 2 iterations
-    says(trainer._step == 4, f"_step is {trainer._step} after four micro-batches.")
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+def test_our_training_step_does_what_trls_does(tmp_path, algorithm):
+    """PPOTrainer goes forward and backward by itself, in parts. TRL's step, on the whole loss, counts and learns alike."""
+    gradients = []
+    for step in (PPOTrainer.training_step, grpo_trainer.GRPOTrainer.training_step):
+        trainer = toy.make_trainer(tmp_path, algorithm=algorithm, rollout_func=toy.canned(ANSWERS))
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+        trainer._metrics["train"].clear()
+        loss = step(trainer, trainer.model, [{"prompt": prompt} for prompt in toy.PROMPTS], None)
+        says(trainer._step == 1, f"_step is {trainer._step} after one micro-batch.")
+        parameters = trainer.model.named_parameters()
+        gradients.append({"loss": loss} | {n: p.grad.clone() for n, p in parameters if p.grad is not None})
+    ours, trls = gradients
+    says(set(ours) == set(trls), "TRL's training_step gives other parameters a gradient.")
+    for name in ours:
+        torch.testing.assert_close(ours[name], trls[name], atol=1e-6, rtol=1e-4)
 
 
 def test_order_of_the_prompts(trainer):
@@ -176,18 +189,18 @@ def test_trl_asks_for_two_generations(tmp_path):
 
 
 def test_trainer_passes_the_reported_loss_through(tmp_path):
-    """The value that _compute_loss returns is what is differentiated, not divided by the accumulation."""
+    """The value that training_step returns is not divided by the accumulation."""
     settings = {"algorithm": "reinforce", "num_iterations": 1, "learning_rate": 0.0}  # without a critic
     trainer = toy.make_trainer(tmp_path, rollout_func=toy.canned(ANSWERS), **settings)
-    losses, compute = [], trainer._compute_loss
+    losses, step = [], trainer.training_step
 
-    def spy(model, inputs):
-        losses.append(compute(model, inputs))
+    def spy(*args):
+        losses.append(step(*args))
         return losses[-1]
 
-    trainer._compute_loss = spy
+    trainer.training_step = spy
     trainer.train()
-    says(len(losses) == 2, "one optimizer step no longer makes gradient_accumulation_steps calls of _compute_loss.")
+    says(len(losses) == 2, "one optimizer step no longer makes gradient_accumulation_steps calls of training_step.")
     total = sum(loss.item() for loss in losses)
     says(toy.logged(trainer, "loss")[0] == pytest.approx(total, abs=1e-6), "the logged loss is not the sum of both.")
 

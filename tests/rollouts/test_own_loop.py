@@ -75,13 +75,14 @@ def test_scores_for_every_token(tmp_path):
     scores = [[float(t) for t in range(len(row))] for row in ids]
     scores[3] = None
     caught = {}
-    plain = trainer._compute_loss
+    plain = trainer._prepare_inputs
 
-    def catch(model, inputs):
+    def catch(rows):
+        inputs = plain(rows)
         caught.setdefault("first", []).append(inputs)
-        return plain(model, inputs)
+        return inputs
 
-    trainer._compute_loss = catch
+    trainer._prepare_inputs = catch
     trainer.step(PROMPTS, ids, scores)
     # λ = 0, V = 0 and no KL at first: the advantage is the token's own score; the row without scores is left out
     batches = caught["first"][:2]

@@ -241,7 +241,7 @@ def test_a_reward_that_needs_no_torch_loads_none():
     code = (
         "import sys, rewards\n"
         "assert set(sys.modules) & {'rewards.' + m for m in rewards._MODULES} == set()\n"
-        "rewards.Keyword, rewards.Bleu, rewards.Code, rewards.Relevance, rewards.Mixture\n"
+        "rewards.Keyword, rewards.Code, rewards.Length, rewards.Mixture\n"
         "(reward, _), = rewards.build_rewards([{'name': 'keyword', 'wanted': ['cat'], 'instant': True}])\n"
         "assert reward(prompts=['p'], completions=['a cat']) == [1.0]\n"
         "heavy = {'torch', 'transformers', 'trl', 'peft', 'accelerate'} & set(sys.modules)\n"

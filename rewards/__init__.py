@@ -1,19 +1,28 @@
-"""Rewards: text in, numbers out. They know no trainer, and TRL's trainers take them as they are."""
+"""Rewards: text in, numbers out. One file a kind; `mixture` and `instant` wrap them, `build` makes them from YAML.
 
-from .base import Reward, RewardError, WeightedReward, build_rewards, log_name_of
-from .code import Code
-from .coverage import Coverage
-from .fluency import Length, Repetition
-from .instant import Instant
-from .keyword import Keyword, first_hit
-from .learned import Learned
-from .mixture import Mixture, Shaped, every_in, load_state, prepare, raw, set_training, state_of, token_rewards_of
-from .overlap import Bleu, Chrf, Rouge
-from .perplexity import Perplexity
-from .reconstruction import Reconstruction
-from .relevance import Relevance
-from .text import text_of
-from .tokens import pays_tokens, token_ends
+They import nothing of the pipeline and know no trainer: TRL's trainers take them as they are. Begin with `base.py`,
+which holds the one interface; `build.py` lists them all.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import Reward, RewardError, WeightedReward, log_name_of
+    from .build import Mixture, build_rewards
+    from .code import Code
+    from .coverage import Coverage
+    from .fluency import Length, Repetition
+    from .instant import Instant
+    from .keyword import Keyword, first_hit
+    from .learned import Learned
+    from .mixture import Shaped, every_in, load_state, prepare, raw, set_training, state_of, token_rewards_of
+    from .overlap import Bleu, Chrf, Rouge
+    from .perplexity import Perplexity
+    from .reconstruction import Reconstruction
+    from .relevance import Relevance
+    from .text import text_of
+    from .tokens import pays_tokens, token_ends
 
 __all__ = [
     "Bleu",
@@ -48,3 +57,34 @@ __all__ = [
     "token_ends",
     "token_rewards_of",
 ]
+
+# Where each name lives, loaded when it is first used: torch and transformers are for the rewards that need them.
+_MODULES = {
+    "base": "Reward RewardError WeightedReward log_name_of",
+    "build": "Mixture build_rewards",
+    "code": "Code",
+    "coverage": "Coverage",
+    "fluency": "Length Repetition",
+    "instant": "Instant",
+    "keyword": "Keyword first_hit",
+    "learned": "Learned",
+    "mixture": "Shaped every_in load_state prepare raw set_training state_of token_rewards_of",
+    "overlap": "Bleu Chrf Rouge",
+    "perplexity": "Perplexity",
+    "reconstruction": "Reconstruction",
+    "relevance": "Relevance",
+    "text": "text_of",
+    "tokens": "pays_tokens token_ends",
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and so finds a misspelt name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

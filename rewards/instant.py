@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .asking import is_async
-from .base import Reward, WeightedReward, choice
-from .mixture import Mixture, Shaped, Wrapper, is_score, silent, token_rewards_of
+from .base import Reward, WeightedReward, choice, is_score
+from .mixture import Shaped, WeightedSum, Wrapper, silent, token_rewards_of
 from .text import text_of, word_ends
 from .tokens import settle
 
@@ -139,7 +139,7 @@ def _pass_on(reward: Callable, at: str) -> Reward | None:
     """What pays in place of `reward`: a wrapper or mixture whose insides are instant; None for any other reward."""
     if isinstance(reward, Instant):
         return reward  # with a form of its own
-    if not isinstance(reward, Shaped | Mixture):
+    if not isinstance(reward, Shaped | WeightedSum):
         return None
     payer = copy.copy(reward)
     if isinstance(payer, Shaped):

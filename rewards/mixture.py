@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed
-
 from .asking import ask, is_async
-from .base import Reward, RewardError, WeightedReward, build_rewards, log_name_of, number
+from .base import Reward, RewardError, WeightedReward, is_score, log_name_of, number
 from .tokens import pay, pays_tokens, settle
 
 
@@ -145,7 +143,7 @@ class Shaped(Wrapper):
         return low, high
 
 
-class Mixture(Reward):
+class WeightedSum(Reward):
     """Several rewards as one: the weighted sum of their scores.
 
     A part that has no score for a row is left out of that row's sum; a row that no part can score gets None. This is
@@ -154,17 +152,11 @@ class Mixture(Reward):
 
     It pays per token where at least one part does (that part has `instant`): each such part at its own tokens, the
     others at the last one. These others are scored a second time for it.
-
-        {name: mixture, log_name: quality, clip: [0, 1], rewards: [{name: bleu, weight: 0.5}, {name: rougeL}]}
-
-    Options:
-        rewards: specs as `build_rewards` takes them.
     """
 
-    def __init__(self, rewards: Iterable[Any], log_name: str = "mixture"):
+    def __init__(self, parts: Iterable[WeightedReward], log_name: str):
         super().__init__(log_name)
-        given = [rewards] if isinstance(rewards, str | dict) else list(rewards or ())
-        self.parts = given if given and all(isinstance(x, WeightedReward) for x in given) else build_rewards(given)
+        self.parts = list(parts)
         if not self.parts:
             raise self.error("give at least one reward under `rewards`.")
 
@@ -188,7 +180,7 @@ class Mixture(Reward):
     def token_rewards(
         self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
     ) -> list[list[float] | None]:
-        """See `Mixture`; (B, T) ragged."""
+        """See `WeightedSum`; (B, T) ragged."""
         totals: list[list[float] | None] = [None] * len(completions)
         for reward, weight in self.parts:
             paid = token_rewards_of(reward, prompts, completions, completion_ids, token_ends, **columns)
@@ -215,11 +207,6 @@ def prepare(rewards: Iterable[Callable]) -> None:
     for reward in rewards:
         if isinstance(reward, Reward):
             reward.prepare()
-
-
-def is_score(score: float | None) -> bool:
-    """Whether `score` is a number; None and NaN mean that there is none."""
-    return score is not None and not math.isnan(score)
 
 
 def raw(reward: Callable) -> Callable:
@@ -306,7 +293,7 @@ def every_in(reward: Callable) -> Iterator[Callable]:
     """Every reward in a reward: itself, what it wraps, the parts of a mixture."""
     yield reward
     inner = [reward.raw] if isinstance(reward, Wrapper) else []
-    for part in [part for part, _ in reward.parts] if isinstance(reward, Mixture) else inner:
+    for part in [part for part, _ in reward.parts] if isinstance(reward, WeightedSum) else inner:
         yield from every_in(part)
 
 
@@ -320,6 +307,8 @@ def silent(columns: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_every_process(stats: RunningStats) -> list[RunningStats]:
+    import torch.distributed  # heavy, and needed by normalized rewards alone
+
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return [stats]
     gathered: list[Any] = [None] * torch.distributed.get_world_size()

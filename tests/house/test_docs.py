@@ -8,7 +8,7 @@ import yaml
 
 from pipeline.watching.metrics import PPO as METRICS
 from rewards import build_rewards
-from rewards.base import REGISTRY
+from rewards.build import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 

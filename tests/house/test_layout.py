@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import rewards
+from rewards.build import REGISTRY
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # The house, from the top floor down. A room may import itself and every room on the floors below it, never one beside
@@ -159,3 +162,108 @@ def test_packages_come_from_this_checkout(package):
     assert spec is not None
     places = [Path(p).resolve() for p in spec.submodule_search_locations]
     assert ROOT / package in places, f"{package} is imported from {places}"
+
+
+# --- circles --------------------------------------------------------------------------------------------------------
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_among(sources: dict[str, str], packages: set[str]) -> dict[str, set[str]]:
+    """Which of the modules in `sources` (dotted name -> source) each one imports, also inside functions.
+
+    `from .x import y` counts as the module x.y where there is one, else as x. That the packages above a module are
+    loaded with it does not count.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        package = module if module in packages else module.rpartition(".")[0]
+        named = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                base = ".".join(above + ([node.module] if node.module else []))
+                whole = {f"{base}.{alias.name}" for alias in node.names}
+                named |= {name if name in sources else base for name in whole}
+        graph[module] = named & set(sources) - {module}
+    return graph
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """One circle, from a module back to itself; empty where there is none."""
+    done: set[str] = set()
+
+    def search(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        found = next((circle for other in sorted(graph[module]) if (circle := search(other, [*way, module]))), [])
+        done.add(module)
+        return found
+
+    return next((circle for module in sorted(graph) if (circle := search(module, []))), [])
+
+
+def test_a_circle_is_found_also_through_a_function_and_a_relative_name():
+    sources = {
+        "room": "from .a import x",
+        "room.a": "import room.b as b",
+        "room.b": "def f():\n    from . import c",
+        "room.c": "from room import d\nfrom room.d import name",
+        "room.d": "import os",
+    }
+    assert circle_in(imports_among(sources, {"room"})) == []
+    sources["room.d"] = "def f():\n    from .a import x"
+    assert circle_in(imports_among(sources, {"room"})) == ["room.a", "room.b", "room.c", "room.d", "room.a"]
+    assert circle_in(imports_among({"room": "from . import a", "room.a": "import room"}, {"room"})) == [
+        "room",
+        "room.a",
+        "room",
+    ]
+
+
+@pytest.mark.parametrize("room", ["rewards", "pipeline"])
+def test_no_import_goes_round_in_a_circle(room):
+    files = {module_name(path): path for path in python_files(room)}
+    packages = {name for name, path in files.items() if path.stem == "__init__"}
+    graph = imports_among({name: path.read_text("utf-8") for name, path in files.items()}, packages)
+    if room == "rewards":  # imports that go by a table
+        graph["rewards.build"] |= {f"rewards.{module}" for module, _, _ in REGISTRY.values()} - {"rewards.build"}
+    assert not (circle := circle_in(graph)), f"{' -> '.join(circle)}: move what both need below them"
+
+
+# --- rewards are loaded when they are used --------------------------------------------------------------------------
+def test_a_reward_that_needs_no_torch_loads_none():
+    code = (
+        "import sys, rewards\n"
+        "assert set(sys.modules) & {'rewards.' + m for m in rewards._MODULES} == set()\n"
+        "rewards.Keyword, rewards.Code, rewards.Length, rewards.Mixture\n"
+        "(reward, _), = rewards.build_rewards([{'name': 'keyword', 'wanted': ['cat'], 'instant': True}])\n"
+        "assert reward(prompts=['p'], completions=['a cat']) == [1.0]\n"
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rewards_lists_each_name_once_and_the_same_way():
+    """Type checkers read imports that are never run; `__getattr__` reads a table; `import *` reads `__all__`."""
+    tree = ast.parse((ROOT / "rewards" / "__init__.py").read_text("utf-8"))
+    imported = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
+    assert imported == rewards._HOME
+    assert sorted(imported) == rewards.__all__
+    for name, module in imported.items():
+        written = ast.parse((ROOT / "rewards" / f"{module}.py").read_text("utf-8")).body
+        assert name in {getattr(node, "name", None) for node in written}, f"rewards/{module}.py has no {name}"
+    with pytest.raises(ImportError, match="Keywrod"):
+        from rewards import Keywrod  # noqa: F401

@@ -22,7 +22,7 @@ from rewards import (
     state_of,
     text_of,
 )
-from rewards.base import REGISTRY
+from rewards.build import REGISTRY
 
 PROMPTS = ["p", "p", "p"]
 COMPLETIONS = ["a cat", "a dog", ""]

@@ -1,0 +1,206 @@
+"""How a reward is named in YAML or Python: specs in, rewards out. The only module here that knows all the others."""
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import yaml
+
+from .base import Reward, RewardError, WeightedReward, choice, log_name_of, nearest, number
+from .instant import Instant
+from .mixture import Shaped, WeightedSum
+
+# name in YAML -> (module, class, fixed options). Imported when asked for.
+REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bleu": ("overlap", "Bleu", {}),
+    "chrf": ("overlap", "Chrf", {}),
+    "rouge": ("overlap", "Rouge", {}),
+    "rouge1": ("overlap", "Rouge", {"type": "rouge1"}),
+    "rouge2": ("overlap", "Rouge", {"type": "rouge2"}),
+    "rougeL": ("overlap", "Rouge", {"type": "rougeL"}),
+    "keyword": ("keyword", "Keyword", {}),
+    "code": ("code", "Code", {}),
+    "learned": ("learned", "Learned", {}),
+    "length": ("fluency", "Length", {}),
+    "repetition": ("fluency", "Repetition", {}),
+    "perplexity": ("perplexity", "Perplexity", {}),
+    "reconstruction": ("reconstruction", "Reconstruction", {}),
+    "relevance": ("relevance", "Relevance", {}),
+    "coverage": ("coverage", "Coverage", {}),
+    "mixture": ("build", "Mixture", {}),
+}
+HOW_TO_NAME = "write it like {name: bleu, weight: 0.5}"
+COMMON_OPTIONS = ("weight", "instant", "clip", "normalize", "log_name")
+
+
+def build_rewards(specs: Iterable[Any]) -> list[WeightedReward]:
+    """Rewards from their YAML form.
+
+    Each spec is a mapping, a string that holds a YAML flow mapping, a bare name, or (in Python) a callable:
+
+        [{name: bleu, weight: 0.5}, {name: keyword, column: facts}, {name: mypackage.module:function}]
+
+    Options that every reward takes:
+        weight: its factor in the sum (1.0).
+        instant: `true` = pay at the tokens that earn it, not all at the last token; `words` or `tokens` = by the
+            difference that each word or token makes to the score (see `rewards.Instant`).
+        normalize: `running` = subtract the running mean of the scores so far and divide by their standard deviation.
+        clip: [lowest, highest], after normalizing.
+        log_name: the name in logs and reports (default: the reward's own, made unique by _2, _3, ...).
+    `module:function` is imported from the Python path or the current folder; further options go to the function as
+    keyword arguments. A class is called with the options first.
+
+    Raises:
+        RewardError: unknown name or option (with the nearest real one), or a value of the wrong kind.
+    """
+    if isinstance(specs, str | dict):
+        specs = [specs]
+    built: list[WeightedReward] = []
+    taken: set[str] = set()
+    for spec in specs:
+        spec = _as_mapping(spec)
+        weight = number(spec.pop("weight", 1.0), "weight", spec["name"])
+        reward = _build(spec, taken)
+        taken.add(log_name_of(reward))
+        built.append(WeightedReward(reward, weight))
+    return built
+
+
+class Mixture(WeightedSum):
+    """Several rewards as one, named as in YAML: the weighted sum of their scores (see `WeightedSum`).
+
+        {name: mixture, log_name: quality, clip: [0, 1], rewards: [{name: bleu, weight: 0.5}, {name: rougeL}]}
+
+    Options:
+        rewards: specs as `build_rewards` takes them.
+    """
+
+    def __init__(self, rewards: Iterable[Any], log_name: str = "mixture"):
+        given = [rewards] if isinstance(rewards, str | dict) else list(rewards or ())
+        built = given and all(isinstance(x, WeightedReward) for x in given)
+        super().__init__(given if built else build_rewards(given), log_name)
+
+
+def _as_mapping(spec: Any) -> dict[str, Any]:
+    if callable(spec):
+        return {"name": spec}
+    if isinstance(spec, str):
+        text = spec
+        try:
+            spec = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "not YAML"
+            raise RewardError(f"The reward {text!r} cannot be read ({problem}); {HOW_TO_NAME}.") from None
+        if isinstance(spec, str):
+            spec = {"name": spec}
+    if not isinstance(spec, dict) or not spec.get("name"):
+        raise RewardError(f"{spec!r} does not name a reward; {HOW_TO_NAME}.")
+    return dict(spec)
+
+
+def _build(spec: dict[str, Any], taken: set[str]) -> Callable:
+    name = spec.pop("name")
+    common = {key: spec.pop(key) for key in ("instant", "clip", "normalize", "log_name") if key in spec}
+    if callable(name):
+        reward = name
+    elif ":" in str(name):
+        reward = _import(name, spec)
+    else:
+        reward = _from_registry(name, spec)
+
+    log_name = common.pop("log_name", None)
+    log_name = str(log_name) if log_name is not None else _unique(log_name_of(reward), taken)
+    if log_name in taken:
+        raise RewardError(f"Two rewards are called '{log_name}' in the logs; give each its own log_name.")
+    if isinstance(reward, Reward):
+        reward.__name__ = log_name
+    instant = choice(common.pop("instant", False), "instant", (True, False, "words", "tokens"), log_name)
+    if instant:
+        reward = Instant(reward, at="auto" if instant is True else instant, log_name=log_name)
+    if common or log_name != log_name_of(reward):
+        reward = Shaped(reward, log_name=log_name, **common)
+    return reward
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    count, unique = 1, name
+    while unique in taken:
+        count += 1
+        unique = f"{name}_{count}"
+    return unique
+
+
+def _from_registry(name: Any, options: dict[str, Any]) -> Reward:
+    if not isinstance(name, str) or name not in REGISTRY:
+        known = f"there are {', '.join(REGISTRY)}, and your own as module:function"
+        raise RewardError(f"There is no reward '{str(name)[:100]}'{nearest(str(name)[:100], REGISTRY)}; {known}.")
+    module, cls_name, fixed = REGISTRY[name]
+    cls = getattr(importlib.import_module(f".{module}", __package__), cls_name)
+    real = [key for key in _parameters(cls) if key not in cls.python_only and key not in fixed and key != "log_name"]
+    _check_options(name, options, real)
+    _check_required(name, cls, options)
+    return cls(**fixed, **options)
+
+
+def _import(name: str, options: dict[str, Any]) -> Callable:
+    """The user's own reward `module:function` (or `module:Class`), with `options` bound."""
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # a launched script has its own folder on the path, not the current one
+    try:
+        target = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A missing import inside the user's module is the user's to see, under its own name.
+        raise RewardError(f"Reward '{name}': cannot import '{module_name}' from {os.getcwd()}: {error}.") from error
+    except Exception as error:
+        raise RewardError(f"Reward '{name}': '{module_name}' fails when it is imported: {_where(error)}.") from error
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            names = [key for key in vars(target) if not key.startswith("_")]
+            raise RewardError(f"Reward '{name}': '{module_name}' has no '{part}'{nearest(part, names)}.")
+        target = getattr(target, part)
+    if not callable(target):
+        raise RewardError(f"Reward '{name}' is no function but {type(target).__name__}.")
+    _check_options(name, options, [key for key in _parameters(target) if key not in ("prompts", "completions")])
+    if isinstance(target, type):
+        try:
+            return target(**options)
+        except Exception as error:
+            raise RewardError(f"Reward '{name}' cannot be made: {_where(error)}.") from error
+    return functools.partial(target, **options) if options else target
+
+
+def _where(error: Exception) -> str:
+    """Kind, words, file and line of an error in the user's own code."""
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line, words = error.filename, error.lineno, error.msg
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        file, line, words = last.filename, last.lineno, str(error)
+    return f"{type(error).__name__}: {words} ({os.path.basename(file)}, line {line})"
+
+
+def _parameters(target: Callable) -> list[str]:
+    """The names that `target` takes. What only its **kwargs would take does not count: a typo would pass unseen."""
+    parameters = inspect.signature(target).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _check_options(name: str, options: dict[str, Any], real: list[str]) -> None:
+    everything = [*real, *COMMON_OPTIONS]
+    for key in options:
+        if key not in everything:
+            raise RewardError(
+                f"Reward '{name}' has no option '{key}'{nearest(key, everything)}; it takes {', '.join(everything)}."
+            )
+
+
+def _check_required(name: str, cls: type, options: dict[str, Any]) -> None:
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise RewardError(f"Reward '{name}' needs the option '{parameter.name}'.")

@@ -7,6 +7,7 @@ from trl import GRPOConfig
 from pipeline.config import RolloutDefaults, steps_for
 from pipeline.errors import UserError
 from pipeline.ppo.math import KL_ESTIMATORS
+from pipeline.ppo.setup import advantage_estimator
 
 # Settings of GRPOConfig that would do nothing here, or would bias the log-probabilities, with what to use instead.
 _REFUSED = {
@@ -235,11 +236,7 @@ class PPOConfig(GRPOConfig):
         if self.kl_estimator not in KL_ESTIMATORS:
             raise UserError(f"kl_estimator is {self.kl_estimator!r}; choose one of {', '.join(KL_ESTIMATORS)}.")
         self._validate_algorithm()
-        module, _, function = self.advantage.partition(":")
-        if self.advantage != "gae" and not (module and function.isidentifier()):
-            raise UserError(
-                f"advantage is {self.advantage!r}; give gae, or a function of your own as module:function."
-            )
+        advantage_estimator(self.advantage)
         counts = "num_iterations num_mini_batches num_generations gradient_accumulation_steps max_completion_length"
         for name in counts.split():
             if getattr(self, name) is None or getattr(self, name) < 1:

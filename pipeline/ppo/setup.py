@@ -50,6 +50,8 @@ def advantage_estimator(name: str) -> Callable:
     if name == "gae":
         return math.gae
     module, _, attribute = name.partition(":")
+    if not (module and attribute.isidentifier()):
+        raise UserError(f"advantage is {name!r}; give gae, or a function of your own as module:function")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # a launched script has its own folder on the path, not the current one
     try:

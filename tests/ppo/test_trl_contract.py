@@ -135,7 +135,7 @@ def test_our_training_step_does_what_trls_does(tmp_path, algorithm):
     """PPOTrainer goes forward and backward in parts; TRL's step, on the whole loss, counts and learns alike."""
     gradients = []
     for step in (PPOTrainer.training_step, grpo_trainer.GRPOTrainer.training_step):
-        trainer = toy.make_trainer(tmp_path, algorithm=algorithm, rollout_func=toy.canned(ANSWERS))
+        trainer = toy.make_trainer(tmp_path, algorithm=algorithm, num_iterations=1, rollout_func=toy.canned(ANSWERS))
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
         trainer._metrics["train"].clear()

@@ -8,7 +8,6 @@ from pipeline.ppo.config import PPOStage
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.runs import claim
 from pipeline.stages import rl
-from pipeline.watching.reward_watch import RewardWatch
 
 __all__ = ["PPOStage", "RewardArguments", "run"]
 
@@ -34,7 +33,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
         train_dataset=start.train,
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
-        callbacks=[start.folder.metrics_callback(), RewardWatch(config.kl_coef)],
+        callbacks=[start.folder.metrics_callback()],
     )
     # 3. Judge, train, judge again; what came of it
     settings = (model_args, data_args, reward_args, config)

@@ -31,6 +31,8 @@ ENTROPY_LEFT = 0.1  # share of the first entropy; good runs kept 0.44 and more
 REPEATED_MORE = 0.2  # share of trigrams; good runs moved by 0.01
 RATIO_OFF = 0.05  # 16-bit rounding moves a ratio by about 0.01, dropout or another temperature by 0.1 and more
 CRITIC_COLD, CRITIC_LOGS = 20, 30  # logs that a cold critic may take, and how many then decide: they jump about
+SLOW, SLOW_AT_LEAST = 10.0, 1.0  # times the seconds of generation (nine tenths of an update are waiting); seconds
+HUGE = 1000.0  # score units; PPO's own terms (kl_coef times some nats) are of the order of 1
 REFEREE_FALL = 0.1  # share of its best; the noise of an exam of 200 prompts is about 0.03
 
 
@@ -156,6 +158,30 @@ def repeats_itself(seen: Seen) -> str | None:
     )
 
 
+def rewards_are_slow(seen: Seen) -> str | None:
+    scoring, generation = seen.lasting("time/scoring", 1), seen.lasting("time/generation", 1)
+    if not scoring or not generation or scoring[0] < SLOW_AT_LEAST or not 0 < SLOW * generation[0] < scoring[0]:
+        return None
+    return (
+        f"the rewards take {scoring[0]:.1f} s of an update, generation {generation[0]:.1f} s "
+        f"({scoring[0] / generation[0]:.0f} times): score in batches, or make max_completion_length or the number of "
+        "rewards smaller."
+    )
+
+
+def scores_are_huge(seen: Seen) -> str | None:
+    newest = seen.last[-1].metrics
+    scores = {name: value for name, value in newest.items() if name == "score" or name.startswith("score/")}
+    name = max(scores, key=lambda key: (abs(scores[key]), key), default=None)
+    if name is None or abs(scores[name]) <= HUGE:
+        return None
+    return (
+        f"{name} is {scores[name]:.3g} on average, beside which the price of a nat (kl_coef "
+        f"{newest.get('kl_coef', 0.0):g}) counts for nothing: give the reward normalize: running, a clip or a smaller "
+        "weight."
+    )
+
+
 WATCHERS: dict[str, Callable[[Seen], str | None]] = {
     "kl": kl_runs_away,
     "entropy": entropy_collapses,
@@ -165,6 +191,8 @@ WATCHERS: dict[str, Callable[[Seen], str | None]] = {
     "ratio": ratio_is_off,
     "over-optimization": over_optimized,
     "repetition": repeats_itself,
+    "slow rewards": rewards_are_slow,
+    "huge scores": scores_are_huge,
 }
 
 

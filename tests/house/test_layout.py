@@ -105,6 +105,22 @@ def test_every_room_has_a_floor_and_there_are_ten_at_most():
     assert len(FLOORS) <= 10
 
 
+def test_the_picture_of_the_house_is_this_table():
+    picture = (ROOT / "docs/architecture.md").read_text("utf-8").split("```")[1]
+    floors = dict(re.findall(r"^ ?(\d+)  (.+?)(?: {3,}[a-z]+ [a-z].*|  [a-z]+:.*)?$", picture, re.MULTILINE))
+    rooms = {room for names in FLOORS for room in names}
+    drawn = {int(n): {word for word in re.split(r" {4,}| {2,}", text) if word in rooms} for n, text in floors.items()}
+    assert drawn == {len(FLOORS) - i: set(names) for i, names in enumerate(FLOORS)}
+
+
+def test_the_architecture_page_names_files_that_are_there():
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:pipeline|rewards|recipes|tests|[a-z_]+)/[\w/]*\.?\w*)`", text))
+    assert len(named) > 25
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "pipeline" / name).exists(), name
+
+
 PACKAGES = sorted(p.parent.name for p in (ROOT / "pipeline").glob("*/__init__.py"))
 
 

@@ -209,3 +209,19 @@ def test_watch_off_says_nothing(tmp_path, tiny_model_folder, capsys):
 def test_watch_is_checked(tmp_path, tiny_model_folder):
     with pytest.raises(UserError, match="watch: 'loud' will not do: one of warn, stop, off"):
         run_ppo(tmp_path / "out", tiny_model_folder, prompts_file(tmp_path), [{"name": constant}], None, watch="loud")
+
+
+@pytest.mark.parametrize(
+    ("scoring", "generation", "says"),
+    [
+        (30.0, 0.3, "30.0 s of an update, generation 0.3 s (100 times)"),
+        (3.0, 0.31, None),  # 9.7 times
+        (0.5, 0.001, None),  # 500 times, but nobody waits
+    ],
+)
+def test_a_reward_far_slower_than_generation_is_warned_of_once_with_the_figures(scoring, generation, says, tmp_path):
+    callback, said = WatchCallback(tmp_path), []
+    for _ in range(2):
+        said += callback.read({"loss": 0.1, "time/scoring": scoring, "time/generation": generation, "score": 1.0})
+    assert [name for name, _ in said] == ["slow rewards"] * (says is not None)
+    assert all(says in text for _, text in said)

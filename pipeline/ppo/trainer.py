@@ -5,6 +5,11 @@ One update reads from top to bottom: `_generate_and_score_completions` makes a r
 (`experience.py`), `_prepare_inputs` hands it out in mini-batches, `training_step` goes forward and backward on one
 micro-batch. The formulas are in `math.py`; everything else beside it is housekeeping.
 
+Where it is not the PPO of Schulman et al. 2017: the policy is a LoRA adapter; policy and critic share a frozen base,
+but no adapter; a per-token KL penalty against the policy's start stands in the reward (Ziegler et al. 2019);
+advantages are whitened over the whole rollout; the value loss is clipped only where `cliprange_value` asks for it; a
+loss is a mean over all tokens of a mini-batch.
+
 What is relied on of TRL is private there, so it is pinned to one minor version and held by
 tests/ppo/test_trl_contract.py.
 """

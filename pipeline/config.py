@@ -4,6 +4,7 @@ Every check names the setting that is wrong. YAML values bypass argparse's `choi
 """
 
 import importlib.util
+import json
 import os
 from dataclasses import dataclass, field
 from math import ceil
@@ -20,6 +21,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 WATCH = ("warn", "stop", "off")
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}  # packages
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+CHAT_TEMPLATE = (
+    "Chat template in place of the tokenizer's own: a .jinja file, or a folder or Hub name whose tokenizer has it. "
+    "Later stages find it beside the adapter."
+)
+CHAT_TEMPLATE_KWARGS = (
+    "What the chat template is given besides, e.g. '{\"enable_thinking\": false}'; a row's column of that name goes "
+    "before it."
+)
 
 
 def setting(default: Any, text: str) -> Any:
@@ -44,6 +53,23 @@ def check(good: bool, key: str, value: Any, wants: str) -> None:
     if not good:
         shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]} …"
         raise UserError(f"{key}: {shown} will not do: {wants}")
+
+
+def say_once(ours: Any, theirs: Any, key: str) -> None:
+    """One word for a setting that stands in TRL's config too: a flag or YAML key sets both, but in Python it may be
+    given to either."""
+    setattr(ours, key, getattr(ours, key) or getattr(theirs, key, None))
+
+
+def mapping(value: dict | str | None, key: str) -> dict | None:
+    """The setting `key` as a mapping; the command line gives it as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    check(isinstance(value, dict | None), key, value, "a mapping; on the command line JSON, such as '{\"a\": false}'")
+    return value
 
 
 @dataclass
@@ -75,6 +101,7 @@ class ModelArguments:
         True, "Quantise the 4-bit scales as well, as QLoRA does (saves 0.37 bit a weight)."
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model. Leave it off.")
+    chat_template_path: str | None = setting(None, CHAT_TEMPLATE)
 
     def __post_init__(self):
         if isinstance(self.lora_target_modules, str):
@@ -122,8 +149,10 @@ class DataArguments:
         False,
         "Text becomes messages of user and assistant (HH: turn by turn), for the model's chat template.",
     )
+    chat_template_kwargs: dict | str | None = setting(None, CHAT_TEMPLATE_KWARGS)
 
     def __post_init__(self):
+        self.chat_template_kwargs = mapping(self.chat_template_kwargs, "chat_template_kwargs")
         check(
             0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a number from 0 up to, not including, 1"
         )

@@ -4,13 +4,18 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .base import RewardError, log_name_of
+from .base import RESERVED, RewardError, log_name_of
 from .text import text_of
 
 logger = logging.getLogger(__name__)
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    """The columns of rows as a reward is handed them, one entry a row; without those that cannot be (`RESERVED`)."""
+    return {key: [row[key] for row in rows] for key in rows[0] if key not in RESERVED}
 
 
 def ask(

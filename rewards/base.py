@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 from .text import text_of
 
-# What TRL hands to a reward besides the columns of the data set.
+# What a reward is handed besides the columns of the data set, by TRL and by us.
 NOT_COLUMNS = {"completion_ids", "token_ends", "trainer_state", "log_extra", "log_metric", "environments"}
+# A column of such a name cannot be handed to a reward: the name means something else there (`self`: in a method).
+RESERVED = NOT_COLUMNS | {"prompt", "completion", "prompts", "completions", "self"}
 
 
 class RewardError(ValueError):

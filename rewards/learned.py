@@ -1,6 +1,6 @@
 """A learned scorer: a reward model from the reward stage, or any sequence-classification model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from .base import RewardError, choice, nearest
 from .foreign import ADAPTER_WEIGHTS
 from .model_based import ModelBased, adapter_config, check_complete, is_head, load_adapter, load_options, loading
+from .rendering import NOTHING, encode, row_of
 from .text import text_of
 
 
@@ -42,9 +43,10 @@ class Learned(ModelBased):
 
     The text is tokenized exactly as `trl.RewardTrainer` does it. Plain text: prompt + completion + end-of-text as one
     string, with the special tokens that the tokenizer adds. Messages: the chat template over prompt and completion,
-    nothing added. A completion that was cut at the length limit is scored as if it ended there, end-of-text and all:
-    a reward model has only ever read a score at the end of a text. What it costs not to end is PPO's
-    `missing_eos_penalty`. A score does not depend on padding or on the other texts of the batch.
+    nothing added, with what the row's columns `chat_template_kwargs` and `tools` give it. A completion that was cut at
+    the length limit is scored as if it ended there, end-of-text and all: a reward model has only ever read a score at
+    the end of a text. What it costs not to end is PPO's `missing_eos_penalty`. A score does not depend on padding
+    or on the other texts of the batch.
 
     With `instant: true` each word is paid by the difference that it makes to the score, the text scored as if it ended
     there. That takes one pass of the model for each word of each completion, in batches of like length.
@@ -75,16 +77,21 @@ class Learned(ModelBased):
         self.template = template
 
     def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
-        rows = zip(prompts, completions, strict=True)
-        return self.score_ids([self.encode(prompt, completion) for prompt, completion in rows])
+        rows = enumerate(zip(prompts, completions, strict=True))
+        return self.score_ids([self.encode(prompt, said, row_of(columns, i)) for i, (prompt, said) in rows])
 
-    def encode(self, prompt: str | list[dict], completion: str | list[dict]) -> list[int]:
-        """The ids of one text as the model reads it; see the class for how."""
+    def encode(
+        self, prompt: str | list[dict], completion: str | list[dict], row: Mapping[str, Any] = NOTHING
+    ) -> list[int]:
+        """The ids of one text as the model reads it; see the class for how.
+
+        Args: row: the columns that speak to the chat template (`rewards.rendering`), if there are any.
+        """
         self._prepare()
         conversational = not isinstance(completion, str)
         if conversational and (self._tokenizer.chat_template is not None):
             messages = [*_messages(prompt, "user"), *completion] if self.include_prompt else list(completion)
-            ids = self._rendered(messages, tokenize=True, return_dict=True)["input_ids"]
+            [ids] = encode(self._tokenizer, [self._rendered(messages, row)], rendered=True)
             return ids[-self._limit :] or [self._tokenizer.pad_token_id]
         if conversational and self._is_reward_model:
             raise self.error(
@@ -95,7 +102,7 @@ class Learned(ModelBased):
         eos = self._tokenizer.eos_token if self._appends_eos else None
         if eos and not text.endswith(eos):
             text += eos
-        ids = self._tokenizer(text=text, truncation=True, max_length=self._limit)["input_ids"]
+        [ids] = encode(self._tokenizer, [text], rendered=False, truncation=True, max_length=self._limit)
         return ids or [self._tokenizer.pad_token_id]  # a model cannot read nothing
 
     @torch.no_grad()

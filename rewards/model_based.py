@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from .base import Reward, RewardError, choice, number
 from .foreign import ADAPTER_WEIGHTS, adapter_problem, is_missing_folder
+from .rendering import TemplateError, render
 
 HEADS = ("score", "classifier")  # what transformers calls the last layer of a sequence classifier
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -108,13 +109,12 @@ class ModelBased(Reward):
         self._settle()
         self._ready = True
 
-    def _rendered(self, messages: list[dict], **options: Any) -> Any:
-        """The messages in the tokenizer's chat template."""
+    def _rendered(self, messages: list[dict], row: Mapping[str, Any], **how: Any) -> str:
+        """The messages in the tokenizer's chat template; see `rewards.rendering.render`."""
         try:
-            return self._tokenizer.apply_chat_template(messages, **options)
-        except Exception as error:  # a template is a program: it may fail in any way
-            reason = f"{type(error).__name__}: {_first_line(error)}"
-            raise self.error(f"the chat template of '{self.path}' cannot show these messages ({reason}).") from error
+            return render(self._tokenizer, messages, row, **how)
+        except TemplateError as error:
+            raise self.error(f"the chat template of '{self.path}' {error}.") from error
 
     def _longest(self) -> int:
         """The longest text in tokens: what the model, its tokenizer and `max_length` all allow."""

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .base import choice
 from .model_based import ModelBased, adapter_config, load_adapter, load_options, loading
+from .rendering import NOTHING, encode, row_of
 from .text import text_of
 
 
@@ -73,18 +74,23 @@ class Perplexity(ModelBased):
             raise self.error(f"max_length is {max_length}; a token and what it follows are 2, so give 2 or more.")
 
     def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
-        texts = zip(prompts, completions, strict=True)
-        rows = [self.encode(prompt, completion) for prompt, completion in texts]
+        texts = enumerate(zip(prompts, completions, strict=True))
+        rows = [self.encode(prompt, completion, row_of(columns, i)) for i, (prompt, completion) in texts]
         scores = iter(self.score_rows([row for row in rows if row is not None]))
         return [self._of_nothing if row is None else next(scores) for row in rows]
 
-    def encode(self, prompt: str | list[dict], completion: str | list[dict]) -> Row | None:
-        """One text as the model reads it; None for a completion without text. See the class for how."""
+    def encode(
+        self, prompt: str | list[dict], completion: str | list[dict], columns: Mapping[str, Any] = NOTHING
+    ) -> Row | None:
+        """One text as the model reads it; None for a completion without text. See the class for how.
+
+        Args: columns: of the row, those that speak to the chat template (`rewards.rendering`), if there are any.
+        """
         self._prepare()
         text = text_of(completion)
         if not text:
             return None
-        before, special = self._context(prompt) if self.include_prompt else ("", True)
+        before, special = self._context(prompt, columns) if self.include_prompt else ("", True)
         ids = self._ids(before + text, special)
         start = _common(self._ids(before, special), ids) if before else int(ids[:1] == [self._first_id])
         if start == 0:
@@ -114,18 +120,18 @@ class Perplexity(ModelBased):
             scores.append(-cross_entropy(said, row_ids[row.start : end]))
         return torch.stack(scores)
 
-    def _context(self, prompt: str | list[dict]) -> tuple[str, bool]:
+    def _context(self, prompt: str | list[dict], columns: Mapping[str, Any]) -> tuple[str, bool]:
         """The text before the completion, and whether the tokenizer shall add its special tokens."""
         if isinstance(prompt, str):
             return prompt, True
         if not prompt or self._tokenizer.chat_template is None:
             return "".join(text_of([message]) + "\n" for message in prompt), True
         begun = prompt[-1].get("role") == "assistant"  # the completion goes on with the prompt's last message
-        text = self._rendered(prompt, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun)
+        text = self._rendered(prompt, columns, add_generation_prompt=not begun, continue_final_message=begun)
         return text, False
 
     def _ids(self, text: str, special: bool) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return encode(self._tokenizer, [text], rendered=not special)[0]
 
     def _load(self) -> tuple[Any, Any]:
         """The language model at `path` and its tokenizer, in evaluation mode on the CPU."""

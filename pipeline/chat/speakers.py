@@ -20,14 +20,15 @@ from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
 from pipeline.models.folders import Stage, check_same_base, resolve_model
 from pipeline.models.generation import eos_token_ids
+from pipeline.prompts import context_of, tokenize_prompts, with_kwargs
 from pipeline.runs.folder import CONFIG, SUMMARY, say
 from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_yaml
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_json
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
-from rewards.asking import ask, ask_async, is_async
+from rewards.asking import ask, ask_async, columns_of, is_async
+from rewards.rendering import TEMPLATE_COLUMNS
 
-NOT_COLUMNS = ("prompt", "completion", "completion_ids", "messages")
 MAX_TOKENS = 256  # of an answer, where the run names no limit
 
 
@@ -62,6 +63,7 @@ class Run:
     rows: Sequence[dict]  # examples: held-out rows, or those of training when none are held out
     no_rows: str | None  # why there are none
     conversational: bool
+    chat_template_kwargs: dict | None
     max_tokens: int
     temperature: float
     seed: int
@@ -117,6 +119,7 @@ def load_run(path: str, own_code: bool = False) -> Run:
         rows=rows,
         no_rows=no_rows,
         conversational=is_conversational(rows[0]) if rows else tokenizer.chat_template is not None,
+        chat_template_kwargs=data_args.chat_template_kwargs,
         max_tokens=settings.get("max_completion_length") or MAX_TOKENS,
         temperature=settings.get("temperature", 1.0) if on_rewards else 1.0,
         seed=settings.get("seed", 0),
@@ -146,6 +149,7 @@ def settings_of_run(folder: Path, own_code: bool) -> tuple[dict[str, Any], Model
         if "rewards" in settings:
             settings["rewards"] = [spec for spec in rewards if not _names_code(spec)]
         settings["trust_remote_code"] = False
+    settings = settings | {"chat_template_path": None}  # the template lies with the run's tokenizer
     return settings, cli.pick(ModelArguments, settings, where), cli.pick(DataArguments, settings, where)
 
 
@@ -185,8 +189,11 @@ def answer(run: Run, prompts: list, row: dict, temperature: float, seed: int) ->
     Raises:
         UserError: a prompt that leaves no room in the model's context.
     """
-    context = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(evaluation.tokenize_prompts(run.tokenizer, [prompt])[0]) for prompt in prompts)
+    told = {name: row[name] for name in TEMPLATE_COLUMNS if row.get(name) is not None}  # to the template
+    [told] = with_kwargs([told], run.chat_template_kwargs)
+    asked = [{"prompt": prompt, **told} for prompt in prompts]
+    context = context_of(run.model)
+    longest = max(map(len, tokenize_prompts(run.tokenizer, asked)))
     limit = min(run.max_tokens, context - longest) if context else run.max_tokens
     if limit < 1:
         shorter = "/new starts a new conversation" if run.conversational else "take a shorter one"
@@ -194,25 +201,29 @@ def answer(run: Run, prompts: list, row: dict, temperature: float, seed: int) ->
             f"the prompt has {longest} tokens and leaves no room in the model's context of {context}: {shorter}"
         )
     ids = []
-    for speaker, prompt in zip(run.speakers, prompts, strict=True):
+    for speaker, prompt in zip(run.speakers, asked, strict=True):
         with use_adapter(run.model, speaker.adapter), shifted(run.model, speaker.shift):
             ids += evaluation.complete(
                 run.model, run.tokenizer, [prompt], limit, run.eos_token_ids, temperature, seed=seed
             )
     texts = run.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    scores, reasons = _score(run, prompts, texts, ids, row)
+    scores, reasons = _score(run, prompts, texts, ids, row, told)
     return [
         Answer(text, len(each), each[-1] in run.eos_token_ids, {name: s[i] for name, s in scores.items()})
         for i, (text, each) in enumerate(zip(texts, ids, strict=True))
     ], reasons
 
 
-def _score(run: Run, prompts: list, texts: list[str], ids: list[list[int]], row: dict):
-    """name -> scores of all answers, and the reasons of those rewards that have none."""
+def _score(run: Run, prompts: list, texts: list[str], ids: list[list[int]], row: dict, told: dict | None = None):
+    """name -> scores of all answers, and the reasons of those rewards that have none.
+
+    Args: row: its columns; empty for a prompt that the user typed. told: what the chat template was given.
+    """
     scores: dict[str, list[float | None]] = {}
     reasons: list[str] = []
     completions = [[{"role": "assistant", "content": text}] for text in texts] if run.conversational else texts
-    columns: dict[str, list] = {key: [row[key]] * len(texts) for key in row if key not in NOT_COLUMNS}
+    known = {key: row[key] for key in row if key != "messages"} | (told or {})
+    columns: dict[str, list] = columns_of([known] * len(texts))
     columns["completion_ids"] = ids
     for reward, _ in run.rewards:
         name, function = log_name_of(reward), raw(reward)

@@ -12,10 +12,10 @@ import difflib
 import json
 import random
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Json
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import DataArguments
@@ -23,6 +23,8 @@ from pipeline.data import dialogues
 from pipeline.data.readers import read
 from pipeline.data.row_templates import fill_templates
 from pipeline.errors import UserError
+from pipeline.prompts import KWARGS, PICTURES, are_messages, ids, render
+from rewards.base import RESERVED
 
 ANSWER = "\n\nAssistant:"
 COLUMNS = {
@@ -82,6 +84,7 @@ def _one(args: DataArguments, source: str, split: str, kind: str | None, tell: C
         rows, notes = clean(rows, kind, name)
         for note in notes:
             tell(note)
+        rows = for_the_template(rows, args.chat_template_kwargs, name)
     return rows
 
 
@@ -175,6 +178,45 @@ def text_of(value: str | list[dict[str, Any]] | None) -> str:
     return value or ""
 
 
+def for_the_template(rows: Dataset, kwargs: dict[str, Any] | None, name: str) -> Dataset:
+    """Rows of messages with what their columns tell the chat template in the form in which TRL takes it.
+
+    `chat_template_kwargs` is a mapping in every row, `kwargs` (the setting) with what the row says of its own; `tools`
+    is a list or None. The columns of rows of text mean nothing to TRL and stay as they are.
+
+    Raises:
+        UserError: a value of another kind, with its row.
+    """
+    if not are_messages(rows[0]):
+        return rows
+    wants = {"chat_template_kwargs": (dict, "a mapping"), "tools": (list, "a list of functions (JSON schemas)")}
+    for column, (form, words) in wants.items():
+        if column not in rows.column_names and not (column == KWARGS and kwargs):
+            continue
+        values = rows[column] if column in rows.column_names else [None] * len(rows)
+        found = [_parsed(value) for value in values]
+        for number, value in enumerate(found, start=1):
+            if not isinstance(value, form | None):
+                raise UserError(
+                    f"dataset {name}, row {number}: {column} wants {words}, or that as JSON text: the chat template "
+                    f"is given it; rename the column if it is something else (it is {_short(str(value), 60)!r})"
+                )
+        found = [(kwargs or {}) | (value or {}) if form is dict else value or None for value in found]
+        if column not in rows.column_names or found != list(values):
+            rows = rows.remove_columns(column) if column in rows.column_names else rows
+            rows = rows.add_column(column, found, feature=Json())  # a struct would fill up other rows' keys with null
+    return rows
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value) if value.strip() else None
+        except ValueError:
+            pass
+    return value
+
+
 def split_dialogues(rows: Dataset, kind: str, name: str, notes: list[str]) -> Dataset:
     """Gives dialogues without a prompt column their prompt: what both answers share, up to the last answer's start.
 
@@ -260,39 +302,6 @@ def _leave_out(heldout: Dataset, train: Dataset, kind: str, tell: Callable[[str]
     return heldout.select(keep)
 
 
-def render(row: dict[str, Any], kind: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The full texts of a row as the model will see them: one, or chosen and rejected; for `prompts` the prompt."""
-    eos = tokenizer.eos_token
-
-    def whole(*parts: Any, answer: bool = True) -> str:
-        parts = tuple(part for part in parts if part is not None)
-        if isinstance(parts[0], list):
-            messages = [message for part in parts for message in part]
-            if tokenizer.chat_template is None:
-                raise UserError(
-                    "the data are messages, but the tokenizer has no chat template: set chat_template_path"
-                )
-            try:
-                return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
-            except Exception as error:  # a template is a program: it may fail in any way
-                roles = ", ".join(message["role"] for message in messages)
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                raise UserError(
-                    f"the tokenizer's chat template does not take these messages ({roles[:200]}): {reason}; "
-                    "change the messages, or set chat_template_path"
-                ) from None
-        text = "".join(parts)
-        return text if not answer or text.endswith(eos) else text + eos
-
-    if kind == "prompts":
-        return [whole(row["prompt"], answer=False)]
-    if kind == "preference":
-        return [whole(row.get("prompt"), row["chosen"]), whole(row.get("prompt"), row["rejected"])]
-    if "completion" in row and "prompt" in row:
-        return [whole(row["prompt"], row["completion"])]
-    return [whole(row.get("messages") or row.get("text"))]
-
-
 def show_examples(
     train: Dataset,
     heldout: Dataset | None,
@@ -301,24 +310,32 @@ def show_examples(
     max_length: int | None,
     name: str = "data",
     tell: Callable[[str], Any] = print,
+    template: str | None = None,
 ) -> int:
-    """Shows rows, columns, lengths, what will be cut or dropped, and two examples. Returns the longest row in tokens.
+    """Shows rows, columns, lengths, what will be cut or dropped, and two examples. Returns the longest row in tokens,
+    held-out prompts included: they are answered too.
+
+    Args: template: chat template in place of the tokenizer's own.
 
     Raises:
-        UserError: when every row is longer than `max_length` allows.
+        UserError: when every row is longer than `max_length` allows, or the chat template does not take a row.
     """
     held = "none held out" if heldout is None else f"{len(heldout):,} held out"
     tell(f"{name}: {len(train):,} rows, {held}; columns {', '.join(train.column_names)}")
-    some = train.select(range(min(MEASURED, len(train))))
-    lengths = []
-    for number, row in enumerate(some, start=1):
-        try:
-            texts = render(row, kind, tokenizer)
-        except UserError as error:
-            raise UserError(f"dataset {name}, row {number}: {error}") from None
-        plain = not isinstance(row.get("prompt", row.get("chosen", row.get("messages", ""))), list)
-        ids = tokenizer(texts, add_special_tokens=plain)["input_ids"]
-        lengths.append(max(map(len, ids)))
+    for note in _about_columns(train.column_names, kind):
+        tell(note)
+
+    def measure(rows: Dataset, name: str) -> list[int]:
+        found = []
+        for number, row in enumerate(rows.select(range(min(MEASURED, len(rows)))), start=1):
+            try:
+                found.append(max(map(len, ids(row, kind, tokenizer, template))))
+            except UserError as error:
+                raise UserError(f"dataset {name}, row {number}: {error}") from None
+        return found
+
+    lengths = measure(train, name)
+    also = measure(heldout, f"{name} (held out)") if kind == "prompts" and heldout is not None else []
     ranked = sorted(lengths)
     line = f"tokens a row: median {ranked[len(ranked) // 2]}, longest {ranked[-1]}"
     if max_length is not None:
@@ -330,12 +347,22 @@ def show_examples(
                 f"dataset {name}: every pair is longer than max_length {max_length} (the shortest has {ranked[0]} "
                 "tokens): raise it"
             )
-    tell(line + (f" (of the first {len(some):,} rows)" if len(some) < len(train) else ""))
+    tell(line + (f" (of the first {len(lengths):,} rows)" if len(lengths) < len(train) else ""))
     labels = ["chosen", "rejected"] if kind == "preference" else ["text"]
     for number, row in enumerate(train.select(range(min(2, len(train)))), start=1):
-        for label, text in zip(labels, render(row, kind, tokenizer), strict=False):
+        for label, text in zip(labels, render(row, kind, tokenizer, template), strict=False):
             tell(f"example {number} {label}: {_short(text)}")
-    return ranked[-1]
+    return max([ranked[-1], *also])
+
+
+def _about_columns(columns: list[str], kind: str) -> Iterator[str]:
+    """What columns do not mean here, though they do elsewhere."""
+    if pictures := [column for column in columns if column in PICTURES]:
+        rewards = "; the rewards get them" if kind == "prompts" else ""
+        yield f"note: no model here is shown pictures: {' and '.join(pictures)} are columns like others{rewards}"
+    taken = [column for column in columns if column in RESERVED - {"prompt", "completion"}]
+    if taken and kind == "prompts":
+        yield f"note: rewards do not get {', '.join(taken)}: such a name means something else to them; rename it"
 
 
 def _short(text: str, limit: int = 300) -> str:

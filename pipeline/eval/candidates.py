@@ -16,6 +16,9 @@ from pipeline.ilql.decoding import load_shift, shifted
 from pipeline.ilql.network import has_shift, values_folder
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
+from pipeline.prompts import KWARGS
+from pipeline.runs.folder import CONFIG
+from pipeline.safety.reading import read_yaml
 from pipeline.safety.weights import is_folder
 
 
@@ -61,6 +64,34 @@ def _name_and_path(spec: dict) -> tuple[str, str]:
     if not path or not name.isprintable():
         raise UserError(f"candidates: {next(iter(spec.values()))!r} will not do: each wants the form {wants}")
     return name, path
+
+
+def template_kwargs(candidates: Sequence[Candidate], given: dict | None) -> dict | None:
+    """What the chat template is given besides, for all of them alike: `given`, or what their runs were trained with.
+
+    Raises:
+        UserError: they were trained with different ones, and nothing is given.
+    """
+    if given is not None:
+        return given
+    found = {candidate.name: kwargs for candidate in candidates if (kwargs := _trained_with(candidate))}
+    for name, kwargs in found.items():
+        first, its = next(iter(found.items()))
+        if kwargs != its:
+            raise UserError(
+                f"candidate {first} was trained with chat_template_kwargs {its}, and {name} with {kwargs}: set "
+                "chat_template_kwargs, so that all answer the same prompts"
+            )
+    return next(iter(found.values()), None)
+
+
+def _trained_with(candidate: Candidate) -> dict | None:
+    folder = Path(candidate.path)
+    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
+        if (place / CONFIG).is_file():
+            kwargs = read_yaml(place / CONFIG).get(KWARGS)
+            return kwargs if isinstance(kwargs, dict) else None
+    return None
 
 
 def by_base(candidates: Sequence[Candidate], last: str) -> list[list[Candidate]]:

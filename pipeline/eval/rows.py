@@ -33,6 +33,7 @@ def load_rows(args: DataArguments, limit: int | None = None, complete: bool = Fa
         raise UserError(f"outputs wants an answer to every row, but {notes[0]}")
     for note in notes:
         say(note)
+    rows = data.for_the_template(rows, args.chat_template_kwargs, args.dataset)
     return rows.select(range(min(limit or len(rows), len(rows)))).to_list()
 
 

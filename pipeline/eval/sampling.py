@@ -12,12 +12,22 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import is_conversational
 
-from pipeline.config import DTYPES, DataArguments, ModelArguments, check, setting
+from pipeline.config import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_KWARGS,
+    DTYPES,
+    DataArguments,
+    ModelArguments,
+    check,
+    mapping,
+    setting,
+)
 from pipeline.data import loading as data
 from pipeline.errors import UserError
-from pipeline.eval.candidates import adapter_name, load_group, read_candidates, speaking
-from pipeline.exam.evaluation import complete, tokenize_prompts
+from pipeline.eval.candidates import adapter_name, load_group, read_candidates, speaking, template_kwargs
+from pipeline.exam.evaluation import complete
 from pipeline.models.generation import eos_token_ids
+from pipeline.prompts import check_room, tokenize_prompts
 from pipeline.runs.folder import say, write_aside
 
 
@@ -30,6 +40,8 @@ class SampleArguments:
     dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
     dataset_split: str = setting("train", "Split of a Hub data set or folder.")
     max_rows: int | None = setting(None, "Use only the first prompts.")
+    chat_template_path: str | None = setting(None, CHAT_TEMPLATE)
+    chat_template_kwargs: dict | str | None = setting(None, f"{CHAT_TEMPLATE_KWARGS} None: as the run was trained.")
     output: str | None = setting(None, "File to write, e.g. runs/tiny/samples.jsonl. It must not exist.")
     samples_per_prompt: int = setting(4, "Completions of each prompt.")
     max_completion_length: int = setting(256, "Longest completion in tokens.")
@@ -41,6 +53,7 @@ class SampleArguments:
     use_cpu: bool = setting(False, "Stay on the CPU.")
 
     def __post_init__(self):
+        self.chat_template_kwargs = mapping(self.chat_template_kwargs, "chat_template_kwargs")
         for key in ("run", "dataset", "output"):
             check(bool(getattr(self, key)), key, getattr(self, key), "it must be set")
         check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
@@ -61,19 +74,24 @@ def run(args: SampleArguments) -> Path:
     output = Path(args.output)
     if output.exists():
         raise UserError(f"output {output} exists and is never overwritten: give another name, or remove it")
-    model_args = ModelArguments(dtype=args.dtype, load_in_4bit=args.load_in_4bit)
+    model_args = ModelArguments(
+        dtype=args.dtype, load_in_4bit=args.load_in_4bit, chat_template_path=args.chat_template_path
+    )
     [candidate] = read_candidates([{"model": args.run}], model_args)
-    data_args = DataArguments(args.dataset, args.dataset_config, args.dataset_split, max_rows=args.max_rows)
+    kwargs = template_kwargs([candidate], args.chat_template_kwargs)
+    where = (args.dataset, args.dataset_config, args.dataset_split)
+    data_args = DataArguments(*where, max_rows=args.max_rows, chat_template_kwargs=kwargs)
     rows = data.load(data_args, "prompts", args.seed, say)[0].to_list()
     model = load_group([candidate], model_args)
-    _check_context(model, candidate.tokenizer, rows, args.max_completion_length)
+    longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
+    check_room(model, longest, args.max_completion_length)
     rows = [row for row in rows for _ in range(args.samples_per_prompt)]
     ends = eos_token_ids(model, candidate.tokenizer)
     with speaking(model, adapter_name(0) if candidate.stage.adapter else None):
         found = complete(
             model,
             candidate.tokenizer,
-            [row["prompt"] for row in rows],
+            rows,
             args.max_completion_length,
             ends,
             args.temperature,
@@ -96,13 +114,3 @@ def run(args: SampleArguments) -> Path:
         f"They lie in {output}."
     )
     return output
-
-
-def _check_context(model, tokenizer, rows: list[dict], max_completion_length: int) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, tokenize_prompts(tokenizer, [row["prompt"] for row in rows])))
-    if context and longest + max_completion_length > context:
-        raise UserError(
-            f"the longest prompt has {longest} tokens and max_completion_length is {max_completion_length}, but the "
-            f"context of the model is {context}: lower max_completion_length"
-        )

@@ -13,17 +13,35 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from pipeline.config import DTYPES, DataArguments, ModelArguments, check, setting
+from pipeline.config import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_KWARGS,
+    DTYPES,
+    DataArguments,
+    ModelArguments,
+    check,
+    mapping,
+    setting,
+)
 from pipeline.errors import UserError
-from pipeline.eval.candidates import Candidate, adapter_name, by_base, load_group, read_candidates, speaking
+from pipeline.eval.candidates import (
+    Candidate,
+    adapter_name,
+    by_base,
+    load_group,
+    read_candidates,
+    speaking,
+    template_kwargs,
+)
 from pipeline.eval.comparing import compare, figures, read_judges
 from pipeline.eval.measures import Answers, measures_of
 from pipeline.eval.rows import check_outputs, load_rows, write_outputs
 from pipeline.eval.tables import TABLE, markdown, show
-from pipeline.exam.evaluation import ScoredAnswers, answer_and_score, logprobs, tokenize_prompts
+from pipeline.exam.evaluation import ScoredAnswers, answer_and_score, logprobs
 from pipeline.exam.exam import random_state_kept
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
 from pipeline.models.generation import eos_token_ids
+from pipeline.prompts import check_room, tokenize_prompts
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder, say
 from pipeline.worlds import load_world
@@ -52,6 +70,10 @@ class EvalArguments:
     dataset_split: str = setting("train", "Split of a Hub data set or folder.")
     prompt_template: str | None = setting(None, "Makes the prompt of other columns, as for the other stages.")
     as_messages: bool = setting(False, "Text prompts become a user's message, as for the other stages.")
+    chat_template_path: str | None = setting(None, CHAT_TEMPLATE)
+    chat_template_kwargs: dict | str | None = setting(
+        None, f"{CHAT_TEMPLATE_KWARGS} None: as the candidates were trained."
+    )
     eval_samples: int | None = setting(None, "Use only the first prompts.")
     output_dir: str | None = setting(None, "Folder for the result. It must not hold anything yet.")
     outputs: str | None = setting(
@@ -72,6 +94,7 @@ class EvalArguments:
 
     def __post_init__(self):
         self.rewards, self.judges = self.rewards or [], self.judges or []  # the parser gives None for none
+        self.chat_template_kwargs = mapping(self.chat_template_kwargs, "chat_template_kwargs")
         check(bool(self.candidates), "candidates", self.candidates, "at least one, such as sft=runs/tiny/sft")
         check(bool(self.dataset), "dataset", self.dataset, "the prompts, e.g. runs/tiny/data/prompts_heldout.jsonl")
         check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
@@ -82,7 +105,9 @@ class EvalArguments:
             check((value is None and key == "eval_samples") or value >= 1, key, value, "a whole number from 1 up")
 
     def model_arguments(self) -> ModelArguments:
-        return ModelArguments(dtype=self.dtype, load_in_4bit=self.load_in_4bit)
+        return ModelArguments(
+            dtype=self.dtype, load_in_4bit=self.load_in_4bit, chat_template_path=self.chat_template_path
+        )
 
 
 @claim.ends_with
@@ -101,7 +126,9 @@ def run(args: EvalArguments) -> dict:
     if args.outputs:
         check(len(candidates) == 1, "outputs", args.outputs, "it wants one candidate, e.g. --candidates runs/e2e/ppo")
         file = check_outputs(args.outputs) if state.is_main_process else None
+    args.chat_template_kwargs = template_kwargs(candidates, args.chat_template_kwargs)
     shape = {"prompt_template": args.prompt_template, "as_messages": args.as_messages}
+    shape["chat_template_kwargs"] = args.chat_template_kwargs
     data_args = DataArguments(args.dataset, args.dataset_config, args.dataset_split, **shape)
     rows = load_rows(data_args, args.eval_samples, complete=bool(args.outputs))
     summary = {}
@@ -222,10 +249,9 @@ class Evaluation:
 
     def _logprobs(self, model, candidate: Candidate, scored: ScoredAnswers) -> list[float]:
         """log π of each completion, nats, summed over its tokens."""
-        prompts = [row["prompt"] for row in self.rows]
         args = self.args
         each = logprobs(
-            model, candidate.tokenizer, prompts, scored.completion_ids, args.temperature, args.eval_batch_size
+            model, candidate.tokenizer, self.rows, scored.completion_ids, args.temperature, args.eval_batch_size
         )
         return [row.double().sum().item() for row in each]
 
@@ -233,8 +259,8 @@ class Evaluation:
         """-log p of each completion's text under `model`, nats, and the tokens that it has there; nothing said: 0."""
         tokenizer = self.candidates[self.reference].tokenizer
         scorer = Perplexity(model=model, tokenizer=tokenizer, batch_size=self.args.eval_batch_size)
-        pairs = zip((row["prompt"] for row in self.rows), scored.completions, strict=True)
-        encoded = [scorer.encode(prompt, text) for prompt, text in pairs]
+        pairs = zip(self.rows, scored.completions, strict=True)
+        encoded = [scorer.encode(row["prompt"], text, row) for row, text in pairs]
         scores = iter(scorer.score_rows([row for row in encoded if row is not None]))
         tokens = [0 if row is None else len(row.ids) - row.start for row in encoded]
         return [-next(scores) * count if count else 0.0 for count in tokens], tokens
@@ -252,14 +278,13 @@ class Evaluation:
 def load(group: list[Candidate], rows: list[dict], args: EvalArguments) -> torch.nn.Module:
     """`load_group`, or a `UserError` where a prompt and its completion may not fit into the context."""
     model = load_group(group, args.model_arguments())
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for candidate in group:
-        longest = max(map(len, tokenize_prompts(candidate.tokenizer, [row["prompt"] for row in rows])))
-        if context and longest + args.max_completion_length > context:
-            raise UserError(
-                f"candidate {candidate.name}: the longest prompt has {longest} tokens and max_completion_length is "
-                f"{args.max_completion_length}, but the context of the model is {context}: lower one of the two"
-            )
+        who = f"candidate {candidate.name}: "
+        try:
+            longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
+        except UserError as error:
+            raise UserError(f"{who}{error}") from None
+        check_room(model, longest, args.max_completion_length, who)
     return model
 
 

@@ -10,10 +10,10 @@ from transformers import GenerationConfig
 from trl import is_conversational
 
 from pipeline.metrics import load_metric
-from rewards.asking import asked
+from pipeline.prompts import Asked, tokenize_prompts
+from rewards.asking import asked, columns_of
 
 LOGITS = 2**26  # so many logits at once at most: 50 completions of 128 tokens over 150,000 words would be 2**30
-_NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
 class ScoredAnswers(NamedTuple):
@@ -57,11 +57,11 @@ def answer_and_score(
         batch_size: prompts at once. seed: of the sampling; the caller's random state is left as it was.
     """
     prompts = [row["prompt"] for row in rows]
-    ids = complete(model, tokenizer, prompts, max_new_tokens, eos_token_ids, temperature, batch_size, seed)
+    ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed)
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     conversational = is_conversational({"prompt": prompts[0]})
     completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in _NOT_COLUMNS}
+    columns = columns_of(rows)
     scores = {
         name: asked(reward, name)(prompts, completions, completion_ids=ids, **columns)
         for name, reward in rewards.items()
@@ -86,9 +86,12 @@ def corpus_metrics(texts: Sequence[str], references: Sequence[list[str] | None])
 
 @torch.no_grad()
 def complete(
-    model, tokenizer, prompts, max_new_tokens, eos_token_ids, temperature=1.0, batch_size=32, seed=0
+    model, tokenizer, prompts: Sequence[Asked], max_new_tokens, eos_token_ids, temperature=1.0, batch_size=32, seed=0
 ) -> list[list[int]]:
-    """Completion ids of every prompt, cut after the first end-of-text id. `model` is put in eval mode and back."""
+    """Completion ids of every prompt, cut after the first end-of-text id. `model` is put in eval mode and back.
+
+    Args: prompts: rows with `prompt` and what they tell the chat template, or bare prompts.
+    """
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -112,8 +115,10 @@ def complete(
 
 
 @torch.no_grad()
-def logprobs(model, tokenizer, prompts, completion_ids, temperature=1.0, batch_size=32) -> list[torch.Tensor]:
-    """Log-probability in nats of each completion token under `model`; one tensor (length,) a row."""
+def logprobs(
+    model, tokenizer, prompts: Sequence[Asked], completion_ids, temperature=1.0, batch_size=32
+) -> list[torch.Tensor]:
+    """Log-probability in nats of each completion token under `model`; one tensor (length,) a row. See `complete`."""
     prompt_ids, found = tokenize_prompts(tokenizer, prompts), []
     row = (max(map(len, completion_ids), default=0) + 1) * model.config.get_text_config().vocab_size
     batch_size = min(batch_size, max(1, LOGITS // row))
@@ -129,15 +134,6 @@ def logprobs(model, tokenizer, prompts, completion_ids, temperature=1.0, batch_s
             each = torch.log_softmax(logits[:, -longest - 1 : -1].float() / temperature, dim=-1).gather(2, chosen)
             found += [row[longest - len(answer) :, 0].cpu() for row, answer in zip(each, answers, strict=True)]
     return found
-
-
-def tokenize_prompts(tokenizer, prompts) -> list[list[int]]:
-    """Ids of text prompts, or of messages through the chat template with the generation prompt, as TRL does it."""
-    if is_conversational({"prompt": prompts[0]}):
-        return tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
-    return tokenizer(text=list(prompts))["input_ids"]
 
 
 def _left_pad(rows: list[list[int]], pad_token_id: int, device) -> dict[str, torch.Tensor]:

@@ -30,6 +30,7 @@ from transformers import TrainerCallback
 from pipeline.config import check, setting
 from pipeline.exam import evaluation
 from pipeline.models.adapters import POLICY, use_adapter
+from pipeline.prompts import with_kwargs
 from pipeline.runs.folder import HELDOUT, append_line, read_heldout
 from pipeline.safety.reading import read_json
 from rewards import raw
@@ -70,7 +71,7 @@ class Exam:
     Args:
         trainer: PPOTrainer, or TRL's GRPOTrainer or RLOOTrainer.
         reference: the adapter that the policy started from; None: the base with every adapter off.
-        rows: dicts with `prompt` and the columns that the rewards read.
+        rows: dicts with `prompt` and the columns that the rewards (and the chat template) read.
         rewards, weights: name -> reward; name -> its weight in `score`.
         referee: (completion text, row) -> named scores.
     """
@@ -85,6 +86,8 @@ class Exam:
         referee: Callable | None = None,
         batch_size: int = 50,
     ):
+        # as the trainer's own rows: its setting stands in every one
+        rows = with_kwargs(rows, getattr(trainer, "chat_template_kwargs", None))
         self.trainer, self.reference, self.rows = trainer, reference, rows
         self.rewards, self.weights, self.referee, self.batch_size = rewards, weights, referee, batch_size
         self.model = trainer.accelerator.unwrap_model(trainer.model)
@@ -115,13 +118,13 @@ class Exam:
 
     def kl(self, answers: evaluation.ScoredAnswers) -> float:
         """Mean over completions of log π - log π_start summed over tokens, in nats (the k1 estimate of the KL)."""
-        prompts, total = [row["prompt"] for row in self.rows], []
+        total = []
         for adapter in (POLICY, self.reference):
             with self.speaking(adapter):
                 each = evaluation.logprobs(
                     self.model,
                     self.trainer.processing_class,
-                    prompts,
+                    self.rows,
                     answers.completion_ids,
                     self.trainer.temperature,
                     self.batch_size,

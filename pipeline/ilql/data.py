@@ -16,17 +16,19 @@ from pipeline.config import DataArguments
 from pipeline.data import loading as data
 from pipeline.data.loading import COLUMNS, text_of
 from pipeline.errors import UserError
-from pipeline.exam.evaluation import tokenize_prompts
 from pipeline.ppo import math
+from pipeline.prompts import ids as ids_of
+from pipeline.prompts import tokenize_prompts
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.runs.folder import say
 from rewards import WeightedReward, log_name_of
 from rewards.asking import is_async
+from rewards.base import RESERVED
 from rewards.mixture import Shaped, at_rest, every_in
+from rewards.rendering import encode
 
 FINISHED = "finished"  # column: false where the completion was cut at a limit
 CHUNK = 256  # completions scored at once
-_NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
 class Scored(NamedTuple):
@@ -79,7 +81,7 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
     """
     found = rows.to_list()
     conversational = is_conversational({"prompt": found[0]["prompt"]})
-    prompts = tokenize_prompts(tokenizer, [row["prompt"] for row in found])
+    prompts = tokenize_prompts(tokenizer, found)
     keep = []
     for number, (row, prompt_ids) in enumerate(zip(found, prompts, strict=True), start=1):
         finished = row.get(FINISHED)
@@ -95,19 +97,19 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
         raise UserError(f"no row is left: every one has more than max_length {max_length} tokens; raise it")
     if len(keep) < len(found):
         say(f"{len(found) - len(keep):,} rows left out: more than max_length {max_length} tokens")
-    return Dataset.from_list(keep)
+    return Dataset.from_list(keep, on_mixed_types="use_json")
 
 
 def _completion_ids(row: dict, prompt_ids: list[int], tokenizer, conversational: bool) -> list[int]:
     prompt, completion = row["prompt"], row["completion"]
     if conversational:
-        turns = [*prompt, *(completion if isinstance(completion, list) else [_turn(completion)])]
-        whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
+        turns = completion if isinstance(completion, list) else [_turn(completion)]
+        [whole] = ids_of(row | {"completion": turns}, "sft", tokenizer)
     else:
-        whole = tokenizer(text=prompt + completion)["input_ids"]
+        [whole] = encode(tokenizer, [prompt + completion], rendered=False)
     ids = whole[len(prompt_ids) :]
     if whole[: len(prompt_ids)] != prompt_ids:  # prompt and completion have grown together
-        ids = tokenizer(text=text_of(completion), add_special_tokens=False)["input_ids"]
+        [ids] = encode(tokenizer, [text_of(completion)], rendered=True)
     end = tokenizer.eos_token_id
     return ids[: ids.index(end) + 1] if end in ids else ids
 
@@ -175,7 +177,7 @@ def _ask(chunk: dict[str, list], tokenizer, weighted: Sequence[WeightedReward]) 
     names = [log_name_of(reward) for reward, _ in weighted]
     conversational = is_conversational({"prompt": chunk["prompt"][0]})
     completions = [[_turn(c)] if conversational and isinstance(c, str) else c for c in chunk["completion"]]
-    columns = {key: values for key, values in chunk.items() if key not in (*_NOT_COLUMNS, "prompt_ids")}
+    columns = {key: values for key, values in chunk.items() if key not in (*RESERVED, "prompt_ids")}
     ids = chunk["completion_ids"]
     scoring = Scoring([reward for reward, _ in weighted], names, tokenizer, completions, ids)
     found = []

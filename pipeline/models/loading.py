@@ -34,7 +34,8 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from pipeline.config import ModelArguments
+from pipeline import chat_templates
+from pipeline.config import ModelArguments, check
 from pipeline.errors import UserError
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.quantized import never_repack
@@ -47,11 +48,15 @@ SCORE_KEY = "base_model.model.score.weight"
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
 
-def load_tokenizer(stage: Stage | str, args: ModelArguments | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    stage: Stage | str, args: ModelArguments | None = None, config: Any = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a stage (its own when it has one, otherwise its base's), with a pad token.
 
+    Args: config: of a trainer; what it says of eos_token and pad_token is done.
+
     Raises:
-        UserError: no tokenizer there, or one without an end-of-sequence token.
+        UserError: no tokenizer there, one without an end-of-sequence token, or settings that do not fit it.
     """
     args = args or ModelArguments()
     stage = resolve_stage(stage) if isinstance(stage, str) else stage
@@ -60,6 +65,12 @@ def load_tokenizer(stage: Stage | str, args: ModelArguments | None = None) -> Pr
     options = {} if own else {"revision": args.model_revision or "main"}
     with _readable(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code, **options)
+    if args.chat_template_path:
+        chat_templates.take(tokenizer, args.chat_template_path, new_tokens=not args.use_peft)
+    for key in ("eos_token", "pad_token"):
+        if (token := getattr(config, key, None)) is not None:
+            check(token in tokenizer.get_vocab(), key, token, f"a token of the tokenizer in {path}, which has it not")
+            setattr(tokenizer, key, token)
     if tokenizer.eos_token is None:
         raise UserError(
             f"the tokenizer in {path} has no end-of-sequence token, so a model could never learn to stop: "
@@ -130,6 +141,8 @@ def load_base(
     check_targets(model, args)
     never_repack(model)
     if tokenizer is not None:
+        if args.chat_template_path and not args.use_peft:
+            chat_templates.make_room(model, tokenizer)
         rows = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > rows:
             raise UserError(f"{base}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings")

@@ -41,6 +41,7 @@ from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.rollouts.vllm_server import send_merged
+from pipeline.row_prompts import RowPrompts
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
 from pipeline.watching.journal import Journal
@@ -48,7 +49,7 @@ from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards import set_training
 
 
-class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, GRPOTrainer):
+class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, GRPOTrainer):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:

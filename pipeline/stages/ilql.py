@@ -18,6 +18,7 @@ from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.generation import eos_token_ids
+from pipeline.prompts import check_context, tokenize_prompts
 from pipeline.report import SAMPLES, write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import say
@@ -129,8 +130,10 @@ def load(
         prepare(reward for reward, _ in weighted)
     model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
     longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in train)
-    prompt = max(map(len, data.tokenize_prompts(tokenizer, list(heldout["prompt"]))))
-    _check_context(model, max(longest, prompt + config.max_completion_length))
+    prompt = max(map(len, tokenize_prompts(tokenizer, heldout.to_list())))
+    used = max(longest, prompt + config.max_completion_length)
+    what = f"the longest row, or prompt with max_completion_length, has {used} tokens"
+    check_context(model, used, what, "lower max_length or max_completion_length")
     model = models.load_adapter(model, start.adapter)
     memory_report.tell(memory.of_ilql, model, model_args, config, longest, prompt)
     if models.quantization(model_args) is None:
@@ -149,12 +152,3 @@ def load(
     for heads in (network.heads, network.target_heads):
         heads.start_at(data.mean_return(scored.rows, config.gamma))
     return network, scored
-
-
-def _check_context(model, longest: int) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context and longest > context:
-        raise UserError(
-            f"the longest row, or prompt with max_completion_length, has {longest} tokens, but the model's context is "
-            f"{context}: lower max_length or max_completion_length"
-        )

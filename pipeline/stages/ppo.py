@@ -6,6 +6,7 @@ from pipeline.config import DataArguments, ModelArguments
 from pipeline.exam.exam import RewardArguments
 from pipeline.ppo.config import PPOStage
 from pipeline.ppo.trainer import PPOTrainer
+from pipeline.refusals import in_one_sentence
 from pipeline.runs import claim
 from pipeline.stages import rl
 
@@ -26,15 +27,16 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
         return start.folder.read_summary()
     # 2. The trainer adds the reference and the critic
     config.reward_weights = [weight for _, weight in start.weighted]
-    trainer = PPOTrainer(
-        model=start.model,
-        reward_funcs=[reward for reward, _ in start.weighted],
-        args=config,
-        train_dataset=start.train,
-        processing_class=start.tokenizer,
-        peft_config=start.peft_config,
-        callbacks=[start.folder.metrics_callback()],
-    )
+    with in_one_sentence():
+        trainer = PPOTrainer(
+            model=start.model,
+            reward_funcs=[reward for reward, _ in start.weighted],
+            args=config,
+            train_dataset=start.train,
+            processing_class=start.tokenizer,
+            peft_config=start.peft_config,
+            callbacks=[start.folder.metrics_callback()],
+        )
     # 3. Judge, train, judge again; what came of it
     settings = (model_args, data_args, reward_args, config)
     return rl.judge_train_judge(trainer, start, settings, config.algorithm, trainer.reference_adapter, started)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardTrainer
 
-from pipeline.config import DataArguments, ModelArguments, RewardStage, check
+from pipeline.config import DataArguments, ModelArguments, RewardStage, check, say_once
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
@@ -21,6 +21,7 @@ from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
+from pipeline.refusals import in_one_sentence
 from pipeline.report import write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import is_main, say
@@ -52,9 +53,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
     launchers.check("The reward-model stage", config)
+    say_once(model_args, config, "chat_template_path")
+    config.chat_template_path = None  # the tokenizer has it already
     stage = resolve_model(model_args)
     check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
-    tokenizer = models.load_tokenizer(stage, model_args)
+    tokenizer = models.load_tokenizer(stage, model_args, config)
     train, heldout = load_pairs(data_args, config, tokenizer)
     longest = data.show_examples(train, heldout, tokenizer, "preference", config.max_length, data_args.dataset, say)
     folder = open_run(model_args, data_args, config)
@@ -66,16 +69,18 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     model = models.load_base(model_args, "scores", base=stage.base, tokenizer=tokenizer)
     check_context(model, longest, config.max_length)
     if model_args.use_peft:
-        model = models.start_score_adapter(model, model_args, stage.adapter)
+        with in_one_sentence():
+            model = models.start_score_adapter(model, model_args, stage.adapter)
     memory_report.tell(memory_report.of_reward, model, model_args, config, min(longest, config.max_length or longest))
-    trainer = Reward(
-        model=model,
-        args=config,
-        train_dataset=train,
-        eval_dataset=heldout.add_column(_ROW, list(range(len(heldout)))),
-        processing_class=tokenizer,
-        callbacks=[folder.metrics_callback()],
-    )
+    with in_one_sentence():
+        trainer = Reward(
+            model=model,
+            args=config,
+            train_dataset=train,
+            eval_dataset=heldout.add_column(_ROW, list(range(len(heldout)))),
+            processing_class=tokenizer,
+            callbacks=[folder.metrics_callback()],
+        )
     _check_left(trainer, train, heldout, config.max_length)
     models.train_in_float32(trainer.model)
     trackers.connect(trainer)

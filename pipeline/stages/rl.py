@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.config import DataArguments, ModelArguments, check
+from pipeline.config import DataArguments, ModelArguments, check, say_once
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.exam import evaluation
@@ -22,6 +22,7 @@ from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY
 from pipeline.models.folders import resolve_model
 from pipeline.ppo.reward_adapter import stands_on
+from pipeline.prompts import check_room
 from pipeline.report import SAMPLES, write_report
 from pipeline.rollouts import vllm_server
 from pipeline.runs import claim
@@ -61,6 +62,7 @@ def load(
         UserError, RewardError: for whatever does not fit; nothing that existed before is touched.
     """
     launchers.check(who, config)
+    say_once(data_args, config, "chat_template_kwargs")
     start = resolve_model(model_args)
     check(model_args.use_peft, "use_peft", False, f"{who} trains LoRA adapters on a frozen base")
     weighted = build_rewards(reward_args.rewards)
@@ -77,7 +79,7 @@ def load(
     with random_state_kept():
         prepare(reward for reward, _ in weighted if who != "PPO" or not stands_on(reward, start.base))
     model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
-    _check_context(model, longest, config.max_completion_length)
+    check_room(model, longest, config.max_completion_length)
     if start.adapter is not None:
         model = models.load_adapter(model, start.adapter, trainable=True)
     exam_rows = min(reward_args.eval_batch_size, reward_args.eval_samples)
@@ -85,16 +87,6 @@ def load(
     memory_report.tell(memory_report.of_rollouts, model, model_args, config, longest, exam_rows, shared)
     peft_config = None if start.adapter else models.lora_config(model_args)
     return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
-
-
-def _check_context(model, longest: int, max_completion_length: int) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context and longest + max_completion_length > context:
-        raise UserError(
-            f"the longest prompt has {longest} tokens and max_completion_length is {max_completion_length}, together "
-            f"{longest + max_completion_length}, but the model's context is {context}: lower max_completion_length, "
-            "or leave long prompts out"
-        )
 
 
 def judge_train_judge(

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
-from pipeline.config import DataArguments, ModelArguments, SFTStage, check
+from pipeline import chat_templates, prompts
+from pipeline.config import DataArguments, ModelArguments, SFTStage, check, say_once
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
@@ -25,6 +26,7 @@ from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.provenance import hardware
+from pipeline.refusals import in_one_sentence
 from pipeline.report import write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import is_main, say
@@ -54,12 +56,15 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
     launchers.check("SFT", config)
+    say_once(model_args, config, "chat_template_path")
+    config.chat_template_path = None  # the tokenizer has it already
     stage = resolve_model(model_args)
     check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
-    tokenizer = models.load_tokenizer(stage, model_args)
+    tokenizer = models.load_tokenizer(stage, model_args, config)
     train, heldout = data.load(data_args, "sft", config.seed, say)
     train, heldout = (rows and to_prompt_completion(rows, config, say) for rows in (train, heldout))
-    longest = data.show_examples(train, heldout, tokenizer, "sft", config.max_length, data_args.dataset, say)
+    template = chat_templates.marking_assistants(tokenizer) if config.assistant_only_loss else None
+    longest = data.show_examples(train, heldout, tokenizer, "sft", config.max_length, data_args.dataset, say, template)
     folder = open_run(model_args, data_args, config)
     if folder.finished:
         return folder.read_summary()
@@ -71,15 +76,16 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     if stage.adapter:
         model = models.load_adapter(model, stage.adapter, trainable=True)
     memory_report.tell(memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest))
-    trainer = SFT(
-        model=model,
-        args=config,
-        train_dataset=train,
-        eval_dataset=heldout,
-        processing_class=tokenizer,
-        peft_config=models.lora_config(model_args) if model_args.use_peft and not stage.adapter else None,
-        callbacks=[folder.metrics_callback()],
-    )
+    with in_one_sentence():
+        trainer = SFT(
+            model=model,
+            args=config,
+            train_dataset=train,
+            eval_dataset=heldout,
+            processing_class=tokenizer,
+            peft_config=models.lora_config(model_args) if model_args.use_peft and not stage.adapter else None,
+            callbacks=[folder.metrics_callback()],
+        )
     if len(trainer.train_dataset) == 0:
         raise UserError(f"no row is left: every prompt alone fills max_length {config.max_length}; raise it")
     models.train_in_float32(trainer.model)
@@ -152,13 +158,9 @@ def to_prompt_completion(rows: Dataset, config: SFTStage, tell) -> Dataset:
 
 def check_context(model: torch.nn.Module, longest: int, max_length: int | None) -> None:
     """Raises `UserError` when a row would be longer than the model's context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     used = longest if max_length is None else min(longest, max_length)
-    if context and used > context:
-        raise UserError(
-            f"the longest row has {used} tokens, but the model's context is {context}: "
-            f"set max_length to {context} or less"
-        )
+    remedy = "set max_length to {context} or less"
+    prompts.check_context(model, used, f"the longest row has {used} tokens", remedy)
 
 
 def origin(stage: Stage, model_args: ModelArguments) -> dict:

@@ -21,14 +21,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import RLOOTrainer
 
-from pipeline.exam import evaluation
 from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, random_state_kept
 from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.ppo import math
 from pipeline.ppo.experience import Rollout, make_experience
+from pipeline.prompts import tokenize_prompts
 from pipeline.rollouts.scoring import Scoring, weigh
 from rewards import token_ends
+from rewards.asking import columns_of
 from rewards.mixture import at_rest
 from rewards.text import text_of
 
@@ -174,11 +175,7 @@ def _scores(exam: Exam, rows, ids, texts, finished) -> tuple[Tensor, Tensor, Ten
     trainer, args = exam.trainer, exam.trainer.args
     prompts = [exam.rows[i]["prompt"] for i in rows]
     completions = texts if isinstance(prompts[0], str) else [[{"role": "assistant", "content": t}] for t in texts]
-    columns = {
-        key: [exam.rows[i][key] for i in rows]
-        for key in exam.rows[0]
-        if key not in ("prompt", "completion", "completion_ids")
-    }
+    columns = columns_of([exam.rows[i] for i in rows])
     scoring = Scoring(trainer.reward_funcs, trainer.reward_func_names, trainer.processing_class, completions, ids)
     said = [
         [float("nan") if s is None else s for s in function(prompts, completions, completion_ids=ids, **columns)]
@@ -197,8 +194,7 @@ def _values(exam: Exam, rows: list[int], ids: list[list[int]]) -> Tensor | None:
     trainer, found = exam.trainer, []
     if getattr(trainer, "critic", None) is None:
         return None
-    prompts = [exam.rows[i]["prompt"] for i in rows]
-    for inputs, answers in _batches(exam, prompts, ids):
+    for inputs, answers in _batches(exam, [exam.rows[i] for i in rows], ids):
         with torch.no_grad(), trainer.accelerator.autocast():
             values = trainer.critic.values(inputs["input_ids"], inputs["attention_mask"], max(map(len, answers)))
         found += [row[: len(answer)].cpu() for row, answer in zip(values, answers, strict=True)]
@@ -313,10 +309,10 @@ def compare(
     Returns:
         shifts, and row -> (T,) under the start of the policy, (T,) under the policy; nats.
     """
-    prompts = [row["prompt"] for row in exam.rows] * 2
+    rows = list(exam.rows) * 2
     ids = before.completion_ids + after.completion_ids
     shifts, logprobs = None, {}
-    for i, (ref, policy) in enumerate(distributions(exam, prompts, ids)):
+    for i, (ref, policy) in enumerate(distributions(exam, rows, ids)):
         shifts = Shifts(policy.shape[1]) if shifts is None else shifts
         shifts.add(i, ref, policy)
         if (row := i - len(exam.rows)) in wanted:
@@ -325,10 +321,10 @@ def compare(
     return shifts, logprobs
 
 
-def distributions(exam: Exam, prompts: list, completion_ids: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+def distributions(exam: Exam, rows: list, completion_ids: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
     """For each completion the log-probabilities of every token at each of its positions, (T, V) each in nats: under
     the start of the policy, and under the policy. Only the logits of one micro-batch are in memory at a time."""
-    for inputs, answers in _batches(exam, prompts, completion_ids):
+    for inputs, answers in _batches(exam, rows, completion_ids):
         positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         kept = {"position_ids": positions, "logits_to_keep": max(map(len, answers)) + 1, "use_cache": False}
         logits = []
@@ -354,12 +350,12 @@ def token_text(tokenizer, token: int) -> str:
 
 
 # ---------------------------------------------------------------- batches
-def _batches(exam: Exam, prompts: list, completion_ids: list[list[int]]) -> Iterator[tuple[dict, list[list[int]]]]:
+def _batches(exam: Exam, rows: list, completion_ids: list[list[int]]) -> Iterator[tuple[dict, list[list[int]]]]:
     """Micro-batches of model inputs (B, P+T), prompts padded left and completions right, and the completions' ids."""
     tokenizer, size = exam.trainer.processing_class, exam.trainer.args.per_device_train_batch_size
-    prompt_ids = evaluation.tokenize_prompts(tokenizer, prompts)
-    for start in range(0, len(prompts), size):
-        asked, said = ([torch.tensor(x) for x in rows[start : start + size]] for rows in (prompt_ids, completion_ids))
+    prompt_ids = tokenize_prompts(tokenizer, rows)
+    for start in range(0, len(rows), size):
+        asked, said = ([torch.tensor(x) for x in part[start : start + size]] for part in (prompt_ids, completion_ids))
         ids = torch.cat([_padded(asked, tokenizer.pad_token_id, "left"), _padded(said, tokenizer.pad_token_id)], dim=1)
         mask = torch.cat([_padded(map(torch.ones_like, asked), 0, "left"), _padded(map(torch.ones_like, said))], dim=1)
         inputs = {"input_ids": ids.to(exam.model.device), "attention_mask": mask.to(exam.model.device)}

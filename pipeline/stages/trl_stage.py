@@ -18,7 +18,9 @@ from pipeline.exam.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
 from pipeline.models.adapters import POLICY, copy_adapter
 from pipeline.models.generation import sample_plainly
+from pipeline.refusals import in_one_sentence
 from pipeline.rollouts import vllm_server
+from pipeline.row_prompts import RowPrompts
 from pipeline.runs import claim
 from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -32,7 +34,7 @@ START = "ref"  # TRL's own name for the frozen copy of the adapter that the poli
 _STATE = "stage_state.json"  # in a checkpoint
 
 
-class Counted(SkipsNonFinite, ResumableRollouts, PushesResults):
+class Counted(SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts):
     """Mixed into TRL's trainers: counts what they sample, and saves the policy's adapter alone."""
 
     def __init__(self, *args, **kwargs):
@@ -105,15 +107,16 @@ def run(
     if instant := [log_name_of(reward) for reward, _ in start.weighted if pays_tokens(reward)]:
         say(f"{algorithm.upper()} takes one score a completion: `instant` of {', '.join(instant)} has no effect here.")
     reward_funcs, config.reward_weights = _with_penalty(start.weighted, config.missing_eos_penalty)
-    trainer = trainer_class(
-        model=start.model,
-        reward_funcs=reward_funcs,
-        args=config,
-        train_dataset=start.train,
-        processing_class=start.tokenizer,
-        peft_config=start.peft_config,
-        callbacks=[start.folder.metrics_callback()],
-    )
+    with in_one_sentence():
+        trainer = trainer_class(
+            model=start.model,
+            reward_funcs=reward_funcs,
+            args=config,
+            train_dataset=start.train,
+            processing_class=start.tokenizer,
+            peft_config=start.peft_config,
+            callbacks=[start.folder.metrics_callback()],
+        )
     if config.missing_eos_penalty is not None:
         reward_funcs[-1].eos_token_ids = trainer.eos_token_ids
     vllm_server.send_merged(trainer)

@@ -6,7 +6,7 @@ Every check names the setting that is wrong. YAML values bypass argparse's `choi
 import importlib.util
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import ceil
 from typing import Any
 from urllib.parse import urlsplit
@@ -282,6 +282,13 @@ class StageDefaults:
         if self.gradient_checkpointing is not None and self.activation_checkpointing is None:
             self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
         super().__post_init__()
+        for each in fields(self):  # a library looks at some of them when the model is there, or in the first step
+            value, choices = getattr(self, each.name), each.metadata.get("choices") or ()
+            good = not choices or getattr(value, "value", value) in (each.default, *choices)
+            check(good, each.name, value, f"one of {', '.join(map(str, choices))}")
+        loads = "the model is loaded by settings of its own: dtype, attn_implementation, model_revision, load_in_4bit"
+        given = getattr(self, "model_init_kwargs", None)
+        check(not given, "model_init_kwargs", given, loads)
 
 
 @dataclass
@@ -310,6 +317,7 @@ class RolloutDefaults(StageDefaults):
         if self.log_completions is None:
             self.log_completions = bool(trackers_of(self.report_to))
         super().__post_init__()
+        check(not self.remove_unused_columns, "remove_unused_columns", True, "the rewards read the columns")
 
 
 @dataclass
@@ -324,6 +332,15 @@ class SFTStage(StageDefaults, SFTConfig):
             self.max_length is None or self.max_length >= 2, "max_length", self.max_length, "a whole number from 2 up"
         )
         super().__post_init__()
+        field_ = self.dataset_text_field
+        check(field_ == "text", "dataset_text_field", field_, "rename that column of the data to text")
+        check(not self.dataset_kwargs, "dataset_kwargs", self.dataset_kwargs, "every row is prepared; leave it out")
+        packs = self.packing or bool(self.eval_packing)
+        check(not packs or self.max_length is not None, "packing", True, "it wants max_length, the length of a pack")
+        unpacked = self.padding_free and not self.packing and self.max_length is not None
+        check(
+            not unpacked, "padding_free", True, "without packing it cuts nothing: set max_length to none, or packing"
+        )
 
 
 @dataclass
@@ -347,6 +364,16 @@ class RewardStage(StageDefaults, RewardConfig):
         super().__post_init__()
 
 
+# What TRL looks at in the first step only
+_KNOWN = {
+    "loss_type": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+
+
 @dataclass
 class GroupStage(RolloutDefaults):
     """What GRPO and RLOO have in common with each other here, over TRL's own settings."""
@@ -366,6 +393,9 @@ class GroupStage(RolloutDefaults):
         given = self.generation_batch_size
         if self.steps_per_generation is not None:
             self.generation_batch_size = None
+        for key, known in _KNOWN.items():
+            value = getattr(self, key, known[0])
+            check(value in known, key, value, f"one of {', '.join(map(str, known))}")
         once_an_update = self.logging_steps == 0
         self.logging_steps = self.logging_steps or 1
         super().__post_init__()

@@ -138,6 +138,20 @@ def choice(value: Any, option: str, choices: Sequence[Any], reward: str) -> Any:
     raise RewardError(f"Reward '{reward}': {option} is {value!r}; give {' or '.join(names)}{nearest(value, names)}.")
 
 
+class Bound(functools.partial):
+    """A function with options. A column of the data that is called like one does not replace it, as in a partial."""
+
+    def __call__(self, /, *args: Any, **columns: Any) -> Any:
+        return self.func(*self.args, *args, **{**columns, **self.keywords})
+
+
+def bound(function: Callable) -> Callable:
+    """`function`; a plain partial one with its options held fast against columns."""
+    if type(function) is not functools.partial:
+        return function
+    return Bound(function.func, *function.args, **function.keywords)
+
+
 def is_score(score: float | None) -> bool:
     """Whether `score` is a number; None and NaN mean that there is none."""
     return score is not None and not math.isnan(score)

@@ -1,6 +1,5 @@
 """How a reward is named in YAML or Python: specs in, rewards out. The only module here that knows all the others."""
 
-import functools
 import importlib
 import inspect
 import os
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .base import Reward, RewardError, WeightedReward, choice, log_name_of, nearest, number
+from .base import Bound, Reward, RewardError, WeightedReward, bound, choice, log_name_of, nearest, number
 from .instant import Instant
 from .mixture import Shaped, WeightedSum
 
@@ -53,7 +52,7 @@ def build_rewards(specs: Iterable[Any]) -> list[WeightedReward]:
         clip: [lowest, highest], after normalizing.
         log_name: the name in logs and reports (default: the reward's own, made unique by _2, _3, ...).
     `module:function` is imported from the Python path or the current folder; further options go to the function as
-    keyword arguments. A class is called with the options first.
+    keyword arguments, in the place of columns of their names. A class is called with the options first.
 
     Raises:
         RewardError: unknown name or option (with the nearest real one), or a value of the wrong kind.
@@ -107,7 +106,7 @@ def _build(spec: dict[str, Any], taken: set[str]) -> Callable:
     name = spec.pop("name")
     common = {key: spec.pop(key) for key in ("instant", "clip", "normalize", "log_name") if key in spec}
     if callable(name):
-        reward = name
+        reward = bound(name)
     elif ":" in str(name):
         reward = _import(name, spec)
     else:
@@ -172,7 +171,7 @@ def _import(name: str, options: dict[str, Any]) -> Callable:
             return target(**options)
         except Exception as error:
             raise RewardError(f"Reward '{name}' cannot be made: {_where(error)}.") from error
-    return functools.partial(target, **options) if options else target
+    return Bound(target, **options) if options else target
 
 
 def _where(error: Exception) -> str:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .asking import ask, is_async
-from .base import Reward, RewardError, WeightedReward, is_score, log_name_of, number
+from .base import Reward, RewardError, WeightedReward, bound, is_score, log_name_of, number
 from .tokens import pay, pays_tokens, settle
 
 
@@ -49,7 +49,7 @@ class Wrapper(Reward):
 
     def __init__(self, reward: Callable[..., list[float | None]], log_name: str | None = None):
         super().__init__(log_name or log_name_of(reward))
-        self.raw = reward
+        self.raw = bound(reward)
 
     def prepare(self) -> None:
         prepare([self.raw])
@@ -218,6 +218,7 @@ def raw(reward: Callable) -> Callable:
 
 def token_rewards_of(
     reward: Callable,
+    /,  # a column may have the name
     prompts: Sequence,
     completions: Sequence,
     completion_ids: Sequence[Sequence[int]],

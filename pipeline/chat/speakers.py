@@ -20,7 +20,7 @@ from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
 from pipeline.models.folders import Stage, check_same_base, resolve_model
 from pipeline.models.generation import eos_token_ids
-from pipeline.prompts import context_of, tokenize_prompts, with_kwargs
+from pipeline.models.prompts import context_of, tokenize_prompts, with_kwargs
 from pipeline.runs.folder import CONFIG, SUMMARY, say
 from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_yaml

@@ -23,7 +23,7 @@ from pipeline.data import dialogues
 from pipeline.data.readers import read
 from pipeline.data.row_templates import fill_templates
 from pipeline.errors import UserError
-from pipeline.prompts import KWARGS, PICTURES, are_messages, ids, render
+from pipeline.models.prompts import KWARGS, PICTURES, are_messages, ids, render
 from rewards.base import RESERVED
 
 ANSWER = "\n\nAssistant:"

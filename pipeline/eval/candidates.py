@@ -16,7 +16,7 @@ from pipeline.ilql.decoding import load_shift, shifted
 from pipeline.ilql.network import has_shift, values_folder
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
-from pipeline.prompts import KWARGS
+from pipeline.models.prompts import KWARGS
 from pipeline.runs.folder import CONFIG
 from pipeline.safety.reading import read_yaml
 from pipeline.safety.weights import is_folder

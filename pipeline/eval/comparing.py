@@ -10,7 +10,10 @@ from trl import is_conversational
 from pipeline.errors import UserError
 from pipeline.exam.statistics import Interval, Measure, WinRate, difference, holm, interval, win_rate
 from rewards import build_rewards, log_name_of
+from rewards.asking import columns_of
+from rewards.base import RESERVED
 
+SIDES = ("completions_a", "completions_b")  # what a judge is asked about; no column can have the name
 Judge = Callable[..., Sequence[float | None]]
 
 
@@ -33,7 +36,7 @@ def read_judges(specs: Iterable[Any], columns: Iterable[str] = ()) -> dict[str, 
         if name in judges:
             raise UserError(f"judges: two are called {name}; rename one of the functions")
         try:
-            inspect.signature(function).bind([], [], [], **dict.fromkeys(columns, []))
+            inspect.signature(function).bind([], [], [], **dict.fromkeys(set(columns) - {*RESERVED, *SIDES}, []))
         except TypeError as error:
             raise UserError(
                 f"judge {name} does not take what it will be given ({error}); write it as "
@@ -123,7 +126,7 @@ def ask_judge(
         UserError: it fails, or does not give one number from 0 to 1, or None, for each pair.
     """
     prompts = [row["prompt"] for row in rows]
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
+    columns = {key: values for key, values in columns_of(rows).items() if key not in SIDES}
     if is_conversational({"prompt": prompts[0]}):
         ours, theirs = ([[{"role": "assistant", "content": text}] for text in side] for side in (ours, theirs))
     try:

@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.eval.candidates import adapter_name, load_group, read_candidates, speaking, template_kwargs
 from pipeline.exam.evaluation import complete
 from pipeline.models.generation import eos_token_ids
-from pipeline.prompts import check_room, tokenize_prompts
+from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.runs.folder import say, write_aside
 
 

@@ -41,7 +41,7 @@ from pipeline.exam.evaluation import ScoredAnswers, answer_and_score, logprobs
 from pipeline.exam.exam import random_state_kept
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
 from pipeline.models.generation import eos_token_ids
-from pipeline.prompts import check_room, tokenize_prompts
+from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder, say
 from pipeline.worlds import load_world

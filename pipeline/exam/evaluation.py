@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from trl import is_conversational
 
 from pipeline.metrics import load_metric
-from pipeline.prompts import Asked, tokenize_prompts
+from pipeline.models.prompts import Asked, tokenize_prompts
 from rewards.asking import asked, columns_of
 
 LOGITS = 2**26  # so many logits at once at most: 50 completions of 128 tokens over 150,000 words would be 2**30

@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from pipeline.config import check, setting
 from pipeline.exam import evaluation
 from pipeline.models.adapters import POLICY, use_adapter
-from pipeline.prompts import with_kwargs
+from pipeline.models.prompts import with_kwargs
 from pipeline.runs.folder import HELDOUT, append_line, read_heldout
 from pipeline.safety.reading import read_json
 from rewards import raw

@@ -16,9 +16,9 @@ from pipeline.config import DataArguments
 from pipeline.data import loading as data
 from pipeline.data.loading import COLUMNS, text_of
 from pipeline.errors import UserError
+from pipeline.models.prompts import ids as ids_of
+from pipeline.models.prompts import tokenize_prompts
 from pipeline.ppo import math
-from pipeline.prompts import ids as ids_of
-from pipeline.prompts import tokenize_prompts
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.runs.folder import say
 from rewards import WeightedReward, log_name_of

@@ -19,6 +19,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -34,15 +35,18 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from pipeline import chat_templates
 from pipeline.config import ModelArguments, check
 from pipeline.errors import UserError
+from pipeline.models import chat_templates
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
 from pipeline.runs.folder import say
 from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors, read_json
 
+_HEAD = (
+    "is the model's output layer, whose weights TRL multiplies by itself, so that LoRA matrices on it would not learn"
+)
 SCORE_KEY = "base_model.model.score.weight"
 # Tokens that models ship for padding, or that stand unused, in the order of preference.
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
@@ -170,6 +174,10 @@ def check_targets(model: PreTrainedModel, args: ModelArguments) -> None:
                 f"lora_target_modules: {model.name_or_path} has no module {target}; its linear ones are "
                 f"{', '.join(linear)}, or give all-linear"
             )
+    heads = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
+    for target in args.lora_target_modules if args.use_peft else []:
+        if any(name == target or name.endswith(f".{target}") for name in heads):
+            raise UserError(f"lora_target_modules: {target} {_HEAD}: leave it out")
 
 
 def has_own_head(base: str) -> bool:
@@ -247,9 +255,12 @@ def load_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False, 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         try:
-            return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, adapter_name=name)
+            model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, adapter_name=name)
         except Exception as error:  # half a file fails in many ways
             raise does_not_fit(adapter, model, error) from None
+    if trainable and isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(f"adapter {adapter} has LoRA matrices on what {_HEAD}: start from one without them")
+    return model
 
 
 def does_not_fit(adapter: str, model: PreTrainedModel, error: Exception) -> Exception:

@@ -39,9 +39,9 @@ from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
+from pipeline.rollouts.row_prompts import RowPrompts
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.rollouts.vllm_server import send_merged
-from pipeline.row_prompts import RowPrompts
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
 from pipeline.watching.journal import Journal

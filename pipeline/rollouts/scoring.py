@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rewards import pays_tokens, token_ends, token_rewards_of
 from rewards.asking import ask, ask_async, is_async
+from rewards.base import bound
 
 
 class Scoring:
@@ -23,7 +24,7 @@ class Scoring:
         self._tokenizer, self._completions, self._completion_ids = tokenizer, completions, completion_ids
         self._paid: dict[int, list[list[float] | None]] = {}  # by each reward that pays per token
         self.functions = [
-            reward if isinstance(reward, nn.Module) else self._asked(i, reward, name)
+            reward if isinstance(reward, nn.Module) else self._asked(i, bound(reward), name)
             for i, (reward, name) in enumerate(zip(rewards, names, strict=True))
         ]
 

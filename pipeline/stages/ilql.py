@@ -18,7 +18,7 @@ from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.generation import eos_token_ids
-from pipeline.prompts import check_context, tokenize_prompts
+from pipeline.models.prompts import check_context, tokenize_prompts
 from pipeline.report import SAMPLES, write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import say

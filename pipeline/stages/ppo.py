@@ -6,9 +6,9 @@ from pipeline.config import DataArguments, ModelArguments
 from pipeline.exam.exam import RewardArguments
 from pipeline.ppo.config import PPOStage
 from pipeline.ppo.trainer import PPOTrainer
-from pipeline.refusals import in_one_sentence
 from pipeline.runs import claim
 from pipeline.stages import rl
+from pipeline.stages.refusals import in_one_sentence
 
 __all__ = ["PPOStage", "RewardArguments", "run"]
 
@@ -27,7 +27,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
         return start.folder.read_summary()
     # 2. The trainer adds the reference and the critic
     config.reward_weights = [weight for _, weight in start.weighted]
-    with in_one_sentence():
+    with in_one_sentence(start.model):
         trainer = PPOTrainer(
             model=start.model,
             reward_funcs=[reward for reward, _ in start.weighted],

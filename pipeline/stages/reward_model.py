@@ -5,6 +5,7 @@ adapter. Trained on pairs with the loss of Bradley and Terry: -log sigmoid(score
 """
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
-from pipeline.refusals import in_one_sentence
+from pipeline.models.prompts import are_messages
 from pipeline.report import write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import is_main, say
@@ -29,9 +30,11 @@ from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
 from pipeline.runs.stopping import graceful
 from pipeline.stages import launchers
+from pipeline.stages.refusals import check_optimizer, in_one_sentence
 from pipeline.stages.sft import check_context, origin, save
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite
+from rewards.rendering import TEMPLATE_COLUMNS
 
 BINS = 10
 CHECKED_PAIRS = 8  # held-out pairs that the saved model must score as the trained one did
@@ -69,7 +72,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     model = models.load_base(model_args, "scores", base=stage.base, tokenizer=tokenizer)
     check_context(model, longest, config.max_length)
     if model_args.use_peft:
-        with in_one_sentence():
+        with in_one_sentence(model):
             model = models.start_score_adapter(model, model_args, stage.adapter)
     memory_report.tell(memory_report.of_reward, model, model_args, config, min(longest, config.max_length or longest))
     with in_one_sentence():
@@ -82,6 +85,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
             callbacks=[folder.metrics_callback()],
         )
     _check_left(trainer, train, heldout, config.max_length)
+    check_optimizer(trainer)
     models.train_in_float32(trainer.model)
     trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)
@@ -124,8 +128,20 @@ def load_pairs(data_args: DataArguments, config: RewardStage, tokenizer: PreTrai
     if heldout is None:
         train, heldout = data.hold_out(train, config.heldout_fraction, config.seed)
         say(f"no held-out pairs are named: {len(heldout):,} set aside (heldout_fraction {config.heldout_fraction})")
-    kept = ("prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs")
+    kept = ["prompt", "chosen", "rejected", "margin"]  # what TRL reads, and what the chat template is told
+    kept += TEMPLATE_COLUMNS if are_messages(train[0]) else ()
+    for name, rows in (("training", train), ("held-out", heldout)):
+        _check_margins(rows, name)
     return tuple(rows.select_columns([c for c in kept if c in rows.column_names]) for rows in (train, heldout))
+
+
+def _check_margins(rows, name: str) -> None:
+    for number, margin in enumerate(rows["margin"] if "margin" in rows.column_names else (), start=1):
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+            raise UserError(
+                f"{name} pairs, row {number}: margin is {margin!r:.100}, but it is by how much chosen is to score "
+                "above rejected: give a number in every row, or rename the column"
+            )
 
 
 def _check_left(trainer: RewardTrainer, train, heldout, max_length: int | None) -> None:

@@ -21,8 +21,8 @@ from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY
 from pipeline.models.folders import resolve_model
+from pipeline.models.prompts import check_room
 from pipeline.ppo.reward_adapter import stands_on
-from pipeline.prompts import check_room
 from pipeline.report import SAMPLES, write_report
 from pipeline.rollouts import vllm_server
 from pipeline.runs import claim
@@ -30,6 +30,7 @@ from pipeline.runs.folder import RunFolder, say
 from pipeline.runs.resume import open_run
 from pipeline.runs.stopping import graceful
 from pipeline.stages import launchers, token_credit
+from pipeline.stages.refusals import check_optimizer
 from pipeline.stages.sft import origin
 from pipeline.watching import terminal, trackers
 from pipeline.watching.terminal import visible
@@ -101,6 +102,7 @@ def judge_train_judge(
     """
     *_, reward_args, config = settings
     folder = start.folder
+    check_optimizer(trainer)
     folder.write_config(*settings)
     trackers.connect(trainer)
     rows = start.heldout.select(range(min(reward_args.eval_samples, len(start.heldout)))).to_list()

@@ -16,17 +16,16 @@ from safetensors.torch import load_file
 from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
-from pipeline import chat_templates, prompts
 from pipeline.config import DataArguments, ModelArguments, SFTStage, check, say_once
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
+from pipeline.models import chat_templates, prompts
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.provenance import hardware
-from pipeline.refusals import in_one_sentence
 from pipeline.report import write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import is_main, say
@@ -35,11 +34,10 @@ from pipeline.runs.resume import open_run
 from pipeline.runs.stopping import graceful
 from pipeline.safety.weights import ADAPTER_WEIGHTS, fingerprint
 from pipeline.stages import launchers
+from pipeline.stages.refusals import check_optimizer, in_one_sentence
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite
-
-# Columns that TRL reads besides the text itself.
-EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
+from rewards.rendering import TEMPLATE_COLUMNS
 
 
 class SFT(SkipsNonFinite, Resumable, PushesResults, SFTTrainer):
@@ -76,7 +74,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     if stage.adapter:
         model = models.load_adapter(model, stage.adapter, trainable=True)
     memory_report.tell(memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest))
-    with in_one_sentence():
+    with in_one_sentence(model):
         trainer = SFT(
             model=model,
             args=config,
@@ -88,6 +86,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         )
     if len(trainer.train_dataset) == 0:
         raise UserError(f"no row is left: every prompt alone fills max_length {config.max_length}; raise it")
+    check_optimizer(trainer)
     models.train_in_float32(trainer.model)
     trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)
@@ -140,8 +139,14 @@ def to_prompt_completion(rows: Dataset, config: SFTStage, tell) -> Dataset:
     A further `text` column beside prompt and completion must go: TRL would append the end token to it instead.
     """
     wanted = data.columns_of(rows, "sft", "training data")
-    rows = rows.select_columns([*wanted, *(column for column in EXTRA_COLUMNS if column in rows.column_names)])
-    if wanted != ("messages",) or config.assistant_only_loss or config.completion_only_loss is False:
+    messages = prompts.are_messages(rows[0])
+    extra = [column for column in TEMPLATE_COLUMNS if messages and column in rows.column_names]
+    rows = rows.select_columns([*wanted, *extra])
+    if config.assistant_only_loss:
+        return _with_assistants(rows, wanted, config, tell)
+    if wanted == ("text",) and config.completion_only_loss:
+        raise UserError("completion_only_loss: the data are whole texts: give prompt and completion, or leave it out")
+    if wanted != ("messages",) or config.completion_only_loss is False:
         return rows
     good = [i for i, turns in enumerate(rows["messages"]) if len(turns) > 1 and turns[-1]["role"] == "assistant"]
     if not good:
@@ -154,6 +159,29 @@ def to_prompt_completion(rows: Dataset, config: SFTStage, tell) -> Dataset:
     return rows.select(good).map(
         lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
     )
+
+
+def _with_assistants(rows: Dataset, wanted: tuple[str, ...], config: SFTStage, tell) -> Dataset:
+    """Those rows in which an assistant speaks, for a loss on what it says."""
+    if not prompts.are_messages(rows[0]):
+        raise UserError(
+            "assistant_only_loss: the data are text, in which nobody speaks: give messages, or leave it out"
+        )
+    if wanted == ("messages",) and config.completion_only_loss:
+        raise UserError(
+            "completion_only_loss and assistant_only_loss: a whole conversation has no completion besides what the "
+            "assistant says: leave one of the two out"
+        )
+    good = [
+        i
+        for i, row in enumerate(rows.select_columns(list(wanted)))
+        if any(message["role"] == "assistant" for turns in row.values() for message in turns)
+    ]
+    if not good:
+        raise UserError("assistant_only_loss: no row has a turn of the assistant, so there is nothing to learn from")
+    if len(good) < len(rows):
+        tell(f"{len(rows) - len(good):,} rows dropped: no turn of the assistant in them")
+    return rows.select(good)
 
 
 def check_context(model: torch.nn.Module, longest: int, max_length: int | None) -> None:

@@ -24,9 +24,9 @@ from trl import RLOOTrainer
 from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, random_state_kept
 from pipeline.models.adapters import POLICY, use_adapter
+from pipeline.models.prompts import tokenize_prompts
 from pipeline.ppo import math
 from pipeline.ppo.experience import Rollout, make_experience
-from pipeline.prompts import tokenize_prompts
 from pipeline.rollouts.scoring import Scoring, weigh
 from rewards import token_ends
 from rewards.asking import columns_of

@@ -18,14 +18,14 @@ from pipeline.exam.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
 from pipeline.models.adapters import POLICY, copy_adapter
 from pipeline.models.generation import sample_plainly
-from pipeline.refusals import in_one_sentence
 from pipeline.rollouts import vllm_server
-from pipeline.row_prompts import RowPrompts
+from pipeline.rollouts.row_prompts import RowPrompts
 from pipeline.runs import claim
 from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import ResumableRollouts
 from pipeline.safety.reading import read_json
 from pipeline.stages import rl
+from pipeline.stages.refusals import in_one_sentence
 from pipeline.watching.journal import Journal
 from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards import load_state, log_name_of, pays_tokens, state_of
@@ -107,7 +107,7 @@ def run(
     if instant := [log_name_of(reward) for reward, _ in start.weighted if pays_tokens(reward)]:
         say(f"{algorithm.upper()} takes one score a completion: `instant` of {', '.join(instant)} has no effect here.")
     reward_funcs, config.reward_weights = _with_penalty(start.weighted, config.missing_eos_penalty)
-    with in_one_sentence():
+    with in_one_sentence(start.model):
         trainer = trainer_class(
             model=start.model,
             reward_funcs=reward_funcs,

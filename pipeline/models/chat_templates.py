@@ -52,12 +52,14 @@ def take(tokenizer: PreTrainedTokenizerBase, source: str, new_tokens: bool) -> N
 
 
 def make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Embeddings for tokens that `take` has added, and its end token for the model; for runs that train all weights."""
+    """Embeddings for tokens that `take` added, and the end token that it set; for runs that train all weights."""
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
-    for config in (model.config.get_text_config(), getattr(model, "generation_config", None)):
-        if config is not None:
-            config.eos_token_id = tokenizer.eos_token_id
+    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    if model.can_generate():
+        named = model.generation_config.eos_token_id
+        named = [] if named is None else [named] if isinstance(named, int) else list(named)
+        model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *named]))
 
 
 def _read(file: Path) -> str:
@@ -77,7 +79,7 @@ def marking_assistants(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """
     if tokenizer.chat_template is None:
         raise UserError(
-            "assistant_only_loss wants a chat template, which the tokenizer has not: set chat_template_path"
+            "assistant_only_loss wants a chat template, and the tokenizer has none: set chat_template_path"
         )
     if has_generation_markers(tokenizer.chat_template):
         return None
@@ -87,6 +89,6 @@ def marking_assistants(tokenizer: PreTrainedTokenizerBase) -> str | None:
         reason = "" if isinstance(error, ValueError) else f" ({' '.join(str(error).split())[:200]})"
         raise UserError(
             "assistant_only_loss: the tokenizer's chat template does not mark what the assistant says, and TRL knows "
-            f"no version of it that does{reason}: put {{% generation %}} and {{% endgeneration %}} around it in a copy "
-            "of the template, and name that in chat_template_path; or leave assistant_only_loss out"
+            f"no version of it that does{reason}: put {{% generation %}} and {{% endgeneration %}} around it in a "
+            "copy of the template, and name that in chat_template_path; or leave assistant_only_loss out"
         ) from None

@@ -5,7 +5,7 @@ What TRL would do with a row, and this changes: it renders the prompt without th
 text fails; and a column called `prompts` or `completions` is a TypeError in the first reward.
 """
 
-from pipeline.prompts import PICTURES, tokenize_prompts, with_kwargs
+from pipeline.models.prompts import PICTURES, tokenize_prompts, with_kwargs
 from rewards.base import RESERVED
 
 

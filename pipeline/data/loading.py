@@ -323,7 +323,7 @@ def show_examples(
     line = f"tokens a row: median {ranked[len(ranked) // 2]}, longest {ranked[-1]}"
     if max_length is not None:
         over = sum(length > max_length for length in lengths)
-        fate = {"sft": "cut", "preference": "dropped", "prompts": "longer"}[kind]
+        fate = "dropped" if kind == "preference" else "cut"
         line += f"; longer than max_length {max_length}: {over:,} {fate}"
         if over == len(lengths) and kind == "preference":
             raise UserError(

@@ -31,8 +31,6 @@ def save(trainer, folder: Path) -> None:
         state = {
             "kl_coef": trainer.kl_coef,
             "baseline": trainer.baseline and trainer.baseline.state,
-            "episodes": trainer.journal.episodes,
-            "tokens": trainer.journal.tokens,
             "rewards": state_of((reward, 1.0) for reward in trainer.reward_funcs),
         }
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")

@@ -128,7 +128,6 @@ class Critic:
                 f"critic_path is {folder}, but there is no LoRA adapter (adapter_config.json and {_WEIGHTS}) in it. "
                 "Give the folder of a reward-model stage, or leave critic_path out to start from the base."
             )
-        check_safetensors(folder, "adapter")
         config = PeftConfig.from_pretrained(str(folder))
         config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", None, False
         self.model.add_adapter(CRITIC, config)

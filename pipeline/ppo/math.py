@@ -39,11 +39,6 @@ _LARGEST_EXPONENT = 20.0
 
 
 # ---------------------------------------------------------------- means over real tokens
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` (B, T) over the tokens with mask 1; 0 when there is none. Returns a scalar."""
-    return (torch.where(mask.bool(), x, 0) * mask).sum() / mask.sum().clamp(min=1)
-
-
 def whiten(x: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, shift_mean: bool = True) -> Tensor:
     """(x - mean) / sqrt(variance + 1e-8) on real tokens, 0 elsewhere. With `shift_mean=False` the mean is kept.
 
@@ -115,25 +110,9 @@ def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, epis
 
 
 # ---------------------------------------------------------------- returns and advantages
-def td_error(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """δ_t = r_t + γ V_{t+1} - V_t, where t+1 is the next *real* token and V after the last one is 0. (B, T)
-
-    Sutton & Barto 2018, eq. 6.5.
-    """
-    return gae(rewards, values, mask, gamma, lam=0.0)[0]
-
-
 def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     """G_t = Σ_{l≥0} γ^l r_{t+l} over real tokens. (B, T). Sutton & Barto 2018, eq. 3.8."""
     return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0)[0]
-
-
-def lambda_returns(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """R_t = r_t + γ ((1-λ) V_{t+1} + λ R_{t+1}) over real tokens: what the critic regresses on. (B, T)
-
-    Sutton & Barto 2018, eq. 12.20; equal to A_t + V_t of `gae`.
-    """
-    return gae(rewards, values, mask, gamma, lam)[1]
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

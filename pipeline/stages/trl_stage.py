@@ -57,16 +57,12 @@ class Counted(SkipsNonFinite, ResumableRollouts, PushesResults):
     def save_rest(self, folder):
         super().save_rest(folder)
         if self.args.should_save:
-            state = {
-                "episodes": self.journal.episodes,
-                "tokens": self.journal.tokens,
-                "rewards": state_of((reward, 1.0) for reward in self.reward_funcs),
-            }
+            state = {"rewards": state_of((reward, 1.0) for reward in self.reward_funcs)}
             (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
 
     def load_rest(self, folder):
         super().load_rest(folder)
-        state = read_json(folder / _STATE, {"episodes": int, "tokens": int, "rewards": {str: dict}})
+        state = read_json(folder / _STATE, {"rewards": {str: dict}})
         load_state(((reward, 1.0) for reward in self.reward_funcs), state["rewards"])
 
 

@@ -17,8 +17,6 @@ WorldData = dict[str, list[dict]]
 Document = tuple[str, str]
 """A document for pre-training: what comes first and is read only (may be empty), and the text that is learned."""
 
-FILES = ("sft_train", "preferences_train", "preferences_heldout", "prompts_train", "prompts_heldout")
-
 
 @dataclass
 class WorldSettings:

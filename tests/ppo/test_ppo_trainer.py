@@ -270,7 +270,7 @@ def test_resuming_from_what_is_no_checkpoint(tmp_path, broken):
     trainer = toy.make_trainer(tmp_path, save_strategy="steps", save_steps=2)
     trainer.train()
     checkpoint = tmp_path / "checkpoint-2"
-    assert json.loads((checkpoint / "ppo_state.json").read_text())["episodes"] == 8
+    assert json.loads((checkpoint / "rollout_0.json").read_text())["journal"]["episodes"] == 8
     {
         "policy": (checkpoint / "adapter_model.safetensors").unlink,
         "critic": lambda: (checkpoint / CRITIC).rename(tmp_path / "elsewhere"),

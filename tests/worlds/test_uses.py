@@ -78,7 +78,7 @@ def test_the_mbpp_recipe_reads_mbpps_columns_and_its_tests_pass_the_solution(tmp
 def test_after_sft_comes_the_stage_that_the_recipe_has(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert next_step("reward", "runs/translation/sft") == "make ppo RECIPE=recipes/translation"
-    assert next_step("reward", "runs/e2e/sft") == "make reward RECIPE=recipes/e2e"
+    assert next_step("reward", "runs/dialogue/sft") == "make reward RECIPE=recipes/dialogue"
     assert next_step("ppo", "runs/code/sft") == "make ppo RECIPE=recipes/code"
 
 

@@ -22,8 +22,8 @@ from pipeline.models.folders import Stage, check_same_base, resolve_model
 from pipeline.models.generation import eos_token_ids
 from pipeline.runs.folder import CONFIG, SUMMARY, say
 from pipeline.safety import shapes
-from pipeline.safety.reading import checked, read_yaml
-from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_json
+from pipeline.safety.reading import checked, read_json, read_yaml
+from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_adapter_config
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
 from rewards.asking import ask, ask_async, is_async
 
@@ -82,7 +82,7 @@ def load_run(path: str, own_code: bool = False) -> Run:
     settings, model_args, data_args = settings_of_run(folder, own_code)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder} holds no LoRA adapter: the run has not finished, or it trained all weights")
-    if read_json(folder / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
+    if read_adapter_config(folder).get("task_type") == "SEQ_CLS":
         raise UserError(f"{folder} is a reward model, which scores but does not answer: give the folder of SFT or PPO")
     check_safetensors(folder, "adapter")
 

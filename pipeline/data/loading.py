@@ -22,7 +22,8 @@ from pipeline.config import DataArguments
 from pipeline.data import dialogues
 from pipeline.data.readers import read
 from pipeline.data.row_templates import fill_templates
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
+from rewards import text_of
 
 ANSWER = "\n\nAssistant:"
 COLUMNS = {
@@ -144,7 +145,7 @@ def _check_types(row: dict[str, Any], wanted: tuple[str, ...], where: str) -> No
                 if not isinstance(message["role"], str) or not isinstance(message["content"], str | list | None):
                     raise UserError(
                         f"{where}: {column} has a message whose role or content is no text: "
-                        f"{_short(str(message), 100)}; wants text in both"
+                        f"{shortened(str(message), 100)}; wants text in both"
                     )
         else:
             raise UserError(
@@ -166,13 +167,6 @@ def _reason_to_drop(row: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
     if "chosen" in wanted and row["chosen"] == row["rejected"]:
         return "chosen and rejected are the same"
     return None
-
-
-def text_of(value: str | list[dict[str, Any]] | None) -> str:
-    """The words of a text or of messages."""
-    if isinstance(value, list):
-        return "\n".join(str(message["content"] or "") for message in value)
-    return value or ""
 
 
 def split_dialogues(rows: Dataset, kind: str, name: str, notes: list[str]) -> Dataset:
@@ -334,10 +328,10 @@ def show_examples(
     labels = ["chosen", "rejected"] if kind == "preference" else ["text"]
     for number, row in enumerate(train.select(range(min(2, len(train)))), start=1):
         for label, text in zip(labels, render(row, kind, tokenizer), strict=False):
-            tell(f"example {number} {label}: {_short(text)}")
+            tell(f"example {number} {label}: {_one_line(text)}")
     return ranked[-1]
 
 
-def _short(text: str, limit: int = 300) -> str:
+def _one_line(text: str, limit: int = 300) -> str:
     shown = text.replace("\n", "\\n").replace("\r", "\\r").replace("\x1b", "")
     return shown if len(shown) <= limit else f"{shown[: limit - 60]} ... {shown[-55:]}"

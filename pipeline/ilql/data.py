@@ -14,13 +14,13 @@ from trl import is_conversational
 
 from pipeline.config import DataArguments
 from pipeline.data import loading as data
-from pipeline.data.loading import COLUMNS, text_of
+from pipeline.data.loading import COLUMNS
 from pipeline.errors import UserError
 from pipeline.exam.evaluation import tokenize_prompts
 from pipeline.ppo import math
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.runs.folder import say
-from rewards import WeightedReward, log_name_of
+from rewards import WeightedReward, log_name_of, text_of
 from rewards.asking import is_async
 from rewards.mixture import Shaped, at_rest, every_in
 

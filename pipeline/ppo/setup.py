@@ -15,12 +15,13 @@ from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY, checkpoint_contexts
 from pipeline.models.quantized import never_repack
 from pipeline.ppo import math
+from pipeline.safety.weights import ADAPTER_CONFIG
 
 
 def with_policy_adapter(model, peft_config, args) -> PeftModel:
     """The model with the adapter that PPO trains: its own one, or a new one of `peft_config`."""
     if isinstance(model, str):
-        if (Path(model) / "adapter_config.json").exists():
+        if (Path(model) / ADAPTER_CONFIG).exists():
             raise UserError(
                 f"model is {model}, a LoRA adapter; load it first: "
                 f"AutoPeftModelForCausalLM.from_pretrained({model!r}, is_trainable=True)."

@@ -76,15 +76,6 @@ def check_prompts(dataset, args) -> None:
         )
 
 
-def refuse_sharding(trainer) -> None:
-    zero3 = trainer.is_deepspeed_enabled and trainer.args.deepspeed_plugin.zero_stage == 3
-    if trainer.is_fsdp_enabled or zero3:
-        raise UserError(
-            "PPO does not run under FSDP or DeepSpeed ZeRO-3 yet: the critic's pass goes around the wrapper that "
-            "gathers sharded weights. Use DDP or ZeRO-2 (recipes/accelerate/gpus.yaml, zero2.yaml)."
-        )
-
-
 def checkpoint_through_adapters(args, model: PeftModel):
     """A copy of the settings (the caller's stay plain values) in which recomputation sees the right adapter."""
     args = copy.copy(args)

@@ -24,6 +24,7 @@ from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, tr
 from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lean import lean
+from pipeline.models.sharding import check_launcher
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, logs, math, setup
 from pipeline.ppo.batches import CRITIC_STATES, in_parts, pack, tokens_a_pass
@@ -84,6 +85,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         **kwargs,
     ):
         args = PPOConfig("ppo") if args is None else args
+        check_launcher("PPO", args)
         self._no_prompts = train_dataset is None
         if not self._no_prompts:
             setup.check_prompts(train_dataset, args)
@@ -110,7 +112,6 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             processing_class=processing_class,
             **kwargs,
         )
-        setup.refuse_sharding(self)
         put_on_base(self.reward_funcs, model, self.accelerator.autocast)
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         setup.check_all_learns(model)

@@ -119,7 +119,7 @@ def run(
     vllm_server.send_merged(trainer)
     sample_plainly(trainer.model, trainer.eos_token_ids, start.tokenizer)
     settings = (model_args, data_args, reward_args, config)
-    return rl.judge_train_judge(
+    return rl.run_between_exams(
         trainer, start, settings, algorithm, _frozen_start(trainer.model, start.peft_config), started
     )
 

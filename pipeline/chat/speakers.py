@@ -27,7 +27,6 @@ from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_adap
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
 from rewards.asking import ask, ask_async, is_async
 
-NOT_COLUMNS = ("prompt", "completion", "completion_ids", "messages")
 MAX_TOKENS = 256  # of an answer, where the run names no limit
 
 
@@ -211,8 +210,8 @@ def _score(run: Run, prompts: list, texts: list[str], ids: list[list[int]], row:
     """name -> scores of all answers, and the reasons of those rewards that have none."""
     scores: dict[str, list[float | None]] = {}
     reasons: list[str] = []
-    completions = [[{"role": "assistant", "content": text}] for text in texts] if run.conversational else texts
-    columns: dict[str, list] = {key: [row[key]] * len(texts) for key in row if key not in NOT_COLUMNS}
+    columns = evaluation.question_about([row | {"prompt": prompt} for prompt in prompts], texts)
+    prompts, completions = columns.pop("prompts"), columns.pop("completions")
     columns["completion_ids"] = ids
     for reward, _ in run.rewards:
         name, function = log_name_of(reward), raw(reward)

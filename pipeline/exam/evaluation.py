@@ -13,7 +13,7 @@ from pipeline.metrics import load_metric
 from rewards.asking import asked
 
 LOGITS = 2**26  # so many logits at once at most: 50 completions of 128 tokens over 150,000 words would be 2**30
-_NOT_COLUMNS = ("prompt", "completion", "completion_ids")
+_NO_COLUMNS = ("prompt", "completion", "completion_ids")  # a reward has them by other names, as TRL has it
 
 
 class ScoredAnswers(NamedTuple):
@@ -59,18 +59,23 @@ def answer_and_score(
     prompts = [row["prompt"] for row in rows]
     ids = complete(model, tokenizer, prompts, max_new_tokens, eos_token_ids, temperature, batch_size, seed)
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    conversational = is_conversational({"prompt": prompts[0]})
-    completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in _NOT_COLUMNS}
-    scores = {
-        name: asked(reward, name)(prompts, completions, completion_ids=ids, **columns)
-        for name, reward in rewards.items()
-    }
+    question = question_about(rows, texts)
+    scores = {name: asked(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
     if referee is not None:
         verdicts = [referee(text, row) for text, row in zip(texts, rows, strict=True)]
         scores |= {name: [verdict[name] for verdict in verdicts] for name in verdicts[0]}
     finished = [bool(row) and row[-1] in eos_token_ids for row in ids]
     return ScoredAnswers(texts, ids, finished, scores, corpus_metrics(texts, [row.get("references") for row in rows]))
+
+
+def question_about(rows: Sequence[dict], texts: Sequence[str | list[dict]]) -> dict[str, list]:
+    """What a reward is asked with about completions, one a row: `prompts`, `completions` (messages where the prompts
+    are messages) and every other column, as in training."""
+    prompts, completions = [row["prompt"] for row in rows], list(texts)
+    if is_conversational({"prompt": prompts[0]}):
+        completions = [[{"role": "assistant", "content": x}] if isinstance(x, str) else x for x in completions]
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in _NO_COLUMNS}
+    return {"prompts": prompts, "completions": completions, **columns}
 
 
 def corpus_metrics(texts: Sequence[str], references: Sequence[list[str] | None]) -> dict[str, float]:

@@ -35,7 +35,7 @@ from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
-from pipeline.rollouts.scoring import Scoring, weigh
+from pipeline.rollouts.scoring import Scoring, check_finite, weigh
 from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -180,9 +180,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         self._scoring = scoring
         start = self.accelerator.process_index * len(prompts)
         self._scores_per_reward = scores_per_reward[start : start + len(prompts)]  # (B, F), this process's rows
-        for name, column in zip(self.reward_func_names, scores_per_reward.T, strict=True):
-            if torch.isinf(column).any():
-                raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
+        check_finite(scores_per_reward, self.reward_func_names)
         if self.model.training and torch.isnan(scores_per_reward).all():
             raise UserError(
                 "No reward scored any completion of this rollout: every reward returned None or NaN for every row. "

@@ -13,12 +13,12 @@ import torch
 from trl import GRPOTrainer, RLOOTrainer
 
 from pipeline.config import DataArguments, GRPOStage, ModelArguments, RLOOStage
-from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
 from pipeline.models.adapters import POLICY, copy_adapter
 from pipeline.models.generation import sample_plainly
 from pipeline.rollouts import vllm_server
+from pipeline.rollouts.scoring import check_finite
 from pipeline.runs import claim
 from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -44,10 +44,7 @@ class Counted(SkipsNonFinite, ResumableRollouts, PushesResults):
             lengths = [len(ids) for ids in completion_ids_list]
             self.journal.count(torch.tensor(lengths, device=self.accelerator.device))
         scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        for name, column in zip(self.reward_func_names, scores.T, strict=True):
-            if torch.isinf(column).any():
-                raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
-        return scores
+        return check_finite(scores, self.reward_func_names)
 
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or self.args.output_dir)

@@ -18,7 +18,7 @@ import torch
 import yaml
 from trl import TrlParser
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.runs import mishaps
 from pipeline.runs.stopping import Stopped, farewell
 from pipeline.safety.reading import parse_yaml
@@ -209,7 +209,7 @@ def checked(found: dict[str, Any], dataclasses: Iterable[type], path: str) -> di
         hints |= get_type_hints(kind)
     for key, value in found.items():
         if key not in names:
-            raise UserError(f"{path}: no such setting {_short(str(key))}{_near(str(key)[:100], names)}")
+            raise UserError(f"{path}: no such setting {shortened(str(key))}{_near(str(key)[:100], names)}")
         hint = hints[key]
         if _list_of_mappings(hint) and isinstance(value, list):
             try:
@@ -219,7 +219,7 @@ def checked(found: dict[str, Any], dataclasses: Iterable[type], path: str) -> di
         if not _fits(value, hint):
             hint_text = _describe(hint)
             extra = " (put words such as no, off, yes, on in quotes)" if isinstance(value, bool) else ""
-            got = "something else" if is_secret(key) else _short(repr(value))
+            got = "something else" if is_secret(key) else shortened(repr(value))
             raise UserError(f"{path}: {key} wants {hint_text}, got {got}{extra}")
     return found
 
@@ -243,7 +243,7 @@ def _build(kind: type, values: dict[str, Any], where: str) -> Any:
     except Exception as error:
         # TRL and transformers refuse some combinations in words of their own, by errors of any kind.
         what = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
-        raise UserError(f"{where}{what}{_short(' '.join(str(error).split()), 400)}") from error
+        raise UserError(f"{where}{what}{shortened(' '.join(str(error).split()), 400)}") from error
 
 
 def _check_values(given: dict[str, Any], hints: dict[str, Any], where: str) -> None:
@@ -255,11 +255,9 @@ def _check_values(given: dict[str, Any], hints: dict[str, Any], where: str) -> N
         choices = [item.value for part in parts if isinstance(part, type) and issubclass(part, Enum) for item in part]
         if choices and isinstance(value, str) and not isinstance(value, Enum) and value not in choices:
             some = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
-            raise UserError(f"{where}{key} is {_short(repr(value))}{_near(value[:100], choices)} (there are {some})")
-
-
-def _short(text: str, longest: int = 200) -> str:
-    return text if len(text) <= longest else f"{text[:longest]} …"
+            raise UserError(
+                f"{where}{key} is {shortened(repr(value))}{_near(value[:100], choices)} (there are {some})"
+            )
 
 
 def pick(kind: type, found: dict[str, Any], where: str) -> Any:
@@ -272,7 +270,7 @@ def pick(kind: type, found: dict[str, Any], where: str) -> Any:
     values = {field.name: found[field.name] for field in fields(kind) if field.init and field.name in found}
     for key, value in values.items():
         if not _fits(value, hints[key]):
-            raise UserError(f"{where}: {key} wants {_describe(hints[key])}, got {_short(repr(value))}")
+            raise UserError(f"{where}: {key} wants {_describe(hints[key])}, got {shortened(repr(value))}")
     try:
         return kind(**values)
     except UserError as error:

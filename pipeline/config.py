@@ -15,7 +15,7 @@ import torch
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WATCH = ("warn", "stop", "off")
@@ -51,8 +51,7 @@ def steps_for(total_episodes: int, per_update: int, steps_per_update: int, max_s
 def check(good: bool, key: str, value: Any, wants: str) -> None:
     """Raises `UserError` naming the setting unless `good`."""
     if not good:
-        shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]} …"
-        raise UserError(f"{key}: {shown} will not do: {wants}")
+        raise UserError(f"{key}: {shortened(repr(value))} will not do: {wants}")
 
 
 def say_once(ours: Any, theirs: Any, key: str) -> None:

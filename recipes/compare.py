@@ -2,18 +2,14 @@
 `python recipes/compare.py recipes/tiny --seeds 0 1 2 --jobs 2 [--only ppo-instant grpo] [--setting value ...]`.
 
 The contestants stand in the folder's compare.yaml. Each run has a folder `runs/<recipe>/compare/<name>-seed<n>` and a
-log beside it; what is complete is kept, so that a stopped comparison goes on with what is missing. Then
+log beside it; what is complete is kept, and a stopped comparison goes on where it was. Then
 `summary.json`, `table.md`, `curves.svg` and `curves.png` are written beside them. Other settings go to every run.
 """
 
 import argparse
 import fcntl
 import json
-import os
 import shlex
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,10 +17,13 @@ import yaml
 
 from pipeline import cli
 from pipeline.errors import UserError
-from pipeline.runs.folder import SUMMARY, read_heldout
+from pipeline.runs.checkpoint_files import is_finished
+from pipeline.runs.folder import SUMMARY, UNFINISHED, read_heldout
 from pipeline.sweep.comparison import draw, markdown, summarize
+from pipeline.sweep.launching import launch
 from pipeline.worlds import lower_is_better
 
+RESUME = "--resume"
 KEYS = {"name", "script", "config", "total_episodes", "eval_every", "instant", "overrides"}
 
 
@@ -71,34 +70,31 @@ def read(recipe: Path) -> dict:
 
 
 def missing(wanted: dict[Path, list[str]]) -> dict[Path, list[str]]:
-    """The runs that have no summary yet. One that was stopped halfway is removed, to begin again."""
+    """The runs that have not come to their end yet. One that was stopped halfway goes on where it was."""
     left = {}
     for folder, words in wanted.items():
         log = folder.with_suffix(".log")
-        if (folder / SUMMARY).exists():
-            if log.exists() and log.read_text("utf-8").splitlines()[0] != shlex.join(words):
-                raise UserError(
-                    f"{folder} was run with other settings (see {log}): rename {folder.parent} or remove it"
-                )
-            continue
-        if folder.exists():
-            shutil.rmtree(folder)
-        left[folder] = words
+        if not is_finished(folder, UNFINISHED):
+            left[folder] = [*words, RESUME] if folder.exists() else words
+        elif log.exists() and launched(log, words[0]) != shlex.join(words):
+            raise UserError(f"{folder} was run with other settings (see {log}): rename {folder.parent} or remove it")
     return left
+
+
+def launched(log: Path, script: str) -> str | None:
+    """The command of the last run that stands in a log, whether the run began with it or went on."""
+    lines = [line for line in log.read_text("utf-8").splitlines() if line.startswith(f"{script} ")]
+    return lines[-1].removesuffix(f" {RESUME}") if lines else None
 
 
 def run_all(runs: dict[Path, list[str]], jobs: int) -> None:
     """Runs the commands, `jobs` at once; stops all of them at the first that fails."""
-    env = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
     waiting, running = list(runs.items()), {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 folder, words = waiting.pop(0)
-                with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
-                    log.write(shlex.join(words) + "\n")
-                    log.flush()
-                    process = subprocess.Popen([sys.executable, *words], stdout=log, stderr=log, env=env)
+                process = launch(words, folder.with_suffix(".log"), jobs)
                 running[process] = (folder, time.perf_counter())
                 print(f"{folder.name}: started, {len(waiting)} more to come", flush=True)
             for process in [process for process in running if process.poll() is not None]:

@@ -23,10 +23,10 @@ from pipeline.models.generation import eos_token_ids
 from pipeline.models.prompts import context_of, tokenize_prompts, with_kwargs
 from pipeline.runs.folder import CONFIG, SUMMARY, say
 from pipeline.safety import shapes
-from pipeline.safety.reading import checked, read_yaml
-from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_json
+from pipeline.safety.reading import checked, read_json, read_yaml
+from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_adapter_config
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
-from rewards.asking import ask, ask_async, columns_of, is_async
+from rewards.asking import ask, ask_async, is_async
 from rewards.rendering import TEMPLATE_COLUMNS
 
 MAX_TOKENS = 256  # of an answer, where the run names no limit
@@ -84,7 +84,7 @@ def load_run(path: str, own_code: bool = False) -> Run:
     settings, model_args, data_args = settings_of_run(folder, own_code)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder} holds no LoRA adapter: the run has not finished, or it trained all weights")
-    if read_json(folder / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
+    if read_adapter_config(folder).get("task_type") == "SEQ_CLS":
         raise UserError(f"{folder} is a reward model, which scores but does not answer: give the folder of SFT or PPO")
     check_safetensors(folder, "adapter")
 
@@ -221,9 +221,9 @@ def _score(run: Run, prompts: list, texts: list[str], ids: list[list[int]], row:
     """
     scores: dict[str, list[float | None]] = {}
     reasons: list[str] = []
-    completions = [[{"role": "assistant", "content": text}] for text in texts] if run.conversational else texts
     known = {key: row[key] for key in row if key != "messages"} | (told or {})
-    columns: dict[str, list] = columns_of([known] * len(texts))
+    columns = evaluation.question_about([known | {"prompt": prompt} for prompt in prompts], texts)
+    prompts, completions = columns.pop("prompts"), columns.pop("completions")
     columns["completion_ids"] = ids
     for reward, _ in run.rewards:
         name, function = log_name_of(reward), raw(reward)

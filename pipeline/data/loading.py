@@ -22,8 +22,9 @@ from pipeline.config import DataArguments
 from pipeline.data import dialogues
 from pipeline.data.readers import read
 from pipeline.data.row_templates import fill_templates
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.models.prompts import KWARGS, PICTURES, are_messages, ids, render
+from rewards import text_of
 from rewards.base import RESERVED
 
 ANSWER = "\n\nAssistant:"
@@ -147,7 +148,7 @@ def _check_types(row: dict[str, Any], wanted: tuple[str, ...], where: str) -> No
                 if not isinstance(message["role"], str) or not isinstance(message["content"], str | list | None):
                     raise UserError(
                         f"{where}: {column} has a message whose role or content is no text: "
-                        f"{_short(str(message), 100)}; wants text in both"
+                        f"{shortened(str(message), 100)}; wants text in both"
                     )
         else:
             raise UserError(
@@ -171,13 +172,6 @@ def _reason_to_drop(row: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
     return None
 
 
-def text_of(value: str | list[dict[str, Any]] | None) -> str:
-    """The words of a text or of messages."""
-    if isinstance(value, list):
-        return "\n".join(str(message["content"] or "") for message in value)
-    return value or ""
-
-
 def for_the_template(rows: Dataset, kwargs: dict[str, Any] | None, name: str) -> Dataset:
     """Rows of messages with what their columns tell the chat template in the form in which TRL takes it.
 
@@ -199,7 +193,7 @@ def for_the_template(rows: Dataset, kwargs: dict[str, Any] | None, name: str) ->
             if not isinstance(value, form | None):
                 raise UserError(
                     f"dataset {name}, row {number}: {column} wants {words}, or that as JSON text: the chat template "
-                    f"is given it; rename the column if it is something else (it is {_short(str(value), 60)!r})"
+                    f"is given it; rename the column if it is something else (it is {shortened(str(value), 60)!r})"
                 )
         found = [(kwargs or {}) | (value or {}) if form is dict else value or None for value in found]
         if column not in rows.column_names or found != list(values):
@@ -351,7 +345,7 @@ def show_examples(
     labels = ["chosen", "rejected"] if kind == "preference" else ["text"]
     for number, row in enumerate(train.select(range(min(2, len(train)))), start=1):
         for label, text in zip(labels, render(row, kind, tokenizer, template), strict=False):
-            tell(f"example {number} {label}: {_short(text)}")
+            tell(f"example {number} {label}: {_one_line(text)}")
     return max([ranked[-1], *also])
 
 
@@ -365,6 +359,6 @@ def _about_columns(columns: list[str], kind: str) -> Iterator[str]:
         yield f"note: rewards do not get {', '.join(taken)}: such a name means something else to them; rename it"
 
 
-def _short(text: str, limit: int = 300) -> str:
+def _one_line(text: str, limit: int = 300) -> str:
     shown = text.replace("\n", "\\n").replace("\r", "\\r").replace("\x1b", "")
     return shown if len(shown) <= limit else f"{shown[: limit - 60]} ... {shown[-55:]}"

@@ -56,21 +56,24 @@ def answer_and_score(
         temperature: 1 = the policy's own distribution, 0 = greedy.
         batch_size: prompts at once. seed: of the sampling; the caller's random state is left as it was.
     """
-    prompts = [row["prompt"] for row in rows]
     ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed)
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    conversational = is_conversational({"prompt": prompts[0]})
-    completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
-    columns = columns_of(rows)
-    scores = {
-        name: asked(reward, name)(prompts, completions, completion_ids=ids, **columns)
-        for name, reward in rewards.items()
-    }
+    question = question_about(rows, texts)
+    scores = {name: asked(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
     if referee is not None:
         verdicts = [referee(text, row) for text, row in zip(texts, rows, strict=True)]
         scores |= {name: [verdict[name] for verdict in verdicts] for name in verdicts[0]}
     finished = [bool(row) and row[-1] in eos_token_ids for row in ids]
     return ScoredAnswers(texts, ids, finished, scores, corpus_metrics(texts, [row.get("references") for row in rows]))
+
+
+def question_about(rows: Sequence[dict], texts: Sequence[str | list[dict]]) -> dict[str, list]:
+    """What a reward is asked with about completions, one a row: `prompts`, `completions` (messages where the prompts
+    are messages) and every other column, as in training."""
+    prompts, completions = [row["prompt"] for row in rows], list(texts)
+    if is_conversational({"prompt": prompts[0]}):
+        completions = [[{"role": "assistant", "content": x}] if isinstance(x, str) else x for x in completions]
+    return {"prompts": prompts, "completions": completions, **columns_of(rows)}
 
 
 def corpus_metrics(texts: Sequence[str], references: Sequence[list[str] | None]) -> dict[str, float]:

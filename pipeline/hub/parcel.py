@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import UserError
 from pipeline.hub.card import write_card
@@ -18,13 +17,19 @@ from pipeline.models.adapters import CRITIC
 from pipeline.models.folders import is_hub_name
 from pipeline.runs.folder import CONFIG, METRICS, SUMMARY
 from pipeline.safety import shapes
-from pipeline.safety.reading import checked, parse_json, parse_yaml, read_text, read_yaml
-from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_json
+from pipeline.safety.reading import checked, parse_json, parse_yaml, read_json, read_text, read_yaml
+from pipeline.safety.weights import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_safetensors,
+    check_whole,
+    read_adapter_config,
+)
 
 CARD, REPORT = "README.md", "report.html"
 # By name: a checkpoint has other safetensors as well, of rollouts.
 WEIGHTS = (
-    "adapter_model.safetensors",
+    ADAPTER_WEIGHTS,
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
@@ -36,7 +41,7 @@ TOKENIZER = (
 )
 RECORD = (CONFIG, METRICS, SUMMARY)
 # Of a run of ILQL, what it decodes with beside the policy.
-VALUES, OF_VALUES = "values", (ADAPTER_CONFIG, "adapter_model.safetensors", "heads.safetensors", "ilql.json")
+VALUES, OF_VALUES = "values", (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "heads.safetensors", "ilql.json")
 UNWRITTEN = "[More Information Needed]"  # stands in the empty form that PEFT leaves for a card
 PICTURES = ("*.png", "*.svg")
 # Files of the libraries say in these keys where the model lay; a token may look like a path and stays as it is.
@@ -110,7 +115,7 @@ def _not_one(kind: str, run: Path, folders: list[Path], found: dict[str, list[Pa
 def kind_of(folder: Path) -> str:
     """policy, reward or critic, by the adapter's task or by the class of a full model."""
     if (folder / ADAPTER_CONFIG).is_file():
-        task = read_json(folder / ADAPTER_CONFIG).get("task_type")
+        task = read_adapter_config(folder).get("task_type")
         if task in KINDS:
             return KINDS[task]
         raise UserError(f"{folder / ADAPTER_CONFIG} has the task_type {task}; it must be one of {', '.join(KINDS)}")
@@ -133,11 +138,11 @@ def parcel(
     wanted = (*WEIGHTS, *MODEL, *TOKENIZER, *RECORD, *PICTURES, CARD, *([REPORT] if report else []))
     for path in (path for pattern in wanted for path in sorted(folder.glob(pattern))):
         if path.suffix == ".safetensors":
-            _check_readable(path)
+            check_whole(path)
         files[path.name] = _without_local_paths(path) or path
     for path in (folder / VALUES / name for name in OF_VALUES if (folder / VALUES / name).is_file()):
         if path.suffix == ".safetensors":
-            _check_readable(path)
+            check_whole(path)
         files[f"{VALUES}/{path.name}"] = _without_local_paths(path) or path
     if kind == "critic":  # it reads the policy's tokens
         for name in TOKENIZER:
@@ -148,14 +153,6 @@ def parcel(
         warnings = _point_at_base(files, folder, base_model)
     files[CARD] = _card(folder, kind, repo, base_model or _base_on_hub(folder)).encode()
     return Parcel(kind, repo, note or folder, dict(sorted(files.items())), warnings)
-
-
-def _check_readable(path: Path) -> None:
-    try:
-        with safe_open(path, "pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({str(error)[:200]}): save it again") from None
 
 
 def _reward_folders(run: Path) -> list[Path]:
@@ -185,8 +182,8 @@ def _paths_of_learned(specs: list[dict[str, Any]]) -> Iterator[str]:
 
 # ------------------------------------------------------------ the base
 def _base_of(folder: Path) -> str | None:
-    config = folder / ADAPTER_CONFIG
-    return read_json(config).get("base_model_name_or_path") if config.is_file() else None
+    found = read_adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else {}
+    return found.get("base_model_name_or_path")
 
 
 def _base_on_hub(folder: Path) -> str | None:
@@ -204,7 +201,7 @@ def _point_at_base(files: dict[str, Path | bytes], folder: Path, base_model: str
         raise UserError(
             f"base_model: {base_model!r} will not do: the name of a model on the Hub, such as account/name"
         )
-    config = read_json(folder / ADAPTER_CONFIG) | {"base_model_name_or_path": base_model, "revision": None}
+    config = read_adapter_config(folder) | {"base_model_name_or_path": base_model, "revision": None}
     files[ADAPTER_CONFIG] = _json(config)
     return []
 

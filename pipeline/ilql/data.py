@@ -1,10 +1,9 @@
 """The offline data: prompts with completions, read, tokenized, scored once by the project's rewards, and padded."""
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
@@ -14,16 +13,15 @@ from trl import is_conversational
 
 from pipeline.config import DataArguments
 from pipeline.data import loading as data
-from pipeline.data.loading import COLUMNS, text_of
+from pipeline.data.loading import COLUMNS
 from pipeline.errors import UserError
+from pipeline.exam.evaluation import question_about
 from pipeline.models.prompts import ids as ids_of
 from pipeline.models.prompts import tokenize_prompts
 from pipeline.ppo import math
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.runs.folder import say
-from rewards import WeightedReward, log_name_of
-from rewards.asking import is_async
-from rewards.base import RESERVED
+from rewards import WeightedReward, log_name_of, text_of
 from rewards.mixture import Shaped, at_rest, every_in
 from rewards.rendering import encode
 
@@ -174,22 +172,13 @@ def mean_return(rows: Dataset, gamma: float) -> float:
 
 def _ask(chunk: dict[str, list], tokenizer, weighted: Sequence[WeightedReward]) -> tuple[Tensor, Scoring]:
     """Scores (B, F), NaN where there is none, and what knows the payments at tokens."""
-    names = [log_name_of(reward) for reward, _ in weighted]
-    conversational = is_conversational({"prompt": chunk["prompt"][0]})
-    completions = [[_turn(c)] if conversational and isinstance(c, str) else c for c in chunk["completion"]]
-    columns = {key: values for key, values in chunk.items() if key not in (*RESERVED, "prompt_ids")}
-    ids = chunk["completion_ids"]
-    scoring = Scoring([reward for reward, _ in weighted], names, tokenizer, completions, ids)
-    found = []
-    for name, function in zip(names, scoring.functions, strict=True):
-        question: dict[str, Any] = {"prompts": chunk["prompt"], "completions": completions, "completion_ids": ids}
-        scores = function(**question, **columns)
-        scores = asyncio.run(scores) if is_async(function) else scores
-        column = torch.tensor([float("nan") if s is None else float(s) for s in scores])
-        if column.isinf().any():
-            raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
-        found.append(column)
-    return torch.stack(found, dim=1), scoring
+    ours = ("prompt_ids", "completion_ids")
+    columns = {name: values for name, values in chunk.items() if name not in ours}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    question = question_about(rows, chunk["completion"])
+    names, completions = [log_name_of(reward) for reward, _ in weighted], question["completions"]
+    scoring = Scoring([reward for reward, _ in weighted], names, tokenizer, completions, chunk["completion_ids"])
+    return scoring.ask(question), scoring
 
 
 class Collator:

@@ -13,7 +13,6 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.ilql import math
 from pipeline.ilql.config import ILQLStage
@@ -24,6 +23,7 @@ from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.models.lean import lean
 from pipeline.models.loading import read_weights
+from pipeline.models.sharding import check_launcher
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import Resumable
 from pipeline.safety.reading import read_json
@@ -94,6 +94,7 @@ class ILQLTrainer(SkipsNonFinite, Resumable, PushesResults, QLearning):
     """
 
     def __init__(self, network: Network, args: ILQLStage, train_dataset: Dataset, processing_class, callbacks=None):
+        check_launcher("ILQL", args)
         self._metrics = {"train": defaultdict(list)}  # TRL's trainers have it, and Resumable keeps it
         super().__init__(
             model=network,
@@ -103,11 +104,6 @@ class ILQLTrainer(SkipsNonFinite, Resumable, PushesResults, QLearning):
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        if self.is_fsdp_enabled or (self.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3):
-            raise UserError(
-                "ILQL does not run under FSDP or DeepSpeed ZeRO-3: Q is made from the base's output embeddings, which "
-                "are sharded there. Use DDP or ZeRO-2 (recipes/accelerate/gpus.yaml, zero2.yaml)."
-            )
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of a step, not by micro-batches
         self.network = network
         lean(network.lm)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.loading import text_of
 from pipeline.data.readers import read
 from pipeline.errors import UserError
 from pipeline.runs.folder import write_aside
-from pipeline.safety.weights import read_json
+from pipeline.safety.reading import read_json
+from rewards import text_of
 
 Text = str | list[dict[str, Any]]  # text, or messages
 

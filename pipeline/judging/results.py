@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.data.loading import text_of
 from pipeline.exam.statistics import wilson
 from pipeline.judging.agreement import cohen_kappa, krippendorff_alpha, raw_agreement
 from pipeline.judging.pairs import Pairs, Text
 from pipeline.judging.verdicts import read_verdicts, winner
 from pipeline.runs.folder import SUMMARY, write_aside
+from rewards import text_of
 
 VERDICTS, PREFERENCES = "verdicts", "preferences.jsonl"
 TIE = "tie"

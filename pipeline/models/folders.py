@@ -7,7 +7,8 @@ from typing import NamedTuple
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
 from pipeline.runs.folder import SUMMARY
-from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, fingerprint, is_folder, read_json
+from pipeline.safety.reading import read_json
+from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, fingerprint, is_folder, read_adapter_config
 
 _LONGEST_HUB_NAME = 193  # owner and name of 96 characters each
 _MOST_LAYERS = 10_000  # a config with more would be built for hours
@@ -20,7 +21,7 @@ class Stage(NamedTuple):
     adapter: str | None
 
 
-def resolve_stage(path: str, revision: str | None = None) -> Stage:
+def resolve_stage(path: str) -> Stage:
     """Base and adapter of a model folder, stage folder or Hub name.
 
     The base of an adapter may be a relative path: it is looked for from each folder above the adapter, then from the
@@ -33,15 +34,14 @@ def resolve_stage(path: str, revision: str | None = None) -> Stage:
     if is_folder(path):
         if (folder / ADAPTER_CONFIG).is_file():
             check_safetensors(folder, "adapter")
-            base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+            base = read_adapter_config(folder).get("base_model_name_or_path")
             if not base:
                 raise UserError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path)")
             return Stage(_find_base(base, folder), path)
         if not (folder / "config.json").is_file():
             raise UserError(f"{path} holds no model: neither config.json nor {ADAPTER_CONFIG} is in it")
-        read_json(folder / "config.json")
-        check_safetensors(folder, "model")
         layers = read_json(folder / "config.json").get("num_hidden_layers")
+        check_safetensors(folder, "model")
         if isinstance(layers, int | float) and layers > _MOST_LAYERS:
             raise UserError(
                 f"{folder / 'config.json'}: num_hidden_layers is no number of layers: make the model again"
@@ -65,12 +65,12 @@ def resolve_model(args: ModelArguments) -> Stage:
     if not (args.model_name_or_path or args.adapter_path):
         raise UserError("model_name_or_path is not set: name a base model (a folder or a Hub name) or a stage folder")
     if not args.model_name_or_path or args.model_name_or_path == args.adapter_path:
-        stage = resolve_stage(args.adapter_path, args.model_revision)
+        stage = resolve_stage(args.adapter_path)
         if stage.adapter is None:
             raise UserError(f"adapter_path {args.adapter_path} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
         check_fingerprint(stage)
         return stage
-    stage = resolve_stage(args.model_name_or_path, args.model_revision)
+    stage = resolve_stage(args.model_name_or_path)
     if args.adapter_path:
         if not Path(args.adapter_path, ADAPTER_CONFIG).is_file():
             raise UserError(f"adapter_path {args.adapter_path} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
@@ -84,7 +84,7 @@ def resolve_model(args: ModelArguments) -> Stage:
 
 def check_same_base(base: str, adapter: str) -> None:
     """Raises `UserError` when `adapter` was trained on another base than `base`."""
-    named = read_json(Path(adapter) / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    named = read_adapter_config(adapter).get("base_model_name_or_path") or ""
     if named == base:
         return
     try:

@@ -36,13 +36,14 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from pipeline.config import ModelArguments, check
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.models import chat_templates
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
 from pipeline.runs.folder import say
-from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors, read_json
+from pipeline.safety.reading import read_json
+from pipeline.safety.weights import ADAPTER_WEIGHTS, check_safetensors, read_adapter_config
 
 _HEAD = (
     "is the model's output layer, whose weights TRL multiplies by itself, so that LoRA matrices on it would not learn"
@@ -236,7 +237,7 @@ def lora_config(args: ModelArguments, task_type: str | TaskType = "CAUSAL_LM", l
         "target_modules": targets[0] if targets == ["all-linear"] else list(targets),
     }
     if like is not None:
-        found = read_json(Path(like) / ADAPTER_CONFIG)
+        found = read_adapter_config(like)
         names = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
         shape = {name: found[name] for name in names if found.get(name) is not None}
     # PEFT itself adds the score head to modules_to_save for SEQ_CLS and TOKEN_CLS (a test holds it to that).
@@ -267,7 +268,7 @@ def does_not_fit(adapter: str, model: PreTrainedModel, error: Exception) -> Exce
     """What to raise when `adapter` could not be put on `model`."""
     if "out of memory" in str(error):
         return error
-    last = _shortened((str(error).strip().splitlines() or [type(error).__name__])[-1])
+    last = shortened((str(error).strip().splitlines() or [type(error).__name__])[-1], 300)
     return UserError(f"adapter {adapter} does not fit its base {model.name_or_path}, or is damaged: {last}")
 
 
@@ -359,11 +360,6 @@ def _readable(path: str, what: str):
                 f"{path} brings Python code of its own (auto_map in its config.json), which runs only with "
                 "trust_remote_code: true: read that code first, or take another model"
             ) from None
-        first = _shortened(str(error)) or type(error).__name__
+        first = shortened(" ".join(str(error).split()), 300) or type(error).__name__
         place = "in this folder" if Path(path).is_dir() else "as a folder here, and the Hub does not give it"
         raise UserError(f"no usable {what} {path} {place}: {first}") from None
-
-
-def _shortened(text: str, limit: int = 300) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

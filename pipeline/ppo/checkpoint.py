@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY
 from pipeline.safety.reading import read_json
+from pipeline.safety.weights import ADAPTER_WEIGHTS
 from rewards.mixture import load_state, state_of
 
 STATE = "ppo_state.json"
-_POLICY_WEIGHTS = "adapter_model.safetensors"
 _SHAPE = {"kl_coef": float, "baseline": (float, None), "rewards": {str: dict}}
 
 
@@ -42,10 +42,10 @@ def load_adapters(trainer, folder: Path) -> None:
     Raises:
         UserError: when `folder` is not a checkpoint of PPO.
     """
-    weights, critic = folder / _POLICY_WEIGHTS, folder / CRITIC
+    weights, critic = folder / ADAPTER_WEIGHTS, folder / CRITIC
     if not weights.exists() or (trainer.critic and not critic.exists()):
         raise UserError(
-            f"{folder} is not a checkpoint of PPO: {_POLICY_WEIGHTS} or {CRITIC}/ is missing. "
+            f"{folder} is not a checkpoint of PPO: {ADAPTER_WEIGHTS} or {CRITIC}/ is missing. "
             "Give a folder called checkpoint-<step> of a PPO run."
         )
     set_peft_model_state_dict(trainer.accelerator.unwrap_model(trainer.model), load_file(weights), POLICY)

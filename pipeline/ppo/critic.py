@@ -20,10 +20,9 @@ from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, use_adapter
 from pipeline.models.loading import read_weights
 from pipeline.models.trunk import Trunk
-from pipeline.safety.weights import check_safetensors
+from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
-_WEIGHTS = "adapter_model.safetensors"
 
 
 class Critic:
@@ -114,24 +113,24 @@ class Critic:
         config.save_pretrained(folder)
         weights = get_peft_model_state_dict(self.model, adapter_name=CRITIC)
         weights |= {f"{HEAD}{name}": tensor for name, tensor in self.head.state_dict().items()}
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / _WEIGHTS, {"format": "pt"})
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"}
+        )
 
     def load_weights(self, folder: Path) -> None:
         """Puts the weights of a critic saved with `save` back, for resuming."""
-        self._set_weights(read_weights(folder / _WEIGHTS), folder)
+        self._set_weights(read_weights(folder / ADAPTER_WEIGHTS), folder)
 
     def _load(self, folder: Path) -> None:
-        if (folder / "adapter_config.json").is_file():
-            check_safetensors(folder, "adapter")
-        if not (folder / "adapter_config.json").exists() or not (folder / _WEIGHTS).exists():
+        if not (folder / ADAPTER_CONFIG).is_file():
             raise UserError(
-                f"critic_path is {folder}, but there is no LoRA adapter (adapter_config.json and {_WEIGHTS}) in it. "
+                f"critic_path is {folder}, but there is no LoRA adapter ({ADAPTER_CONFIG} is missing) in it. "
                 "Give the folder of a reward-model stage, or leave critic_path out to start from the base."
             )
         config = PeftConfig.from_pretrained(str(folder))
         config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", None, False
         self.model.add_adapter(CRITIC, config)
-        self._set_weights(read_weights(folder / _WEIGHTS), folder)
+        self._set_weights(read_weights(folder / ADAPTER_WEIGHTS), folder)
 
     def _set_weights(self, weights: dict[str, Tensor], folder: Path) -> None:
         head = {key.removeprefix(HEAD): weights.pop(key) for key in list(weights) if key.startswith(HEAD)}

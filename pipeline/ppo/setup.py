@@ -15,12 +15,13 @@ from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY, checkpoint_contexts
 from pipeline.models.quantized import never_repack
 from pipeline.ppo import math
+from pipeline.safety.weights import ADAPTER_CONFIG
 
 
 def with_policy_adapter(model, peft_config, args) -> PeftModel:
     """The model with the adapter that PPO trains: its own one, or a new one of `peft_config`."""
     if isinstance(model, str):
-        if (Path(model) / "adapter_config.json").exists():
+        if (Path(model) / ADAPTER_CONFIG).exists():
             raise UserError(
                 f"model is {model}, a LoRA adapter; load it first: "
                 f"AutoPeftModelForCausalLM.from_pretrained({model!r}, is_trainable=True)."
@@ -74,15 +75,6 @@ def check_prompts(dataset, args) -> None:
         raise UserError(
             f"train_dataset has {len(dataset)} prompts, but one rollout takes {prompts}. Give more prompts, or lower "
             "per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches."
-        )
-
-
-def refuse_sharding(trainer) -> None:
-    zero3 = trainer.is_deepspeed_enabled and trainer.args.deepspeed_plugin.zero_stage == 3
-    if trainer.is_fsdp_enabled or zero3:
-        raise UserError(
-            "PPO does not run under FSDP or DeepSpeed ZeRO-3 yet: the critic's pass goes around the wrapper that "
-            "gathers sharded weights. Use DDP or ZeRO-2 (recipes/accelerate/gpus.yaml, zero2.yaml)."
         )
 
 

@@ -29,6 +29,7 @@ from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, tr
 from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lean import lean
+from pipeline.models.sharding import check_launcher
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, logs, math, setup
 from pipeline.ppo.batches import CRITIC_STATES, in_parts, pack, tokens_a_pass
@@ -40,7 +41,7 @@ from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.rollouts.row_prompts import RowPrompts
-from pipeline.rollouts.scoring import Scoring, weigh
+from pipeline.rollouts.scoring import Scoring, check_finite, weigh
 from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -90,6 +91,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         **kwargs,
     ):
         args = PPOConfig("ppo") if args is None else args
+        check_launcher("PPO", args)
         self._no_prompts = train_dataset is None
         if not self._no_prompts:
             setup.check_prompts(train_dataset, args)
@@ -116,7 +118,6 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             processing_class=processing_class,
             **kwargs,
         )
-        setup.refuse_sharding(self)
         put_on_base(self.reward_funcs, model, self.accelerator.autocast)
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         setup.check_all_learns(model)
@@ -185,9 +186,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         self._scoring = scoring
         start = self.accelerator.process_index * len(prompts)
         self._scores_per_reward = scores_per_reward[start : start + len(prompts)]  # (B, F), this process's rows
-        for name, column in zip(self.reward_func_names, scores_per_reward.T, strict=True):
-            if torch.isinf(column).any():
-                raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
+        check_finite(scores_per_reward, self.reward_func_names)
         if self.model.training and torch.isnan(scores_per_reward).all():
             raise UserError(
                 "No reward scored any completion of this rollout: every reward returned None or NaN for every row. "

@@ -132,10 +132,10 @@ def differing_settings(groups: Sequence[Contestant]) -> list[tuple[str, list[str
     """name -> its value for each contestant, of every setting that is not the same for all; `seed` for each run."""
     first = [group.runs[0].settings for group in groups]
     keys = list(dict.fromkeys(key for settings in first for key in settings if key not in NOT_COMPARED))
-    rows = [(key, [_short(settings.get(key)) for settings in first]) for key in keys]
+    rows = [(key, [_as_text(settings.get(key)) for settings in first]) for key in keys]
     seeds = ("seed", [", ".join(str(run.seed) for run in group.runs) for group in groups])
     return [seeds] + [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _short(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

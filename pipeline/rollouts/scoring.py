@@ -1,11 +1,13 @@
 """Asking the reward functions about one rollout: a score for each completion, or a reward for each token."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
 from rewards import pays_tokens, token_ends, token_rewards_of
 from rewards.asking import ask, ask_async, is_async
 from rewards.base import bound
@@ -22,11 +24,27 @@ class Scoring:
 
     def __init__(self, rewards: Sequence[Callable], names: Sequence[str], tokenizer, completions, completion_ids):
         self._tokenizer, self._completions, self._completion_ids = tokenizer, completions, completion_ids
+        self._names = names
         self._paid: dict[int, list[list[float] | None]] = {}  # by each reward that pays per token
         self.functions = [
             reward if isinstance(reward, nn.Module) else self._asked(i, bound(reward), name)
             for i, (reward, name) in enumerate(zip(rewards, names, strict=True))
         ]
+
+    def ask(self, question: dict) -> Tensor:
+        """Scores of every completion by every reward, (B, F), NaN where one has none; outside of TRL's loop.
+
+        Args: question: `prompts`, `completions` and the columns, lists of B each.
+
+        Raises:
+            UserError: a score is infinite.
+        """
+        columns = []
+        for function in self.functions:
+            scores = function(completion_ids=self._completion_ids, **question)
+            scores = asyncio.run(scores) if is_async(function) else scores
+            columns.append(torch.tensor([float("nan") if s is None else float(s) for s in scores]))
+        return check_finite(torch.stack(columns, dim=1), self._names)
 
     def instant(self, weights: Tensor, width: int) -> Tensor | None:
         """Weighted sum of what was paid at each token, (B, width), score units; None when no reward pays per token."""
@@ -65,6 +83,14 @@ class Scoring:
                 return scores
 
         return asked
+
+
+def check_finite(scores_per_reward: Tensor, names: Sequence[str]) -> Tensor:
+    """The scores (B, F) as they are; raises `UserError` when one is infinite. NaN stands for a missing one."""
+    for name, column in zip(names, scores_per_reward.T, strict=True):
+        if torch.isinf(column).any():
+            raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
+    return scores_per_reward
 
 
 def weigh(scores_per_reward: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,10 +96,9 @@ def _ask(url: str) -> tuple[int, str] | None:
 
 
 def send_merged(trainer) -> None:
-    """Makes `trainer` send `named_weights` to vLLM. Where weights are sharded TRL's own way stays: it gathers them."""
+    """Makes `trainer` send `named_weights` to vLLM."""
     generation = getattr(trainer, "vllm_generation", None)
-    zero3 = trainer.is_deepspeed_enabled and trainer.args.deepspeed_plugin.zero_stage == 3
-    if generation is not None and isinstance(trainer.model, PeftModel) and not (trainer.is_fsdp_enabled or zero3):
+    if generation is not None and isinstance(trainer.model, PeftModel):
         generation._iter_named_params = partial(named_weights, trainer.model)
 
 

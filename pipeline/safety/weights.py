@@ -7,7 +7,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import UserError
-from pipeline.safety import reading, shapes
+from pipeline.safety import shapes
+from pipeline.safety.reading import read_json
 from rewards.foreign import ADAPTER_WEIGHTS, PICKLES, adapter_problem
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -25,7 +26,7 @@ def check_safetensors(folder: Path, what: str) -> None:
     """Raises `UserError` when the weights in `folder` are pickles, missing, or cut off; or when its adapter is none to
     load."""
     if (folder / ADAPTER_CONFIG).is_file():
-        if problem := adapter_problem(read_json(folder / ADAPTER_CONFIG)):
+        if problem := adapter_problem(read_adapter_config(folder)):
             raise UserError(f"{folder / ADAPTER_CONFIG} {problem}: give a LoRA adapter")
         if (folder / ADAPTER_WEIGHTS).is_file():
             check_whole(folder / ADAPTER_WEIGHTS)
@@ -54,9 +55,9 @@ def check_whole(file: Path) -> None:
         raise UserError(f"{file} is cut off or spoilt ({str(error)[:200]}): copy, download or make it again") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON, with what is read of an adapter's configuration checked; or a `UserError`."""
-    return reading.read_json(path, shapes.ADAPTER_CONFIG if path.name == ADAPTER_CONFIG else dict)
+def read_adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The adapter_config.json in `folder`, with the keys that are read of it checked; or a `UserError`."""
+    return read_json(Path(folder) / ADAPTER_CONFIG, shapes.ADAPTER_CONFIG)
 
 
 def fingerprint(folder: str) -> str | None:

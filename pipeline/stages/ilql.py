@@ -7,26 +7,20 @@ import torch
 from pipeline.config import DataArguments, ModelArguments, check
 from pipeline.errors import UserError
 from pipeline.exam.exam import ExamCallback, RewardArguments, random_state_kept
-from pipeline.hub.card import write_card
 from pipeline.ilql import data, memory
 from pipeline.ilql.config import ILQLStage
-from pipeline.ilql.exam import START, ShiftedExam
+from pipeline.ilql.exam import ShiftedExam
 from pipeline.ilql.network import Network
 from pipeline.ilql.trainer import ILQLTrainer
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
-from pipeline.models.adapters import POLICY
-from pipeline.models.folders import Stage, resolve_model
+from pipeline.models.folders import Stage
 from pipeline.models.generation import eos_token_ids
 from pipeline.models.prompts import check_context, tokenize_prompts
-from pipeline.report import SAMPLES, write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import say
 from pipeline.runs.resume import open_run
-from pipeline.runs.stopping import graceful
-from pipeline.stages import rl
-from pipeline.stages.sft import origin
-from pipeline.watching import terminal, trackers
+from pipeline.stages import frame, rl
 from pipeline.worlds import referee as world_referee
 from rewards import build_rewards, log_name_of, prepare
 
@@ -43,12 +37,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
     check(model_args.use_peft, "use_peft", False, "ILQL trains LoRA adapters on a frozen base")
-    start = resolve_model(model_args)
+    start, tokenizer = frame.begin("ILQL", model_args, config)
     if start.adapter is None:
         raise UserError("adapter_path is not set: ILQL shifts the logits of a policy, say the folder of the SFT stage")
     weighted = build_rewards(reward_args.rewards)
     referee = world_referee(reward_args.referee) if reward_args.referee else None
-    tokenizer = models.load_tokenizer(start, model_args)
     train, heldout = data.load(data_args, config.seed)
     train = data.tokenize(train, tokenizer, config.max_length)
     folder = open_run(model_args, data_args, reward_args, config)
@@ -60,8 +53,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
     network, scored = load(model_args, config, start, tokenizer, train, heldout, weighted)
     trainer = ILQLTrainer(network, config, scored.rows, tokenizer, [folder.metrics_callback()])
     trainer.eos_token_ids = eos_token_ids(network.lm, tokenizer)
-    trackers.connect(trainer)
-    folder.write_config(model_args, data_args, reward_args, config)
     rows = heldout.select(range(min(reward_args.eval_samples, len(heldout)))).to_list()
     exam = ShiftedExam(
         trainer,
@@ -72,50 +63,22 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
         reward_args.eval_batch_size,
     )
 
-    # 3. Judge, train, judge again
-    callback = ExamCallback(exam, folder.path, reward_args.eval_every)
-    trainer.add_callback(callback)
-    before = exam.take(START)
-    if trainer.accelerator.is_main_process and folder.checkpoint is None:
-        callback.write(before[0], kl=0.0)
-    with terminal.show_progress(trainer, ALGORITHM), graceful(trainer, folder):
-        trainer.train(resume_from_checkpoint=folder.checkpoint)
-    with claim.all_or_nothing(folder.path):
-        trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
-    after = exam.take(POLICY)
+    # 3. The exam, training, the exam again; what came of it
+    exams = ExamCallback(exam, folder.path, reward_args.eval_every)
+    trainer.add_callback(exams)
 
-    # 4. What came of it
-    summary = {}
-    if trainer.accelerator.is_main_process:
-        kl = exam.kl(after[0])
-        callback.write(after[0], kl)
-        summary = {
-            "algorithm": ALGORITHM,
-            "before": before[0].means(),
-            "after": after[0].means(),
-            "greedy": {"before": before[1].means(), "after": after[1].means()},
-            "kl": kl,
-            "heldout": len(rows),
-            "episodes": trainer.journal.episodes,
-            "tokens": trainer.journal.tokens,
+    def figures() -> dict:
+        return {
             "rows": len(scored.rows),
             "data": scored.means | {"score_std": scored.std},
             "beta": config.beta,
             "steps": trainer.state.global_step,
-            "seconds": round(time.perf_counter() - started + trainer.seconds_before, 1),
-            "cpu_seconds": callback.watch.read()["cpu_seconds"],
-            "seed": config.seed,
-            **origin(start, model_args),
+            "cpu_seconds": exams.watch.read()["cpu_seconds"],
+            **frame.origin(start, model_args),
         }
-        folder.write_summary(summary)
-        rl._write_samples(folder.path / SAMPLES, rows, before[0], after[0])
-        write_card(folder.path, force=True)
-        rl._show(summary, rows, before[0], after[0], reward_args.show_samples, folder.path, write_report(folder.path))
-    if config.push_to_hub:
-        trainer.push_saved()
-    trainer.accelerator.wait_for_everyone()
-    folder.finish()
-    return summary
+
+    settings = (model_args, data_args, reward_args, config)
+    return rl.train_between_exams(trainer, exams, folder, settings, ALGORITHM, started, figures)
 
 
 def load(

@@ -27,8 +27,8 @@ from pipeline.models import loading as models
 from pipeline.models.folders import Stage, check_fingerprint, resolve_stage
 from pipeline.runs import claim
 from pipeline.runs.folder import CONFIG, SUMMARY, RunFolder, say
-from pipeline.safety.reading import read_yaml
-from pipeline.safety.weights import ADAPTER_CONFIG, read_json
+from pipeline.safety.reading import read_json, read_yaml
+from pipeline.safety.weights import ADAPTER_CONFIG, read_adapter_config
 
 # How far the merged model's outputs (log-probabilities of tokens, nats; scores) may be from the adapter's.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}
@@ -133,7 +133,7 @@ def find(args: MergeArguments) -> tuple[Stage, str]:
         )
     check_fingerprint(stage)
     kinds = {"CAUSAL_LM": "causal", "SEQ_CLS": "scores"}
-    task = read_json(Path(args.run, ADAPTER_CONFIG)).get("task_type")
+    task = read_adapter_config(args.run).get("task_type")
     if task not in kinds:
         raise UserError(f"{args.run} is an adapter for {task}: a policy or a reward model can be merged, no other")
     return stage, kinds[task]
@@ -153,7 +153,7 @@ def run_arguments(run: Path, args: MergeArguments) -> ModelArguments:
 def untie(base: PreTrainedModel, adapter: str) -> None:
     """Gives the base an output layer of its own where that is its embeddings and the adapter changes one of the two:
     merging would change the other as well."""
-    config = read_json(Path(adapter, ADAPTER_CONFIG))
+    config = read_adapter_config(adapter)
     changed = [*(config.get("target_modules") or []), *(config.get("modules_to_save") or [])]
     head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
     if head is None or head.weight is not embeddings.weight:

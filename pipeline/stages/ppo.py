@@ -37,6 +37,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
             peft_config=start.peft_config,
             callbacks=[start.folder.metrics_callback()],
         )
-    # 3. Judge, train, judge again; what came of it
+    # 3. The exam, training, the exam again; what came of it
     settings = (model_args, data_args, reward_args, config)
-    return rl.judge_train_judge(trainer, start, settings, config.algorithm, trainer.reference_adapter, started)
+    return rl.run_between_exams(trainer, start, settings, config.algorithm, trainer.reference_adapter, started)

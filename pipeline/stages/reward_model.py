@@ -14,24 +14,21 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardTrainer
 
-from pipeline.config import DataArguments, ModelArguments, RewardStage, check, say_once
+from pipeline.config import DataArguments, ModelArguments, RewardStage
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
-from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
-from pipeline.models.folders import Stage, resolve_model
+from pipeline.models.folders import Stage
 from pipeline.models.prompts import are_messages
-from pipeline.report import write_report
 from pipeline.runs import claim
-from pipeline.runs.folder import is_main, say
+from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
-from pipeline.runs.stopping import graceful
-from pipeline.stages import launchers
+from pipeline.stages import frame
 from pipeline.stages.refusals import check_optimizer, in_one_sentence
-from pipeline.stages.sft import check_context, origin, save
+from pipeline.stages.sft import check_context
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards.rendering import TEMPLATE_COLUMNS
@@ -55,12 +52,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     """
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
-    launchers.check("The reward-model stage", config)
-    say_once(model_args, config, "chat_template_path")
-    config.chat_template_path = None  # the tokenizer has it already
-    stage = resolve_model(model_args)
-    check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
-    tokenizer = models.load_tokenizer(stage, model_args, config)
+    stage, tokenizer = frame.begin("The reward-model stage", model_args, config)
     train, heldout = load_pairs(data_args, config, tokenizer)
     longest = data.show_examples(train, heldout, tokenizer, "preference", config.max_length, data_args.dataset, say)
     folder = open_run(model_args, data_args, config)
@@ -91,8 +83,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     folder.write_config(model_args, data_args, config)
 
     # 3. Train, then look at the pairs that were held out
-    with terminal.show_progress(trainer, "reward model"), graceful(trainer, folder):
-        trained = trainer.train(resume_from_checkpoint=folder.checkpoint)
+    trained = frame.train(trainer, folder, "reward model")
     chosen, rejected = score_pairs(trainer)
     summary = {
         "stage": "reward",
@@ -101,25 +92,17 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         "pairs": len(trainer.train_dataset),
         "steps": trainer.state.global_step,
         "seed": config.seed,
-        **origin(stage, model_args),
+        **frame.origin(stage, model_args),
     }
 
     # 4. Save, load again on a fresh base, compare the scores, and say where it is
-    save(trainer, folder.path)
+    frame.save(trainer, folder.path)
     if trainer.accelerator.is_main_process:
         write_pairs(folder.path / PAIRS, heldout.select(trainer.eval_dataset[_ROW]), chosen, rejected)
         _check_reload(trainer, model_args, stage, tokenizer, folder.path, chosen, rejected)
     trainer.accelerator.wait_for_everyone()
     summary["seconds"] = round(time.perf_counter() - started + trainer.seconds_before, 1)
-    folder.write_summary(summary)
-    if is_main():
-        write_card(folder.path, force=True)
-        write_report(folder.path)
-    _tell(summary, folder.path)
-    if config.push_to_hub:
-        trainer.push_saved()
-    folder.finish()
-    return summary
+    return frame.finish(trainer, folder, summary, _tell)
 
 
 def load_pairs(data_args: DataArguments, config: RewardStage, tokenizer: PreTrainedTokenizerBase):

@@ -1,7 +1,8 @@
-"""What PPO's stage and those over TRL's own trainers have in common: load, judge, train, judge again, tell."""
+"""What the stages that train on rewards have in common: load; take the exam, train, take it again; write it down."""
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,6 @@ from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY
-from pipeline.models.folders import resolve_model
 from pipeline.models.prompts import check_room
 from pipeline.ppo.reward_adapter import stands_on
 from pipeline.report import SAMPLES, write_report
@@ -28,11 +28,9 @@ from pipeline.rollouts import vllm_server
 from pipeline.runs import claim
 from pipeline.runs.folder import RunFolder, say
 from pipeline.runs.resume import open_run
-from pipeline.runs.stopping import graceful
-from pipeline.stages import launchers, token_credit
+from pipeline.stages import frame, token_credit
 from pipeline.stages.refusals import check_optimizer
-from pipeline.stages.sft import origin
-from pipeline.watching import terminal, trackers
+from pipeline.watching import trackers
 from pipeline.watching.terminal import visible
 from pipeline.watching.watch import WatchCallback
 from pipeline.worlds import lower_is_better
@@ -62,18 +60,16 @@ def load(
     Raises:
         UserError, RewardError: for whatever does not fit; nothing that existed before is touched.
     """
-    launchers.check(who, config)
     say_once(data_args, config, "chat_template_kwargs")
-    start = resolve_model(model_args)
     check(model_args.use_peft, "use_peft", False, f"{who} trains LoRA adapters on a frozen base")
+    start, tokenizer = frame.begin(who, model_args, config)
     weighted = build_rewards(reward_args.rewards)
     referee = world_referee(reward_args.referee) if reward_args.referee else None
-    tokenizer = models.load_tokenizer(start, model_args)
     train, heldout = data.load(data_args, "prompts", config.seed, say)
     if heldout is None:
         raise UserError(f"eval_dataset is not set: {who} compares before and after on prompts held out from training")
     longest = data.show_examples(train, heldout, tokenizer, "prompts", None, data_args.dataset, say)
-    folder, made_from = open_run(model_args, data_args, reward_args, config), origin(start, model_args)
+    folder, made_from = open_run(model_args, data_args, reward_args, config), frame.origin(start, model_args)
     if folder.finished:
         return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from)
     vllm_server.check(config)
@@ -90,21 +86,15 @@ def load(
     return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
 
 
-def judge_train_judge(
-    trainer, start: Start, settings: tuple, algorithm: str, reference: str | None, started: float
-) -> dict:
-    """Trains, with the exam before, after and in between, and writes the run folder; returns the summary.
+def run_between_exams(trainer, start: Start, settings: tuple, algorithm: str, reference: str | None, started: float):
+    """Trains a trainer that samples, between two exams; see `train_between_exams`.
 
     Args:
         settings: the dataclasses of the run, RewardArguments the last but one and the trainer's config the last.
-        algorithm: as in the summary. reference: the adapter that the policy started from, None for the base.
-        started: time.perf_counter() at the start of the stage.
+        reference: the adapter that the policy started from, None for the base.
     """
     *_, reward_args, config = settings
-    folder = start.folder
     check_optimizer(trainer)
-    folder.write_config(*settings)
-    trackers.connect(trainer)
     rows = start.heldout.select(range(min(reward_args.eval_samples, len(start.heldout)))).to_list()
     weighted = dict(zip(trainer.reward_func_names, start.weighted, strict=False))
     exam = Exam(
@@ -116,18 +106,44 @@ def judge_train_judge(
         start.referee,
         reward_args.eval_batch_size,
     )
-    callback = ExamCallback(exam, folder.path, reward_args.eval_every)
-    trainer.add_callback(callback)
+    exams = ExamCallback(exam, start.folder.path, reward_args.eval_every)
+    trainer.add_callback(exams)
     if config.watch != "off":  # after the exam's, whose rows it reads
         warmup = getattr(config, "critic_warmup", 0)
-        trainer.add_callback(WatchCallback(folder.path, config.watch, lower_is_better(reward_args.referee), warmup))
+        lower = lower_is_better(reward_args.referee)
+        trainer.add_callback(WatchCallback(start.folder.path, config.watch, lower, warmup))
+    return train_between_exams(
+        trainer, exams, start.folder, settings, algorithm, started, lambda: start.origin, token_credit.write
+    )
 
-    is_main = trainer.accelerator.is_main_process
-    before = exam.take(reference)
+
+def train_between_exams(
+    trainer,
+    exams: ExamCallback,
+    folder: RunFolder,
+    settings: tuple,
+    algorithm: str,
+    started: float,
+    figures: Callable[[], dict],
+    write_credit: Callable | None = None,
+) -> dict:
+    """Trains, with the exam before, after and in between, and writes the run folder; returns the summary.
+
+    Args:
+        exams: the trainer's callback that takes them. settings: as of `run_between_exams`.
+        algorithm: as in the summary.
+        started: time.perf_counter() at the start of the stage.
+        figures: what else the summary says.
+        write_credit: writes into the folder what each token earned, of (exam, answers before, after, folder).
+    """
+    *_, reward_args, config = settings
+    exam, is_main = exams.exam, trainer.accelerator.is_main_process
+    folder.write_config(*settings)
+    trackers.connect(trainer)
+    before = exam.take(exam.reference)
     if is_main and folder.checkpoint is None:
-        callback.write(before[0], kl=0.0)
-    with terminal.show_progress(trainer, algorithm, config.sample_every), graceful(trainer, folder):
-        trainer.train(resume_from_checkpoint=folder.checkpoint)
+        exams.write(before[0], kl=0.0)
+    frame.train(trainer, folder, algorithm, getattr(config, "sample_every", 0))
     with claim.all_or_nothing(folder.path):
         trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
     after = exam.take(POLICY)
@@ -135,13 +151,15 @@ def judge_train_judge(
     summary = {}
     if is_main:
         kl, seconds = exam.kl(after[0]), time.perf_counter() - started + trainer.seconds_before
-        callback.write(after[0], kl)
-        summary = _summary(trainer, algorithm, before, after, kl, seconds) | start.origin
+        exams.write(after[0], kl)
+        summary = _summary(trainer, algorithm, before, after, kl, seconds) | figures()
         folder.write_summary(summary)
-        _write_samples(folder.path / SAMPLES, rows, before[0], after[0])
-        token_credit.write(exam, before[0], after[0], folder.path)
+        _write_samples(folder.path / SAMPLES, exam.rows, before[0], after[0])
+        if write_credit is not None:
+            write_credit(exam, before[0], after[0], folder.path)
         write_card(folder.path, force=True)
-        _show(summary, rows, before[0], after[0], reward_args.show_samples, folder.path, write_report(folder.path))
+        report = write_report(folder.path)
+        _show(summary, exam.rows, before[0], after[0], reward_args.show_samples, folder.path, report)
     if config.push_to_hub:
         trainer.push_saved()
     trainer.accelerator.wait_for_everyone()

@@ -9,31 +9,22 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType
 from datasets import Dataset
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
-from transformers import Trainer, set_seed
+from transformers import set_seed
 from trl import SFTTrainer
 
-from pipeline.config import DataArguments, ModelArguments, SFTStage, check, say_once
+from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
-from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
 from pipeline.models import chat_templates, prompts
 from pipeline.models import loading as models
-from pipeline.models.folders import Stage, resolve_model
-from pipeline.models.provenance import hardware
-from pipeline.report import write_report
 from pipeline.runs import claim
-from pipeline.runs.folder import is_main, say
+from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
-from pipeline.runs.stopping import graceful
-from pipeline.safety.weights import ADAPTER_WEIGHTS, fingerprint
-from pipeline.stages import launchers
+from pipeline.stages import frame
 from pipeline.stages.refusals import check_optimizer, in_one_sentence
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite
@@ -53,12 +44,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     """
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
-    launchers.check("SFT", config)
-    say_once(model_args, config, "chat_template_path")
-    config.chat_template_path = None  # the tokenizer has it already
-    stage = resolve_model(model_args)
-    check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
-    tokenizer = models.load_tokenizer(stage, model_args, config)
+    stage, tokenizer = frame.begin("SFT", model_args, config)
     train, heldout = data.load(data_args, "sft", config.seed, say)
     train, heldout = (rows and to_prompt_completion(rows, config, say) for rows in (train, heldout))
     template = chat_templates.marking_assistants(tokenizer) if config.assistant_only_loss else None
@@ -92,13 +78,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     folder.write_config(model_args, data_args, config)
 
     # 3. Measure, train, measure again
-    before = launchers.held_out_before(trainer, resumed=folder.checkpoint is not None)
-    with terminal.show_progress(trainer, "sft"), graceful(trainer, folder):
-        trained = trainer.train(resume_from_checkpoint=folder.checkpoint)
+    before = frame.held_out_before(trainer, resumed=folder.checkpoint is not None)
+    trained = frame.train(trainer, folder, "sft")
     before, after = before(), trainer.evaluate() if heldout else {}
 
     # 4. Save, check what was saved, and say where it is
-    save(trainer, folder.path)
+    frame.save(trainer, folder.path)
     summary = {
         "stage": "sft",
         "train_loss": trained.training_loss,
@@ -108,17 +93,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         "steps": trainer.state.global_step,
         "seconds": round(time.perf_counter() - started + trainer.seconds_before, 1),
         "seed": config.seed,
-        **origin(stage, model_args),
+        **frame.origin(stage, model_args),
     }
-    folder.write_summary(summary)
-    if is_main():
-        write_card(folder.path, force=True)
-        write_report(folder.path)
-    _tell(summary, folder.path)
-    if config.push_to_hub:
-        trainer.push_saved()
-    folder.finish()
-    return summary
+    return frame.finish(trainer, folder, summary, _tell)
 
 
 def _tell(summary: dict, path: Path) -> None:
@@ -189,30 +166,3 @@ def check_context(model: torch.nn.Module, longest: int, max_length: int | None) 
     used = longest if max_length is None else min(longest, max_length)
     remedy = "set max_length to {context} or less"
     prompts.check_context(model, used, f"the longest row has {used} tokens", remedy)
-
-
-def origin(stage: Stage, model_args: ModelArguments) -> dict:
-    """What the result was made from and on, for the summary; the next stage checks the fingerprint."""
-    return {
-        "base": stage.base,
-        "started_from": stage.adapter,
-        "base_fingerprint": fingerprint(stage.base),
-        "dtype": str(models.resolve_dtype(model_args)).removeprefix("torch."),
-        "hardware": hardware(),
-    }
-
-
-def save(trainer: Trainer, path: Path) -> None:
-    """Writes adapter (or model) and tokenizer, and compares the adapter's file with what was trained."""
-    with claim.all_or_nothing(path):
-        trainer.save_model(str(path), _internal_call=True)  # not pushed yet: the summary is to come
-    if trainer.accelerator.is_main_process:
-        # A pickle; config.yaml says the same in plain text.
-        (path / "training_args.bin").unlink(missing_ok=True)
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        whole = trainer.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if isinstance(model, PeftModel) and whole:
-            saved, trained = load_file(path / ADAPTER_WEIGHTS), get_peft_model_state_dict(model)
-            if set(saved) != set(trained) or any(not torch.equal(saved[key], trained[key].cpu()) for key in saved):
-                raise RuntimeError(f"the adapter in {path} differs from the one that was trained")
-    trainer.accelerator.wait_for_everyone()

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import RLOOTrainer
 
+from pipeline.exam import evaluation
 from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, random_state_kept
 from pipeline.models.adapters import POLICY, use_adapter
@@ -29,7 +30,6 @@ from pipeline.ppo import math
 from pipeline.ppo.experience import Rollout, make_experience
 from pipeline.rollouts.scoring import Scoring, weigh
 from rewards import token_ends
-from rewards.asking import columns_of
 from rewards.mixture import at_rest
 from rewards.text import text_of
 
@@ -173,16 +173,11 @@ def silent(tokenizer, ids: Sequence[int], tokens: Sequence[str]) -> dict[str, st
 def _scores(exam: Exam, rows, ids, texts, finished) -> tuple[Tensor, Tensor, Tensor | None]:
     """Scores with penalties (B,), scorable (B,), token rewards (B, T) or None: as the trainer has them in training."""
     trainer, args = exam.trainer, exam.trainer.args
-    prompts = [exam.rows[i]["prompt"] for i in rows]
-    completions = texts if isinstance(prompts[0], str) else [[{"role": "assistant", "content": t}] for t in texts]
-    columns = columns_of([exam.rows[i] for i in rows])
-    scoring = Scoring(trainer.reward_funcs, trainer.reward_func_names, trainer.processing_class, completions, ids)
-    said = [
-        [float("nan") if s is None else s for s in function(prompts, completions, completion_ids=ids, **columns)]
-        for function in scoring.functions
-    ]
+    question = evaluation.question_about([exam.rows[i] for i in rows], texts)
+    names, completions = trainer.reward_func_names, question["completions"]
+    scoring = Scoring(trainer.reward_funcs, names, trainer.processing_class, completions, ids)
     weights = trainer.reward_weights.cpu()
-    scores, scorable = weigh(torch.tensor(said).T, weights)
+    scores, scorable = weigh(scoring.ask(question), weights)
     if not _is_ppo(trainer):  # TRL takes one score a completion, and the penalty is one of its reward functions
         return scores, scorable, None
     penalty = (args.missing_eos_penalty or 0.0) * ~torch.tensor(finished)

@@ -13,13 +13,13 @@ import torch
 from trl import GRPOTrainer, RLOOTrainer
 
 from pipeline.config import DataArguments, GRPOStage, ModelArguments, RLOOStage
-from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
 from pipeline.models.adapters import POLICY, copy_adapter
 from pipeline.models.generation import sample_plainly
 from pipeline.rollouts import vllm_server
 from pipeline.rollouts.row_prompts import RowPrompts
+from pipeline.rollouts.scoring import check_finite
 from pipeline.runs import claim
 from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -46,10 +46,7 @@ class Counted(SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts):
             lengths = [len(ids) for ids in completion_ids_list]
             self.journal.count(torch.tensor(lengths, device=self.accelerator.device))
         scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        for name, column in zip(self.reward_func_names, scores.T, strict=True):
-            if torch.isinf(column).any():
-                raise UserError(f"The reward {name} returned an infinite score; clip it, or the weights are lost.")
-        return scores
+        return check_finite(scores, self.reward_func_names)
 
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or self.args.output_dir)
@@ -122,7 +119,7 @@ def run(
     vllm_server.send_merged(trainer)
     sample_plainly(trainer.model, trainer.eos_token_ids, start.tokenizer)
     settings = (model_args, data_args, reward_args, config)
-    return rl.judge_train_judge(
+    return rl.run_between_exams(
         trainer, start, settings, algorithm, _frozen_start(trainer.model, start.peft_config), started
     )
 

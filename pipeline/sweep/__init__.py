@@ -13,6 +13,8 @@ launcher, in a folder of its own.
     study.py      the trials in SQLite: who takes which, what became of it
     trials.py     the runs themselves: started, followed, stopped
     results.py    table, plot, the best YAML
+    launching.py  one run as a process with a log; recipes/compare.py starts its runs so as well
+    comparison.py the table and the curves of recipes/compare.py
 """
 
 from pipeline.errors import UserError

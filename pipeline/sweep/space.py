@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 
 FORMS = "{choice: [...]}, {log: [low, high]}, {uniform: [low, high]} or {int: [low, high]}"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -97,15 +97,15 @@ def _label(choice: Any) -> Any:
 def _dimension(key: str, given: Any) -> Dimension:
     forms = ("choice", "log", "uniform", "int")
     if not isinstance(given, dict) or len(given) != 1 or (form := next(iter(given))) not in forms:
-        raise UserError(f"space: {key} wants one of {FORMS}, got {_short(given)}")
+        raise UserError(f"space: {key} wants one of {FORMS}, got {shortened(repr(given))}")
     values = given[form]
     if not isinstance(values, list) or not values:
-        raise UserError(f"space: {key} wants a list after {form}, got {_short(values)}")
+        raise UserError(f"space: {key} wants a list after {form}, got {shortened(repr(values))}")
     values = [_number(value) for value in values]
     if form == "choice":
         labels = [_label(value) for value in values]
         if repeated := [value for i, value in enumerate(labels) if value in labels[:i]]:
-            raise UserError(f"space: {key} has {_short(repeated[0])} twice (numbers count by their value)")
+            raise UserError(f"space: {key} has {shortened(repr(repeated[0]))} twice (numbers count by their value)")
         return Dimension(form, choices=tuple(values))
     kind = int if form == "int" else int | float
     if len(values) != 2 or not all(isinstance(x, kind) and not isinstance(x, bool) for x in values):
@@ -113,15 +113,12 @@ def _dimension(key: str, given: Any) -> Dimension:
     low, high = values
     if not low < high or (form == "log" and low <= 0):
         above = ", both above 0" if form == "log" else ""
-        raise UserError(f"space: {key} wants the lower number first, then the higher one{above}; got {_short(values)}")
+        raise UserError(
+            f"space: {key} wants the lower number first, then the higher one{above}; got {shortened(repr(values))}"
+        )
     return Dimension(form, low, high)
 
 
 def _number(value: Any) -> Any:
     """YAML takes 1e-4 for text."""
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]} …"

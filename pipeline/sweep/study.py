@@ -18,7 +18,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.runs.folder import say, write_aside
 from pipeline.sweep.settings import Plan
 
@@ -209,10 +209,5 @@ def _differences(then: dict, now: dict, prefix: str = "") -> list[str]:
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{key}: ")
         elif old != new:
-            found.append(f"{prefix}{key} was {_short(old)} and is {_short(new)} now")
+            found.append(f"{prefix}{key} was {shortened(repr(old))} and is {shortened(repr(new))} now")
     return found
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]} …"

@@ -1,11 +1,8 @@
 """The runs of a sweep: started by the stage's own launcher, followed by the exams that they write, stopped early."""
 
-import fcntl
 import os
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.report.numbers import LARGEST, number
 from pipeline.runs.folder import SUMMARY, say
 from pipeline.sweep import measures, results
+from pipeline.sweep.launching import launch
 from pipeline.sweep.settings import SweepSettings, plan
 from pipeline.sweep.study import AGAIN, EXAM, Study
 
@@ -36,8 +34,7 @@ class Run:
 
     def start(self) -> None:
         """Launches the stage."""
-        env = os.environ | ({"OMP_NUM_THREADS": "1"} if self.plan.asked.jobs > 1 else {})
-        self.process = launch(self.words, self.folder.with_suffix(".log"), env)
+        self.process = launch(self.words, self.folder.with_suffix(".log"), self.plan.asked.jobs)
         self.trial.set_user_attr("pid", self.process.pid)
         say(f"trial {self.trial.number}: {self.described()}")
 
@@ -148,15 +145,6 @@ def _leave(study: Study, running: list[Run]) -> None:
                 run.process.kill()
                 run.process.wait()
             study.put_back(run.trial)
-
-
-def launch(words: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen:
-    """Starts `python <words>`, its output in `log`, which is locked for as long as the process, or this one, lives."""
-    with log.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # a run that outlived its sweep ends first
-        file.write(shlex.join(words) + "\n")
-        file.flush()
-        return subprocess.Popen([sys.executable, *words], stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=env)
 
 
 def last_line(log: Path) -> str:

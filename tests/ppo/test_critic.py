@@ -10,7 +10,7 @@ from toy import A, B, C, D
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE
-from pipeline.ppo import setup
+from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.ppo.critic import Critic
 
 IDS, MASK = torch.tensor([[C, D, A, B, B, A]]), torch.ones(1, 6, dtype=torch.long)
@@ -138,7 +138,7 @@ def test_the_policy_does_not_change_when_the_critic_looks(base):
 # ---------------------------------------------------------------- upper layers only
 def test_the_upper_layers_go_on_from_what_entered_them():
     model = get_peft_model(toy.build_model(), toy.lora())
-    setup.count_positions_from_the_mask(model)
+    count_positions_from_the_mask(model)
     critic = Critic(model, layers=1)
     toy.randomize(model, CRITIC, 3)
     torch.nn.init.normal_(critic.head.weight)

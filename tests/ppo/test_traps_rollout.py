@@ -8,7 +8,7 @@ from transformers import LlamaForSequenceClassification, TrainerCallback
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, use_adapter
-from pipeline.ppo import PPOConfig, PPOTrainer
+from pipeline.ppo import PPOConfig
 from rewards import build_rewards
 
 
@@ -205,13 +205,7 @@ def test_trap_25_reference_is_the_start_and_stays(tmp_path, monkeypatch):
     assert torch.equal(before, after)
     assert (old - before).abs().max() > 1e-3  # while the policy has left
     # sharded wrappers, through which the reference's adapter can't be reached, are refused in a sentence
-    original = PPOTrainer.create_accelerator_and_postprocess
-
-    def sharded(self):
-        original(self)
-        self.is_fsdp_enabled = True
-
-    monkeypatch.setattr(PPOTrainer, "create_accelerator_and_postprocess", sharded)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` does
     with pytest.raises(UserError, match="FSDP"):
         toy.make_trainer(tmp_path)
 

@@ -26,8 +26,9 @@ from pipeline.errors import UserError
 from pipeline.memory import estimate as memory
 from pipeline.memory import scale
 from pipeline.memory.estimate import Adapter, Architecture, Precision
+from pipeline.models import sharding
 from pipeline.ppo.config import PPOStage
-from pipeline.stages import launchers, sft
+from pipeline.stages import sft
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
@@ -208,27 +209,27 @@ def free_port() -> int:
 
 
 # ---------------------------------------------------------------- what is refused
-@pytest.mark.parametrize("who", ["PPO", "GRPO", "RLOO"])
+@pytest.mark.parametrize("who", ["PPO", "GRPO", "RLOO", "ILQL"])
 @pytest.mark.parametrize("launcher", ["FSDP", "ZeRO-3"])
-def test_stages_that_sample_refuse_what_shares_out_weights(tmp_path, monkeypatch, who, launcher):
+def test_stages_that_sample_refuse_sharded_weights(tmp_path, monkeypatch, who, launcher):
     config = PPOStage(output_dir=str(tmp_path), use_cpu=True)
-    launchers.check(who, config)
-    monkeypatch.setattr(launchers, "shards_on_a_cpu", lambda: True)
+    sharding.check_launcher(who, config)
+    monkeypatch.setattr(sharding, "shards_on_a_cpu", lambda: True)
     if launcher == "FSDP":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` does
     else:
         config.deepspeed_plugin = SimpleNamespace(zero_stage=3)
-    assert launchers.launcher_of(config) == launcher
+    assert sharding.launcher_of(config) == launcher
     with pytest.raises(UserError, match=f"{who} does not run under {launcher}: .*Use DDP"):
-        launchers.check(who, config)
-    launchers.check("SFT", config)
+        sharding.check_launcher(who, config)
+    sharding.check_launcher("SFT", config)
     config.deepspeed_plugin = SimpleNamespace(zero_stage=2)
-    launchers.check(who, config)
+    sharding.check_launcher(who, config)
 
 
 def test_sharding_on_a_cpu_is_refused_instead_of_left_out(tmp_path, monkeypatch):
     config = SFTStage(output_dir=str(tmp_path), use_cpu=True)
-    launchers.check("SFT", config)
+    sharding.check_launcher("SFT", config)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="FSDP was asked for, but on a CPU Accelerate runs DDP instead"):
-        launchers.check("SFT", config)
+        sharding.check_launcher("SFT", config)

@@ -155,6 +155,15 @@ def test_instant_rewards_stand_at_the_tokens_that_earn_them(tmp_path):
     assert ANSWERS["cd"] == [D, D, A, C, B, A] and row["scores"] == [-1.0, -1.0, 1.0, 0.0, 0.0, 1.0]
 
 
+def test_an_async_reward_is_waited_for(tmp_path):
+    async def later(prompts, completions, **columns):
+        return letters(prompts, completions)
+
+    rows, _ = written(examined(tmp_path, reward=later), tmp_path)
+    texts = ["".join(row["tokens"]) for row in rows]
+    assert len(rows) == 8 and [row["score"] for row in rows] == [text.count("a") - text.count("d") for text in texts]
+
+
 def test_reinforce_has_no_critic(tmp_path):
     rows, _ = written(examined(tmp_path, algorithm="reinforce", num_iterations=1), tmp_path)
     assert all(row["values"] is None and row["advantages"] is None for row in rows)

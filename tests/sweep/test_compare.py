@@ -143,15 +143,27 @@ def test_instant_is_set_by_name():
         compare.with_instant(given, {"rouge1": True})
 
 
-def test_what_is_complete_is_kept_and_what_was_stopped_begins_again(tmp_path):
+def test_what_is_complete_is_kept_and_what_was_stopped_goes_on(tmp_path):
     wanted = {tmp_path / name: ["recipes/ppo.py", "--seed", name[-1]] for name in ("a0", "a1", "a2")}
     for name in ("a0", "a1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "heldout.jsonl").write_text("{}\n")
         (tmp_path / f"{name}.log").write_text(shlex.join(wanted[tmp_path / name]) + "\nsaid\n")
     (tmp_path / "a0" / "summary.json").write_text("{}")
-    assert compare.missing(wanted) == {folder: wanted[folder] for folder in (tmp_path / "a1", tmp_path / "a2")}
-    assert (tmp_path / "a0" / "heldout.jsonl").exists() and not (tmp_path / "a1").exists()
+    (tmp_path / "a3").mkdir()  # killed between its summary and its end
+    (tmp_path / "a3" / "summary.json").write_text("{}")
+    (tmp_path / "a3" / ".unfinished").touch()
+    a1, a2, a3 = (tmp_path / name for name in ("a1", "a2", "a3"))
+    wanted[a3] = ["recipes/ppo.py"]
+    assert compare.missing(wanted) == {
+        a1: [*wanted[a1], "--resume"],
+        a2: wanted[a2],
+        a3: ["recipes/ppo.py", "--resume"],
+    }
+    assert all((tmp_path / name / "heldout.jsonl").read_text() == "{}\n" for name in ("a0", "a1"))
+    with (tmp_path / "a0.log").open("a") as log:  # it went on, with another length
+        log.write("recipes/ppo.py --seed 0 --max_steps 9 --resume\nsaid\n")
+    compare.missing({tmp_path / "a0": ["recipes/ppo.py", "--seed", "0", "--max_steps", "9"]})
     wanted[tmp_path / "a0"] = ["recipes/ppo.py", "--seed", "0", "--kl_coef", "1"]
     with pytest.raises(UserError, match="a0 was run with other settings"):
         compare.missing(wanted)

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.models import folders
 from pipeline.models.provenance import hub_model
 from pipeline.report import SAMPLES
 from pipeline.runs.folder import CONFIG, METRICS, SUMMARY, read_heldout, read_metrics
 from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_json, read_lines, read_yaml
-from pipeline.safety.weights import ADAPTER_CONFIG
+from pipeline.safety.weights import ADAPTER_CONFIG, read_adapter_config
 
 METHODS = ("ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")
 
@@ -43,7 +42,7 @@ class Run(NamedTuple):
     @property
     def base(self) -> str | None:
         """The base's name as the run has it: a folder, a Hub name, or nothing known."""
-        named = self.adapter and folders.read_json(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        named = self.adapter and read_adapter_config(self.folder).get("base_model_name_or_path")
         return named or self.summary.get("base") or self.config.get("model_name_or_path")
 
     @property

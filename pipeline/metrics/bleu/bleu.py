@@ -1,10 +1,10 @@
 """Corpus BLEU by sacrebleu, as an `evaluate` module that loads without the network."""
 
-import datasets
 import evaluate
 from sacrebleu.metrics import BLEU
 
-from rewards.overlap import bleu_tokenizer, references_of
+from pipeline.metrics.text import reference_lists, text_info
+from rewards.overlap import bleu_tokenizer
 
 _DESCRIPTION = "Corpus BLEU, 0 to 100, computed by sacrebleu."
 _CITATION = "Post 2018, A Call for Clarity in Reporting BLEU Scores, https://aclanthology.org/W18-6319"
@@ -22,23 +22,12 @@ Returns a dict: score (0 to 100), precisions (1- to 4-gram, 0 to 100), bp (brevi
 
 class Bleu(evaluate.Metric):
     def _info(self):
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_ARGUMENTS,
-            features=[
-                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-                datasets.Features({"predictions": text, "references": text}),
-            ],
-        )
+        return text_info(_DESCRIPTION, _CITATION, _ARGUMENTS)
 
     def _compute(
         self, predictions, references, tokenize="auto", lowercase=False, smooth_method="exp", effective_order=False
     ):
-        rows = [references_of(refs, "references") for refs in references]
-        if not all(rows):
-            raise ValueError(f"BLEU needs a reference for every prediction; row {rows.index([])} has none.")
+        rows = reference_lists(references, "BLEU")
         if tokenize == "auto":
             tokenize = bleu_tokenizer([ref for refs in rows for ref in refs])
         # sacrebleu wants one list for all first references, one for all second ones, ...; None where there is no more.

@@ -1,10 +1,9 @@
 """ROUGE by rouge_score, as an `evaluate` module that loads without the network."""
 
-import datasets
 import evaluate
 
+from pipeline.metrics.text import reference_lists, text_info
 from rewards.overlap import Rouge as RougeReward
-from rewards.overlap import references_of
 
 _DESCRIPTION = "ROUGE F-measures, 0 to 1, computed by rouge_score: the mean over all texts of the best reference."
 _CITATION = "Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013"
@@ -24,16 +23,7 @@ _TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 class Rouge(evaluate.Metric):
     def _info(self):
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_ARGUMENTS,
-            features=[
-                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-                datasets.Features({"predictions": text, "references": text}),
-            ],
-        )
+        return text_info(_DESCRIPTION, _CITATION, _ARGUMENTS)
 
     def _compute(
         self,
@@ -45,9 +35,7 @@ class Rouge(evaluate.Metric):
         use_stemmer=False,
         use_aggregator=True,
     ):
-        rows = [references_of(refs, "references") for refs in references]
-        if not all(rows):
-            raise ValueError(f"ROUGE needs a reference for every prediction; row {rows.index([])} has none.")
+        rows = reference_lists(references, "ROUGE")
         result = {}
         for rouge_type in rouge_types:
             reward = RougeReward(type=rouge_type, measure=measure, tokenize=tokenize, stemmer=use_stemmer)

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from pipeline.stages import launchers
+from pipeline.models import sharding
 
 _init = AcceleratorState.__init__
 
@@ -91,7 +91,7 @@ _counted("all_gather_single", 0)
 _counted("reduce_scatter_single", 1)
 AcceleratorState.__init__ = _with_plugins
 DEFAULT_CALLBACKS.append(Tell)
-launchers.shards_on_a_cpu = lambda: True
+sharding.shards_on_a_cpu = lambda: True
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 stage = sys.argv.pop(1)
 runpy.run_path(str(Path(__file__).resolve().parents[3] / "recipes" / f"{stage}.py"), run_name="__main__")

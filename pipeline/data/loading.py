@@ -230,7 +230,8 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
         groups.setdefault(key, []).append(index)
     keys = sorted(groups)
     random.Random(seed).shuffle(keys)
-    wanted, aside = fraction * len(rows), []
+    wanted = fraction * len(rows)
+    aside: list[int] = []
     for key in keys:
         if len(aside) >= wanted:
             break
@@ -273,7 +274,7 @@ def render(row: dict[str, Any], kind: str, tokenizer: PreTrainedTokenizerBase) -
                     "the data are messages, but the tokenizer has no chat template: set chat_template_path"
                 )
             try:
-                return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer))
             except Exception as error:  # a template is a program: it may fail in any way
                 roles = ", ".join(message["role"] for message in messages)
                 reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -211,14 +211,15 @@ bench: $(STAMP)  ## our PPO beside TRL 1.12's on the CPU, in turn; half an hour 
 bench-gpu: $(STAMP)  ## the same at 0.5B and 1.5B on a CUDA card, gives runs/bench-gpu
 	"$(PY)" -m tests.tools.bench.gpu $(ARGS)
 
-lint: $(STAMP)  ## style and simple mistakes (ruff)
+lint: $(STAMP)  ## style and simple mistakes (ruff), types (mypy)
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
+	"$(PY)" -m mypy
 
 format: $(STAMP)  ## put the style right (ruff)
 	"$(PY)" -m ruff check --fix .
 	"$(PY)" -m ruff format .
 
 clean:  ## remove caches and build leftovers; never runs/, never .venv
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
 	find pipeline rewards recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +

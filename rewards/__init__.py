@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import Reward, RewardError, WeightedReward, log_name_of
+    from .base import Reward, RewardError, RewardFunction, WeightedReward, log_name_of
     from .build import Mixture, build_rewards
     from .code import Code
     from .coverage import Coverage
@@ -40,6 +40,7 @@ __all__ = [
     "Repetition",
     "Reward",
     "RewardError",
+    "RewardFunction",
     "Rouge",
     "Shaped",
     "WeightedReward",
@@ -60,7 +61,7 @@ __all__ = [
 
 # Where each name lives, loaded when it is first used: torch and transformers are for the rewards that need them.
 _MODULES = {
-    "base": "Reward RewardError WeightedReward log_name_of",
+    "base": "Reward RewardError RewardFunction WeightedReward log_name_of",
     "build": "Mixture build_rewards",
     "code": "Code",
     "coverage": "Coverage",

@@ -4,11 +4,11 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from .base import RESERVED, RewardError, log_name_of
-from .text import text_of
+from .base import RESERVED, RewardError, RewardFunction, log_name_of
+from .text import Text, Texts, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
 
 
 def ask(
-    function: Callable, prompts: Sequence, completions: Sequence, columns: dict[str, Any], name: str | None = None
-) -> list:
+    function: Callable[..., Any], prompts: Texts, completions: Texts, columns: dict[str, Any], name: str | None = None
+) -> list[Any]:
     """What `function` says of each completion; None where it has nothing to say or fails.
 
     A function that raises is asked again row by row. Rows on which it fails, or returns NaN, are reported in the log
@@ -36,19 +36,24 @@ def ask(
             error of its own kind goes through: it speaks of the settings or the data, not of one row.
     """
 
-    async def at_once(**question):
+    async def at_once(**question: Any) -> Any:
         return function(**question)
 
     asking = ask_async(at_once, prompts, completions, columns, name or log_name_of(function))
     try:
         asking.send(None)  # nothing in it waits, so it runs to its end without an event loop
     except StopIteration as end:
-        return end.value
+        answers: list[Any] = end.value
+    return answers
 
 
 async def ask_async(
-    function: Callable, prompts: Sequence, completions: Sequence, columns: dict[str, Any], name: str | None = None
-) -> list:
+    function: Callable[..., Awaitable[Any]],
+    prompts: Texts,
+    completions: Texts,
+    columns: dict[str, Any],
+    name: str | None = None,
+) -> list[Any]:
     """`ask` for a coroutine function (TRL's convention for rewards that call a server)."""
     name = name or log_name_of(function)
     try:
@@ -57,7 +62,7 @@ async def ask_async(
         raise
     except Exception as error:
         whole = error
-    answers: list = []
+    answers: list[Any] = []
     errors: dict[int, Exception] = {}
     for row in range(len(prompts)):
         try:
@@ -71,20 +76,20 @@ async def ask_async(
     return _report(answers, errors, whole, prompts, name)
 
 
-def is_async(function: Callable) -> bool:
+def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling `function` gives a coroutine; a callable object may have it on its `__call__`."""
     while hasattr(function, "func"):  # functools.partial
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def _one_row(row: int, prompts: Sequence, completions: Sequence, columns: dict[str, Any]) -> dict[str, Any]:
+def _one_row(row: int, prompts: Texts, completions: Texts, columns: dict[str, Any]) -> dict[str, Any]:
     n = len(prompts)
     one = {k: [v[row]] if isinstance(v, list | tuple) and len(v) == n else v for k, v in columns.items()}
     return {"prompts": [prompts[row]], "completions": [completions[row]], **one}
 
 
-def _checked(answers: Any, prompts: Sequence, name: str) -> list:
+def _checked(answers: Any, prompts: Texts, name: str) -> list[Any]:
     """One number, list of numbers or None for each prompt, with None for NaN."""
     if not hasattr(answers, "__len__") or isinstance(answers, str | dict):
         raise RewardError(
@@ -97,7 +102,7 @@ def _checked(answers: Any, prompts: Sequence, name: str) -> list:
     return [_number(answer, row, prompts, name) for row, answer in enumerate(answers)]
 
 
-def _number(answer: Any, row: int, prompts: Sequence, name: str) -> Any:
+def _number(answer: Any, row: int, prompts: Texts, name: str) -> Any:
     if answer is None:
         return None
     if isinstance(answer, list | tuple):  # one number for each token
@@ -117,7 +122,9 @@ def _number(answer: Any, row: int, prompts: Sequence, name: str) -> Any:
     return number
 
 
-def _report(answers: list, errors: dict[int, Exception], whole: Exception, prompts: Sequence, name: str) -> list:
+def _report(
+    answers: list[Any], errors: dict[int, Exception], whole: Exception, prompts: Texts, name: str
+) -> list[Any]:
     if errors and len(errors) == len(answers):
         needs = ""
         if isinstance(whole, TypeError) and "unexpected keyword argument" in str(whole):
@@ -136,15 +143,15 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": .")
 
 
-def _excerpt(prompt: Any) -> str:
+def _excerpt(prompt: Text) -> str:
     text = " ".join(text_of(prompt).split())
     return f"the prompt '{text[:80]}{'...' if len(text) > 80 else ''}'"
 
 
-def asked(function: Callable, name: str | None = None) -> Callable:
+def asked(function: Callable[..., Any], name: str | None = None) -> RewardFunction:
     """`function` so that a row on which it fails gets None, as in training; an async one is waited for."""
 
-    def score(prompts, completions, **columns) -> list[float | None]:
+    def score(prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         if is_async(function):
             scores = asyncio.run(ask_async(function, prompts, completions, columns, name))
         else:

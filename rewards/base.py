@@ -12,9 +12,11 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from .text import text_of
+from .text import Texts, text_of
+
+RewardFunction = Callable[..., list[float | None]]  # a reward of any kind, in its own class or a plain function
 
 # What a reward is handed besides the columns of the data set, by TRL and by us.
 NOT_COLUMNS = {"completion_ids", "token_ends", "trainer_state", "log_extra", "log_metric", "environments"}
@@ -48,7 +50,7 @@ class Reward:
     def __init__(self, log_name: str):
         self.__name__ = log_name  # read by trl.trainer.utils.get_callable_name
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         """One score a completion, None where there is nothing to score.
 
         Args:
@@ -57,22 +59,23 @@ class Reward:
         """
         raise NotImplementedError
 
-    def potential(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def potential(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         """What an unfinished completion is worth; `Instant` pays its differences. The score, if it grows evenly."""
         return self(prompts=prompts, completions=completions, **columns)
 
     def prepare(self) -> None:
         """Loads what the first call would load, so that what is missing shows before a run and not in it."""
 
-    def column(self, columns: dict[str, Any], name: str) -> list:
+    def column(self, columns: dict[str, Any], name: str) -> list[Any]:
         """The column `name`, or a `RewardError` that says which columns there are."""
         if name in columns and name not in NOT_COLUMNS:
-            return columns[name]
+            column: list[Any] = columns[name]
+            return column
         there = sorted(set(columns) - NOT_COLUMNS)
         has = f"it has {', '.join(there)}" if there else "it has none besides the prompt"
         raise self.error(f"the data has no column '{name}'; {has}{nearest(name, there)}.")
 
-    def texts(self, prompts: Sequence, columns: dict[str, Any], name: str) -> list[str]:
+    def texts(self, prompts: Texts, columns: dict[str, Any], name: str) -> list[str]:
         """The text of each row in the column `name`, where `prompt` is the prompt; a list of texts is read as one."""
         if name == "prompt":
             return [text_of(prompt) for prompt in prompts]
@@ -99,15 +102,15 @@ class Reward:
 class WeightedReward(NamedTuple):
     """A reward and its weight in the sum."""
 
-    reward: Callable[..., list[float | None]]
+    reward: RewardFunction
     weight: float
 
 
-def log_name_of(reward: Callable) -> str:
+def log_name_of(reward: Callable[..., Any]) -> str:
     """The name of a reward in the logs, as TRL finds it."""
     while isinstance(reward, functools.partial):
         reward = reward.func
-    return getattr(reward, "__name__", type(reward).__name__)
+    return str(getattr(reward, "__name__", type(reward).__name__))
 
 
 def nearest(name: str, real: Iterable[str]) -> str:
@@ -152,6 +155,6 @@ def bound(function: Callable) -> Callable:
     return Bound(function.func, *function.args, **function.keywords)
 
 
-def is_score(score: float | None) -> bool:
+def is_score(score: float | None) -> TypeGuard[float]:
     """Whether `score` is a number; None and NaN mean that there is none."""
     return score is not None and not math.isnan(score)

@@ -10,7 +10,18 @@ from typing import Any
 
 import yaml
 
-from .base import Bound, Reward, RewardError, WeightedReward, bound, choice, log_name_of, nearest, number
+from .base import (
+    Bound,
+    Reward,
+    RewardError,
+    RewardFunction,
+    WeightedReward,
+    bound,
+    choice,
+    log_name_of,
+    nearest,
+    number,
+)
 from .instant import Instant
 from .mixture import Shaped, WeightedSum
 
@@ -81,8 +92,8 @@ class Mixture(WeightedSum):
 
     def __init__(self, rewards: Iterable[Any], log_name: str = "mixture"):
         given = [rewards] if isinstance(rewards, str | dict) else list(rewards or ())
-        built = given and all(isinstance(x, WeightedReward) for x in given)
-        super().__init__(given if built else build_rewards(given), log_name)
+        built = [x for x in given if isinstance(x, WeightedReward)]
+        super().__init__(built if given and len(built) == len(given) else build_rewards(given), log_name)
 
 
 def _as_mapping(spec: Any) -> dict[str, Any]:
@@ -102,11 +113,11 @@ def _as_mapping(spec: Any) -> dict[str, Any]:
     return dict(spec)
 
 
-def _build(spec: dict[str, Any], taken: set[str]) -> Callable:
+def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
     name = spec.pop("name")
     common = {key: spec.pop(key) for key in ("instant", "clip", "normalize", "log_name") if key in spec}
     if callable(name):
-        reward = bound(name)
+        reward: RewardFunction = bound(name)
     elif ":" in str(name):
         reward = _import(name, spec)
     else:
@@ -139,14 +150,14 @@ def _from_registry(name: Any, options: dict[str, Any]) -> Reward:
         known = f"there are {', '.join(REGISTRY)}, and your own as module:function"
         raise RewardError(f"There is no reward '{str(name)[:100]}'{nearest(str(name)[:100], REGISTRY)}; {known}.")
     module, cls_name, fixed = REGISTRY[name]
-    cls = getattr(importlib.import_module(f".{module}", __package__), cls_name)
+    cls: type[Reward] = getattr(importlib.import_module(f".{module}", __package__), cls_name)
     real = [key for key in _parameters(cls) if key not in cls.python_only and key not in fixed and key != "log_name"]
     _check_options(name, options, real)
     _check_required(name, cls, options)
     return cls(**fixed, **options)
 
 
-def _import(name: str, options: dict[str, Any]) -> Callable:
+def _import(name: str, options: dict[str, Any]) -> RewardFunction:
     """The user's own reward `module:function` (or `module:Class`), with `options` bound."""
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -168,10 +179,12 @@ def _import(name: str, options: dict[str, Any]) -> Callable:
     _check_options(name, options, [key for key in _parameters(target) if key not in ("prompts", "completions")])
     if isinstance(target, type):
         try:
-            return target(**options)
+            made: RewardFunction = target(**options)
+            return made
         except Exception as error:
             raise RewardError(f"Reward '{name}' cannot be made: {_where(error)}.") from error
-    return Bound(target, **options) if options else target
+    function: RewardFunction = Bound(target, **options) if options else target
+    return function
 
 
 def _where(error: Exception) -> str:
@@ -184,7 +197,7 @@ def _where(error: Exception) -> str:
     return f"{type(error).__name__}: {words} ({os.path.basename(file)}, line {line})"
 
 
-def _parameters(target: Callable) -> list[str]:
+def _parameters(target: Callable[..., Any]) -> list[str]:
     """The names that `target` takes. What only its **kwargs would take does not count: a typo would pass unseen."""
     parameters = inspect.signature(target).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

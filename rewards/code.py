@@ -3,12 +3,11 @@
 import ast
 import re
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 from .base import Reward, choice, number
 from .sandbox import Job, SandboxError, require, run_all
-from .text import text_of
+from .text import Texts, text_of
 
 CHECKS = ("tests", "compiles", "parses")
 # A fenced block: the fence, its language, what is inside. A block that is never closed goes on to the end.
@@ -65,7 +64,7 @@ class Code(Reward):
         except SandboxError as error:
             raise self._no_sandbox(error) from None
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         codes = [code_of(text_of(completion)) for completion in completions]
         if self.check == "tests":
             tests = [self.tests_of(entry, row) for row, entry in enumerate(self.column(columns, self.test_column))]
@@ -97,7 +96,7 @@ class Code(Reward):
         """What runs before the completion of this row."""
         return "\n".join(self._texts(entry, self.setup_column, row))
 
-    def _texts(self, entry: Any, column: str, row: int) -> list[str]:
+    def _texts(self, entry: Any, column: str | None, row: int) -> list[str]:
         texts = [entry or ""] if entry is None or isinstance(entry, str) else entry
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise self.error(f"column '{column}', row {row}: {entry!r} is no text and no list of texts.")
@@ -125,7 +124,8 @@ def _asserts(tests: ast.Module) -> list[str]:
     """One test for each outermost assert, with all the other statements above it; without any, the whole is one."""
     if not any(isinstance(node, ast.Assert) for node in tests.body):
         return [ast.unparse(tests)] if tests.body else []
-    found, above = [], []
+    found: list[str] = []
+    above: list[ast.stmt] = []
     for node in tests.body:
         if isinstance(node, ast.Assert):
             found.append(ast.unparse(ast.Module([*above, node], [])))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .base import Reward
-from .text import text_of, words
+from .text import Texts, text_of, words
 
 # English function words: articles, pronouns, prepositions, conjunctions, auxiliaries, and what `words` leaves of I'm,
 # don't and the like.
@@ -50,7 +50,7 @@ class Coverage(Reward):
             raise self.error(f"stop_words is {stop_words!r}; give a list of words ([] for none).")
         self.stop_words = set(words(" ".join(STOP_WORDS if stop_words is None else stop_words)))
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         sources = self.texts(prompts, columns, self.column_name)
         return [self.score(text_of(said), source) for said, source in zip(completions, sources, strict=True)]
 

@@ -1,12 +1,11 @@
 """Rewards that need no reference: how long a completion is, and how much it repeats itself."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from .base import Reward, choice, number
-from .text import located_words, text_of, words
-from .tokens import pay, settle
+from .text import Texts, located_words, text_of, words
+from .tokens import TokenEnds, TokenIds, pay, settle
 
 UNITS = ("words", "characters", "tokens")
 
@@ -50,7 +49,7 @@ class Length(Reward):
             raise self.error(f"min is {min} and max is {max}; give 0 <= min <= max and max > 0.")
 
     def __call__(
-        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence | None = None, **columns: Any
+        self, prompts: Texts, completions: Texts, completion_ids: TokenIds | None = None, **columns: Any
     ) -> list[float | None]:
         if self.unit == "tokens":
             if completion_ids is None:
@@ -67,7 +66,7 @@ class Length(Reward):
         return len(words(text) if self.unit == "words" else text)
 
     def token_rewards(
-        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+        self, prompts: Texts, completions: Texts, completion_ids: TokenIds, token_ends: TokenEnds, **columns: Any
     ) -> list[list[float] | None]:
         """What each unit beyond `max` costs where it stands; a lack at the last token.
 
@@ -76,7 +75,7 @@ class Length(Reward):
         scores = self(prompts, completions, completion_ids=completion_ids, **columns)
         rows = zip(scores, map(text_of, completions), completion_ids, token_ends, strict=True)
         if self.unit == "tokens":
-            return [settle(self._costs(len(ids)), score) for score, _, ids, _ in rows]
+            return [settle(self._costs(len(ids)), self.score(len(ids))) for _, _, ids, _ in rows]
         of = [1] * len(scores)
         if self.column_name is not None:
             of = [self.length(text) for text in self.texts(prompts, columns, self.column_name)]
@@ -125,7 +124,7 @@ class Repetition(Reward):
             raise self.error(f"n is {n}; give a whole number from 1 up.")
         self.n = int(n)
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         return [self.score(text_of(completion)) for completion in completions]
 
     def score(self, completion: str) -> float:
@@ -134,7 +133,7 @@ class Repetition(Reward):
         return len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0
 
     def token_rewards(
-        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+        self, prompts: Texts, completions: Texts, completion_ids: TokenIds, token_ends: TokenEnds, **columns: Any
     ) -> list[list[float] | None]:
         """-1 / n-grams at each token that completes an n-gram said before.
 
@@ -146,8 +145,12 @@ class Repetition(Reward):
     def _payments(self, text: str) -> list[tuple[int, float]]:
         ngrams = self._ngrams(text)
         seen: set[tuple[str, ...]] = set()
-        again = [end for ngram, end in ngrams if ngram in seen or seen.add(ngram)]
-        return [(end, -1 / len(ngrams)) for end in again]
+        payments = []
+        for ngram, end in ngrams:
+            if ngram in seen:
+                payments.append((end, -1 / len(ngrams)))
+            seen.add(ngram)
+        return payments
 
     def _ngrams(self, text: str) -> list[tuple[tuple[str, ...], int]]:
         """The n-grams of `text`, each with where it ends."""

@@ -2,14 +2,14 @@
 
 import copy
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .asking import is_async
-from .base import Reward, WeightedReward, choice, is_score
+from .base import Reward, RewardFunction, WeightedReward, choice, is_score
 from .mixture import Shaped, WeightedSum, Wrapper, silent, token_rewards_of
-from .text import text_of, word_ends
-from .tokens import settle
+from .text import Text, Texts, text_of, word_ends
+from .tokens import PaysTokens, TokenEnds, TokenIds, knows_tokens, settle
 
 FORMS = ("auto", "words", "tokens")
 PREFIXES_A_CALL = 1024  # bounds the memory that the repeated columns take
@@ -59,26 +59,26 @@ class Instant(Wrapper):
 
     instant = True
 
-    def __init__(self, reward: Callable[..., list[float | None]], at: str = "auto", log_name: str | None = None):
+    def __init__(self, reward: RewardFunction, at: str = "auto", log_name: str | None = None):
         super().__init__(reward, log_name)
         self.at = choice(at, "at", FORMS, self.__name__)
         if is_async(reward):
             raise self.error("instant is not for async functions; give a plain function.")
         _pass_on(reward, at)  # finds such a function in a mixture now, not in the middle of a run
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         return self.raw(prompts=prompts, completions=completions, **columns)
 
     def token_rewards(
-        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+        self, prompts: Texts, completions: Texts, completion_ids: TokenIds, token_ends: TokenEnds, **columns: Any
     ) -> list[list[float] | None]:
         """One number for each sampled token, (B, T) ragged; None for a row without a score. See `Instant`."""
-        rows = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        rows: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
         rows["token_ends"] = token_ends
         payer = _pass_on(self.raw, self.at)
         if payer is not None:
             return token_rewards_of(payer, **rows, **columns)
-        if self.at == "auto" and callable(getattr(self.raw, "token_rewards", None)):
+        if self.at == "auto" and knows_tokens(self.raw):
             return self.raw.token_rewards(**rows, **columns)
         return self._differences(**rows, columns=silent(columns))
 
@@ -90,25 +90,29 @@ class Instant(Wrapper):
             self.raw.load_state_dict(state)
 
     def _differences(
-        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, columns: dict
+        self,
+        prompts: Texts,
+        completions: Texts,
+        completion_ids: TokenIds,
+        token_ends: TokenEnds,
+        columns: dict[str, Any],
     ) -> list[list[float] | None]:
         scores = self.raw(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-        paid: list[list[float] | None] = [
-            [0.0] * len(ids) if is_score(score) else None for ids, score in zip(completion_ids, scores, strict=True)
-        ]
+        known = zip(completion_ids, scores, strict=True)
+        paid = {row: [0.0] * len(ids) for row, (ids, score) in enumerate(known) if is_score(score)}
         prefixes = [
             Prefix(row, token, text_of(completions[row])[:characters])
             for row, ends in enumerate(token_ends)
-            if ends and paid[row] is not None
+            if ends and row in paid
             for token, characters in self._cuts(text_of(completions[row]), ends)
         ]
-        before = [0.0] * len(paid)
+        before = dict.fromkeys(paid, 0.0)
         potentials = self._potentials(prefixes, prompts, completions, completion_ids, columns)
         for (row, token, _), potential in zip(prefixes, potentials, strict=True):
             if is_score(potential):
                 paid[row][token] = potential - before[row]
                 before[row] = potential
-        return [None if row is None else settle(row, float(score)) for row, score in zip(paid, scores, strict=True)]
+        return [settle(paid[row], float(score)) if is_score(score) else None for row, score in enumerate(scores)]
 
     def _cuts(self, text: str, ends: Sequence[int]) -> list[tuple[int, int]]:
         """(token, characters) of the prefixes to score, the whole text not among them."""
@@ -119,9 +123,14 @@ class Instant(Wrapper):
         return [(token, end) for token, end in cuts.items() if token < last]
 
     def _potentials(
-        self, prefixes: Sequence[Prefix], prompts: Sequence, completions: Sequence, completion_ids: Sequence, columns
+        self,
+        prefixes: Sequence[Prefix],
+        prompts: Texts,
+        completions: Texts,
+        completion_ids: TokenIds,
+        columns: dict[str, Any],
     ) -> Iterator[float | None]:
-        potential = getattr(self.raw, "potential", self.raw)
+        potential: RewardFunction = getattr(self.raw, "potential", self.raw)
         for start in range(0, len(prefixes), PREFIXES_A_CALL):
             batch = prefixes[start : start + PREFIXES_A_CALL]
             yield from potential(
@@ -135,7 +144,7 @@ class Instant(Wrapper):
             )
 
 
-def _pass_on(reward: Callable, at: str) -> Reward | None:
+def _pass_on(reward: RewardFunction, at: str) -> PaysTokens | None:
     """What pays in place of `reward`: a wrapper or mixture whose insides are instant; None for any other reward."""
     if isinstance(reward, Instant):
         return reward  # with a form of its own
@@ -143,13 +152,13 @@ def _pass_on(reward: Callable, at: str) -> Reward | None:
         return None
     payer = copy.copy(reward)
     if isinstance(payer, Shaped):
-        payer.raw = Instant(reward.raw, at)
+        payer.raw = Instant(payer.raw, at)
     else:
-        payer.parts = [WeightedReward(Instant(part, at), weight) for part, weight in reward.parts]
+        payer.parts = [WeightedReward(Instant(part, at), weight) for part, weight in payer.parts]
     return payer
 
 
-def _like(completion: str | Sequence[dict], text: str) -> str | list[dict]:
+def _like(completion: Text, text: str) -> Text:
     """`text` in the form of `completion`: a text, or one message of the same role."""
     return text if isinstance(completion, str) else [{**completion[0], "content": text}]
 

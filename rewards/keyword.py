@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from .base import Reward, RewardError, choice, number
-from .text import is_unspaced, is_word_char, text_of
-from .tokens import pay
+from .text import Texts, is_unspaced, is_word_char, text_of
+from .tokens import TokenEnds, TokenIds, pay
 
 MODES = ("fraction", "all", "any")
 # Typographic apostrophes and hyphens as the typed ones; the emoji/text variation selectors do not count.
@@ -72,7 +72,7 @@ class Keyword(Reward):
         if self.unwanted_cost < 0:
             raise self.error(f"unwanted_cost is {unwanted_cost}; it is taken off, so give a number from 0 up.")
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         return [
             self.score(text_of(completion), *self.lists(columns, row)) for row, completion in enumerate(completions)
         ]
@@ -90,12 +90,12 @@ class Keyword(Reward):
         """The score of one completion; None if there is neither a wanted nor an unwanted keyword."""
         if not wanted and not unwanted:
             return None
-        share = len(self._earned(self._hits(completion, wanted), len(wanted)))
-        share = share / len(wanted) if self.mode == "fraction" and wanted else float(share)
+        said = len(self._earned(self._hits(completion, wanted), len(wanted)))
+        share = said / len(wanted) if self.mode == "fraction" and wanted else float(said)
         return share - min(1.0, self.unwanted_cost * len(self._hits(completion, unwanted)))
 
     def token_rewards(
-        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+        self, prompts: Texts, completions: Texts, completion_ids: TokenIds, token_ends: TokenEnds, **columns: Any
     ) -> list[list[float] | None]:
         """Each wanted keyword's share at the token that completes it, once; what an unwanted one costs at its token.
 

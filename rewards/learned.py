@@ -13,7 +13,7 @@ from .base import RewardError, choice, nearest
 from .foreign import ADAPTER_WEIGHTS
 from .model_based import ModelBased, adapter_config, check_complete, is_head, load_adapter, load_options, loading
 from .rendering import NOTHING, encode, row_of
-from .text import text_of
+from .text import Message, Text, Texts, text_of
 
 
 class Learned(ModelBased):
@@ -76,20 +76,18 @@ class Learned(ModelBased):
         self.append_eos = choice(append_eos, "append_eos", ("auto", True, False), log_name)
         self.template = template
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         rows = enumerate(zip(prompts, completions, strict=True))
-        return self.score_ids([self.encode(prompt, said, row_of(columns, i)) for i, (prompt, said) in rows])
+        return list(self.score_ids([self.encode(prompt, said, row_of(columns, i)) for i, (prompt, said) in rows]))
 
-    def encode(
-        self, prompt: str | list[dict], completion: str | list[dict], row: Mapping[str, Any] = NOTHING
-    ) -> list[int]:
+    def encode(self, prompt: Text, completion: Text, row: Mapping[str, Any] = NOTHING) -> list[int]:
         """The ids of one text as the model reads it; see the class for how.
 
         Args: row: the columns that speak to the chat template (`rewards.rendering`), if there are any.
         """
         self._prepare()
         conversational = not isinstance(completion, str)
-        if conversational and (self._tokenizer.chat_template is not None):
+        if not isinstance(completion, str) and self._tokenizer.chat_template is not None:
             messages = [*_messages(prompt, "user"), *completion] if self.include_prompt else list(completion)
             [ids] = encode(self._tokenizer, [self._rendered(messages, row)], rendered=True)
             return ids[-self._limit :] or [self._tokenizer.pad_token_id]
@@ -122,8 +120,8 @@ class Learned(ModelBased):
             logits = logits.softmax(dim=-1)
         return logits[:, self._label_id]
 
-    def _load(self) -> tuple[Any, Any]:
-        return load_scorer(self.path, self.__name__, self.dtype)
+    def _load(self, path: str) -> tuple[Any, Any]:
+        return load_scorer(path, self.__name__, self.dtype)
 
     def _settle(self) -> None:
         config, tokenizer = self._model.config, self._tokenizer
@@ -207,7 +205,7 @@ def _head_size(path: str, name: str) -> int:
                 f"Reward '{name}': the adapter '{path}' was saved without its score head, so its scores would be "
                 "random; train it with recipes/reward.py, or with modules_to_save=['score']."
             )
-        return saved.get_slice(heads[-1]).get_shape()[0]
+        return int(saved.get_slice(heads[-1]).get_shape()[0])
 
 
 def _reads_last(model: Any) -> bool:
@@ -216,5 +214,5 @@ def _reads_last(model: Any) -> bool:
     return modules is None or any(name.split(".")[-1] == "score" or ".score." in f".{name}." for name, _ in modules())
 
 
-def _messages(prompt: str | list[dict], role: str) -> list[dict]:
+def _messages(prompt: Text, role: str) -> list[Message]:
     return [{"role": role, "content": prompt}] if isinstance(prompt, str) else list(prompt)

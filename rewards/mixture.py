@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from .asking import ask, is_async
-from .base import Reward, RewardError, WeightedReward, bound, is_score, log_name_of, number
-from .tokens import pay, pays_tokens, settle
+from .base import Reward, RewardError, RewardFunction, WeightedReward, bound, is_score, log_name_of, number
+from .text import Texts
+from .tokens import TokenEnds, TokenIds, pay, pays_tokens, settle
 
 
 class RunningStats:
@@ -47,7 +48,7 @@ class RunningStats:
 class Wrapper(Reward):
     """A reward around another one, `raw`."""
 
-    def __init__(self, reward: Callable[..., list[float | None]], log_name: str | None = None):
+    def __init__(self, reward: RewardFunction, log_name: str | None = None):
         super().__init__(log_name or log_name_of(reward))
         self.raw = bound(reward)
 
@@ -75,7 +76,7 @@ class Shaped(Wrapper):
 
     def __init__(
         self,
-        reward: Callable[..., list[float | None]],
+        reward: RewardFunction,
         normalize: str | None = None,
         clip: Sequence[float] | None = None,
         log_name: str | None = None,
@@ -89,10 +90,10 @@ class Shaped(Wrapper):
         self.stats = RunningStats() if normalize == "running" else None
         self.clip = None if clip is None else self._bounds(clip)
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         scores = ask(self.raw, prompts, completions, columns)
         if self.stats is not None and self.training:
-            self._see([float(score) for score in scores if is_score(score)])
+            self._see(self.stats, [float(score) for score in scores if is_score(score)])
         return [self.shape(float(score)) if is_score(score) else None for score in scores]
 
     def shape(self, score: float) -> float:
@@ -102,11 +103,11 @@ class Shaped(Wrapper):
         return score if self.clip is None else min(max(score, self.clip[0]), self.clip[1])
 
     @property
-    def instant(self) -> bool:
+    def instant(self) -> bool:  # type: ignore[override]  # not to be set: it follows what is inside
         return pays_tokens(self.raw)
 
     def token_rewards(
-        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+        self, prompts: Texts, completions: Texts, completion_ids: TokenIds, token_ends: TokenEnds, **columns: Any
     ) -> list[list[float] | None]:
         """See `Shaped`; (B, T) ragged. The statistics stay as they are: `__call__` has seen these completions."""
         paid = token_rewards_of(self.raw, prompts, completions, completion_ids, token_ends, **columns)
@@ -129,10 +130,10 @@ class Shaped(Wrapper):
         if isinstance(self.raw, Reward) and "raw" in state:
             self.raw.load_state_dict(state["raw"])
 
-    def _see(self, scores: list[float]) -> None:
+    def _see(self, so_far: RunningStats, scores: list[float]) -> None:
         batch = RunningStats.of(scores)
         for stats in _from_every_process(batch):  # in the order of the ranks, so every process gets the same bits
-            self.stats.merge(stats)
+            so_far.merge(stats)
 
     def _bounds(self, clip: Any) -> tuple[float, float]:
         if not isinstance(clip, Sequence) or isinstance(clip, str) or len(clip) != 2:
@@ -160,7 +161,7 @@ class WeightedSum(Reward):
         if not self.parts:
             raise self.error("give at least one reward under `rewards`.")
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         totals: list[float | None] = [None] * len(completions)
         for reward, weight in self.parts:
             scores = ask(reward, prompts, completions, columns)
@@ -174,11 +175,11 @@ class WeightedSum(Reward):
         prepare(reward for reward, _ in self.parts)
 
     @property
-    def instant(self) -> bool:
+    def instant(self) -> bool:  # type: ignore[override]  # not to be set: it follows what is inside
         return any(pays_tokens(reward) for reward, _ in self.parts)
 
     def token_rewards(
-        self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, token_ends: Sequence, **columns: Any
+        self, prompts: Texts, completions: Texts, completion_ids: TokenIds, token_ends: TokenEnds, **columns: Any
     ) -> list[list[float] | None]:
         """See `WeightedSum`; (B, T) ragged."""
         totals: list[list[float] | None] = [None] * len(completions)
@@ -196,20 +197,20 @@ class WeightedSum(Reward):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_state(self.parts, state)
 
-    def _log(self, log_metric: Callable | None, part: str, scores: list[float | None]) -> None:
+    def _log(self, log_metric: Callable[[str, float], None] | None, part: str, scores: list[float | None]) -> None:
         known = [float(score) for score in scores if is_score(score)]
         if log_metric is not None and known:
             log_metric(f"{self.__name__}/{part}", sum(known) / len(known))
 
 
-def prepare(rewards: Iterable[Callable]) -> None:
+def prepare(rewards: Iterable[RewardFunction]) -> None:
     """Has every reward load what it needs; a plain function says nothing about that."""
     for reward in rewards:
         if isinstance(reward, Reward):
             reward.prepare()
 
 
-def raw(reward: Callable) -> Callable:
+def raw(reward: RewardFunction) -> RewardFunction:
     """The reward without normalization, clipping and payment per token, for reports."""
     while isinstance(reward, Wrapper):
         reward = reward.raw
@@ -217,12 +218,12 @@ def raw(reward: Callable) -> Callable:
 
 
 def token_rewards_of(
-    reward: Callable,
+    reward: RewardFunction,
     /,  # a column may have the name
-    prompts: Sequence,
-    completions: Sequence,
-    completion_ids: Sequence[Sequence[int]],
-    token_ends: Sequence[Sequence[int] | None],
+    prompts: Texts,
+    completions: Texts,
+    completion_ids: TokenIds,
+    token_ends: TokenEnds,
     **columns: Any,
 ) -> list[list[float] | None]:
     """What any reward pays for each sampled token: its `token_rewards` if it has them, else its score at the last one.
@@ -240,7 +241,7 @@ def token_rewards_of(
     Raises:
         RewardError: `token_rewards` gives another number of rows, or of numbers in a row.
     """
-    rows = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    rows: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
     columns = silent(columns)
     with at_rest(reward):
         if not pays_tokens(reward):
@@ -259,14 +260,14 @@ def token_rewards_of(
     return paid
 
 
-def set_training(reward: Callable, training: bool) -> None:
+def set_training(reward: RewardFunction, training: bool) -> None:
     """Whether running statistics inside `reward`, however deep, go on with each call (True) or stay as they are."""
     for shaped in _shaped_in(reward):
         shaped.training = training
 
 
 @contextmanager
-def at_rest(reward: Callable) -> Iterator[None]:
+def at_rest(reward: RewardFunction) -> Iterator[None]:
     """Inside, the running statistics in `reward` stay as they are."""
     before = [(shaped, shaped.training) for shaped in _shaped_in(reward)]
     set_training(reward, False)
@@ -290,7 +291,7 @@ def load_state(rewards: Iterable[WeightedReward], state: dict[str, Any]) -> None
             reward.load_state_dict(state[log_name_of(reward)])
 
 
-def every_in(reward: Callable) -> Iterator[Callable]:
+def every_in(reward: RewardFunction) -> Iterator[RewardFunction]:
     """Every reward in a reward: itself, what it wraps, the parts of a mixture."""
     yield reward
     inner = [reward.raw] if isinstance(reward, Wrapper) else []
@@ -298,7 +299,7 @@ def every_in(reward: Callable) -> Iterator[Callable]:
         yield from every_in(part)
 
 
-def _shaped_in(reward: Callable) -> list[Shaped]:
+def _shaped_in(reward: RewardFunction) -> list[Shaped]:
     return [part for part in every_in(reward) if isinstance(part, Shaped)]
 
 

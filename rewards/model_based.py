@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,9 +17,13 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 from .base import Reward, RewardError, choice, number
 from .foreign import ADAPTER_WEIGHTS, adapter_problem, is_missing_folder
 from .rendering import TemplateError, render
+from .text import Message
 
 HEADS = ("score", "classifier")  # what transformers calls the last layer of a sequence classifier
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+Row = TypeVar("Row")  # a text in whatever form a subclass encodes it
 
 
 class ModelBased(Reward):
@@ -86,8 +90,8 @@ class ModelBased(Reward):
             raise self.error(f"device is '{device}', but this machine has no GPU that torch can use; leave it out.")
         return device
 
-    def _load(self) -> tuple[Any, Any]:
-        """The model at `self.path` and its tokenizer, on the CPU."""
+    def _load(self, path: str) -> tuple[Any, Any]:
+        """The model at `path` and its tokenizer, on the CPU."""
         raise NotImplementedError
 
     def _settle(self) -> None:
@@ -97,9 +101,9 @@ class ModelBased(Reward):
         """Loads what was not handed in, and settles what the options leave open."""
         if self._ready:
             return
-        if self._model is None:
+        if self._model is None and self.path is not None:
             self.device = self.device or process_device()
-            self._model, self._tokenizer = self._load()
+            self._model, self._tokenizer = self._load(self.path)
             self._model.to(self.device)
         elif self.device is None:
             self.device = getattr(self._model, "device", "cpu")
@@ -109,7 +113,7 @@ class ModelBased(Reward):
         self._settle()
         self._ready = True
 
-    def _rendered(self, messages: list[dict], row: Mapping[str, Any], **how: Any) -> str:
+    def _rendered(self, messages: Sequence[Message], row: Mapping[str, Any], **how: Any) -> str:
         """The messages in the tokenizer's chat template; see `rewards.rendering.render`."""
         try:
             return render(self._tokenizer, messages, row, **how)
@@ -120,11 +124,11 @@ class ModelBased(Reward):
         """The longest text in tokens: what the model, its tokenizer and `max_length` all allow."""
         # RoBERTa numbers positions from pad + 1, so its tokenizer's limit is the true one; some tokenizers have none.
         positions = getattr(self._model.config, "max_position_embeddings", None) or 10**9
-        longest = min(self._tokenizer.model_max_length, positions)
-        return min(self.max_length or longest, longest, 10**9)
+        longest = int(min(self._tokenizer.model_max_length, positions, 10**9))
+        return min(self.max_length or longest, longest)
 
     def _in_batches(
-        self, rows: Sequence, length: Callable[[Any], int], score: Callable[[list], torch.Tensor]
+        self, rows: Sequence[Row], length: Callable[[Row], int], score: Callable[[list[Row]], torch.Tensor]
     ) -> list[float]:
         """`score` (B rows -> B numbers) over all rows, like lengths together for less padding; in the rows' order."""
         scores = [0.0] * len(rows)
@@ -147,7 +151,8 @@ def process_device() -> torch.device:
     """The device of this process: each one loads its own model, onto its own device."""
     from accelerate import PartialState
 
-    return PartialState().device
+    device: torch.device = PartialState().device
+    return device
 
 
 @contextmanager
@@ -266,7 +271,7 @@ def _whole_weights() -> Iterator[None]:
     from accelerate.state import AcceleratorState
 
     before = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
-    plugin: Callable | Any = AcceleratorState().deepspeed_plugin if AcceleratorState._shared_state else None
+    plugin: Any = AcceleratorState().deepspeed_plugin if AcceleratorState._shared_state else None
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # true gives real weights to the first process only
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the base has no score head, and need not have: it comes with the adapter

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .base import choice
 from .model_based import ModelBased, adapter_config, load_adapter, load_options, loading
 from .rendering import NOTHING, encode, row_of
-from .text import text_of
+from .text import Text, Texts, text_of
 
 
 class Row(NamedTuple):
@@ -73,15 +73,13 @@ class Perplexity(ModelBased):
         if self.max_length is not None and self.max_length < 2:
             raise self.error(f"max_length is {max_length}; a token and what it follows are 2, so give 2 or more.")
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         texts = enumerate(zip(prompts, completions, strict=True))
         rows = [self.encode(prompt, completion, row_of(columns, i)) for i, (prompt, completion) in texts]
         scores = iter(self.score_rows([row for row in rows if row is not None]))
         return [self._of_nothing if row is None else next(scores) for row in rows]
 
-    def encode(
-        self, prompt: str | list[dict], completion: str | list[dict], columns: Mapping[str, Any] = NOTHING
-    ) -> Row | None:
+    def encode(self, prompt: Text, completion: Text, columns: Mapping[str, Any] = NOTHING) -> Row | None:
         """One text as the model reads it; None for a completion without text. See the class for how.
 
         Args: columns: of the row, those that speak to the chat template (`rewards.rendering`), if there are any.
@@ -108,9 +106,9 @@ class Perplexity(ModelBased):
         """A small batch of B rows -> scores (B,)."""
         inputs = self._pad([row.ids for row in rows])
         ids = inputs["input_ids"]
-        if self._can_skip_prompts:
-            inputs["logits_to_keep"] = ids.shape[1] - min(row.start for row in rows) + 1
-        logits = self._model(**inputs).logits  # (B, its last positions, V)
+        kept = ids.shape[1] - min(row.start for row in rows) + 1
+        skips = {"logits_to_keep": kept} if self._can_skip_prompts else {}
+        logits = self._model(**inputs, **skips).logits  # (B, its last positions, V)
         skipped = ids.shape[1] - logits.shape[1]
         scores = []
         for row, row_ids, row_logits in zip(rows, ids, logits, strict=True):
@@ -120,7 +118,7 @@ class Perplexity(ModelBased):
             scores.append(-cross_entropy(said, row_ids[row.start : end]))
         return torch.stack(scores)
 
-    def _context(self, prompt: str | list[dict], columns: Mapping[str, Any]) -> tuple[str, bool]:
+    def _context(self, prompt: Text, columns: Mapping[str, Any]) -> tuple[str, bool]:
         """The text before the completion, and whether the tokenizer shall add its special tokens."""
         if isinstance(prompt, str):
             return prompt, True
@@ -133,34 +131,37 @@ class Perplexity(ModelBased):
     def _ids(self, text: str, special: bool) -> list[int]:
         return encode(self._tokenizer, [text], rendered=not special)[0]
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self, path: str) -> tuple[Any, Any]:
         """The language model at `path` and its tokenizer, in evaluation mode on the CPU."""
         options = load_options(self.dtype)
-        with loading(self.path, self.__name__):
-            adapter = adapter_config(self.path)
+        with loading(path, self.__name__):
+            adapter = adapter_config(path)
             if adapter is not None:
                 if adapter.get("task_type") not in ("CAUSAL_LM", None):
                     raise self.error(
-                        f"'{self.path}' is an adapter of type {adapter['task_type']}, not of a language model "
+                        f"'{path}' is an adapter of type {adapter['task_type']}, not of a language model "
                         "(CAUSAL_LM); give one of recipes/sft.py, or the base."
                     )
-                return load_adapter(self.path, self.__name__, adapter, AutoModelForCausalLM, options)
-            model, info = AutoModelForCausalLM.from_pretrained(self.path, output_loading_info=True, **options)
+                return load_adapter(path, self.__name__, adapter, AutoModelForCausalLM, options)
+            # with output_loading_info a pair, of which its annotation does not know
+            pair: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+            model, info = pair
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise self.error(
-                    f"'{self.path}' holds no whole language model ({missing} would be random); give a causal one."
+                    f"'{path}' holds no whole language model ({missing} would be random); give a causal one."
                 )
-            return model.eval(), AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+            return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
     def _settle(self) -> None:
         config, tokenizer = self._model.config, self._tokenizer
         if not getattr(config, "is_decoder", True):
             raise self.error(f"'{self.path}' reads a text in both directions; give a causal language model.")
         firsts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        self._first_id = next((i for i in firsts if i is not None), None)
-        if self._first_id is None:
+        first = next((i for i in firsts if i is not None), None)
+        if first is None:
             raise self.error(f"the tokenizer of '{self.path}' has neither a begin-of-text nor an end-of-text token.")
+        self._first_id: int = first
         self._of_nothing = -math.log(config.get_text_config().vocab_size)
         self._limit = self._longest()
         whole = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model

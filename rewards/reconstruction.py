@@ -1,10 +1,9 @@
 """Reconstruction: how well the prompt can be told from the completion alone."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from .perplexity import Perplexity
-from .text import text_of
+from .text import Texts, text_of
 
 
 class Reconstruction(Perplexity):
@@ -43,7 +42,7 @@ class Reconstruction(Perplexity):
     ):
         super().__init__(path, True, max_length, batch_size, device, dtype, model, tokenizer, log_name)
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         self._prepare()
         texts = [text_of(completion).strip() for completion in completions]
         pairs = [(f"{text}\n", text_of(prompt)) for text, prompt in zip(texts, prompts, strict=True) if text]

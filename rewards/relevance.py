@@ -8,7 +8,7 @@ from typing import Any
 from .base import Reward, number
 from .foreign import pickle_in
 from .overlap import references_of
-from .text import text_of
+from .text import Texts, text_of
 
 
 class Relevance(Reward):
@@ -57,7 +57,7 @@ class Relevance(Reward):
         self.device = device
         self._model = model
 
-    def __call__(self, prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         if self.column_name == "prompt":
             others = [references_of(text_of(prompt), "prompt") for prompt in prompts]
         else:
@@ -70,30 +70,31 @@ class Relevance(Reward):
 
     def score_texts(self, rows: Sequence[tuple[str, list[str]]]) -> list[float | None]:
         """The score of each row of a completion and the texts to compare it with."""
-        needed = dict.fromkeys(text for said, others in rows if said and others for text in (said, *others))
+        needed = list(dict.fromkeys(text for said, others in rows if said and others for text in (said, *others)))
+        embedded: dict[str, Any] = {}  # text -> its embedding, of length 1
         if needed:
             embeddings = self.model.encode(
-                list(needed), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
+                needed, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
             )
-            needed = dict(zip(needed, embeddings, strict=True))  # text -> its embedding, of length 1
+            embedded = dict(zip(needed, embeddings, strict=True))
 
         def score(said: str, others: list[str]) -> float | None:
             if not said or not others:
                 return 0.0 if others else None
-            return max(float(needed[said] @ needed[other]) for other in others)
+            return max(float(embedded[said] @ embedded[other]) for other in others)
 
         return [score(said, others) for said, others in rows]
 
     @property
     def model(self) -> Any:
         """The sentence-transformers model, loaded at the first use."""
-        if self._model is None:
-            self._model = self._load()
+        if self._model is None and self.path is not None:
+            self._model = self._load(self.path)
         return self._model
 
-    def _load(self) -> Any:
-        if os.path.isdir(self.path) and (pickled := pickle_in(Path(self.path))):
-            raise self.error(f"'{self.path}' has weights in a pickle ({pickled}), which is never read.")
+    def _load(self, path: str) -> Any:
+        if os.path.isdir(path) and (pickled := pickle_in(Path(path))):
+            raise self.error(f"'{path}' has weights in a pickle ({pickled}), which is never read.")
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -102,12 +103,12 @@ class Relevance(Reward):
             ) from error
         from .model_based import loading, process_device
 
-        with loading(self.path, self.__name__):
+        with loading(path, self.__name__):
             model = SentenceTransformer(
-                self.path,
+                path,
                 device=str(self.device or process_device()),
                 trust_remote_code=False,
-                local_files_only=os.path.isdir(self.path),
+                local_files_only=os.path.isdir(path),
                 model_kwargs={"use_safetensors": True, "dtype": "float32"},
             )
         return model.requires_grad_(False)  # its `encode` puts it into evaluation mode

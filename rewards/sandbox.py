@@ -93,8 +93,8 @@ class Python:
     Used by one thread: the kernel ends it with the thread that started it.
     """
 
-    def __init__(self):
-        self.process: subprocess.Popen | None = None
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Python":
         return self
@@ -111,12 +111,11 @@ class Python:
     def run(self, job: Job, seconds: float, memory_mb: int) -> bool:
         """Whether `job` passed. The verdict must carry a token that is new for each run."""
         token = secrets.token_hex()
-        if self.process is None:
-            self._start()
-        order = {"token": token, "parent": self.process.pid, "seconds": seconds, "memory_mb": memory_mb}
-        theirs, orders = os.pipe()
-        reading, answers = os.pipe()
-        with open(orders, "wb", buffering=0) as orders, open(reading, "rb", buffering=0) as reading:
+        process = self.process or self._start()
+        order = {"token": token, "parent": process.pid, "seconds": seconds, "memory_mb": memory_mb}
+        theirs, ours = os.pipe()
+        back, answers = os.pipe()
+        with open(ours, "wb", buffering=0) as orders, open(back, "rb", buffering=0) as reading:
             try:
                 socket.send_fds(self.control, [b"j"], [theirs, answers])
             except OSError:
@@ -134,12 +133,13 @@ class Python:
                 self.__exit__()
             return verdict == {"token": token, "passed": True}
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         self.control, far = socket.socketpair()
         with far:
             pipes: dict[str, Any] = {"stdin": far, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             command = [*PYTHON, "--serve"]
             self.process = subprocess.Popen(command, **pipes, env=ENVIRONMENT, cwd="/", start_new_session=True)
+        return self.process
 
 
 @functools.cache

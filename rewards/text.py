@@ -2,6 +2,11 @@
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, Any]  # role and content, and what else a chat template reads
+Text = str | Sequence[Message]  # a prompt or a completion
+Texts = Sequence[Text]
 
 # Scripts that write no spaces between words, as (first, last) code points.
 _HAN = ((0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
@@ -13,7 +18,7 @@ _LINKS = "'\u2019-.,:"  # between two letters or digits they are part of the wor
 _JOINERS = "\u200c\u200d"  # inside words of Persian and Indic scripts, and emoji of several parts
 
 
-def text_of(x: str | Sequence[dict] | None) -> str:
+def text_of(x: Text | None) -> str:
     """The text of a prompt or completion: a string as it is, messages as their contents, one a line.
 
     A message's content may be a string, a list of blocks (the text blocks count) or None (a bare tool call).
@@ -25,7 +30,7 @@ def text_of(x: str | Sequence[dict] | None) -> str:
     return "\n".join(_content(message) for message in x)
 
 
-def _content(message: dict) -> str:
+def _content(message: Message) -> str:
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
@@ -103,7 +108,7 @@ def word_ends(text: str) -> list[int]:
 
 def _goes_on(around: str) -> bool:
     """Whether around[1] and around[2] are of one word."""
-    before, left, right, after = around
+    before, left, right, after = tuple(around)
     if right.isspace():
         return False
     if _is_mark(right) or left in _JOINERS or right in _JOINERS:

@@ -5,19 +5,20 @@ import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
-from .text import text_of
+from .text import Texts, text_of
 
 __all__ = ["pay", "pays_tokens", "token_ends"]
+
+TokenIds = Sequence[Sequence[int]]  # what was sampled: B rows of any lengths, without padding
+TokenEnds = Sequence[Sequence[int] | None]  # what `token_ends` gives
 
 WINDOW = 16  # tokens decoded again with each new one
 INCOMPLETE = "\ufffd"  # what decoders show for a character that is not complete, or bytes that are none
 
 
-def token_ends(
-    completion_ids: Sequence[Sequence[int]], completions: Sequence, tokenizer: Any
-) -> list[list[int] | None]:
+def token_ends(completion_ids: TokenIds, completions: Texts, tokenizer: Any) -> list[list[int] | None]:
     """For each sampled token, how many characters of the completion's text are complete with it.
 
         ids of "the c", "at", "</s>"  ->  [5, 7, 7]
@@ -41,9 +42,24 @@ def token_ends(
     return [_row_ends([int(i) for i in ids], text_of(completion), decode) for ids, completion in rows]
 
 
-def pays_tokens(reward: Callable) -> bool:
+class PaysTokens(Protocol):
+    """A reward that knows which token earned what (see `rewards.Reward`)."""
+
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]: ...
+
+    def token_rewards(
+        self, prompts: Texts, completions: Texts, completion_ids: TokenIds, token_ends: TokenEnds, **columns: Any
+    ) -> list[list[float] | None]: ...
+
+
+def knows_tokens(reward: object) -> TypeGuard[PaysTokens]:
+    """Whether `reward` can say what each token earned."""
+    return callable(getattr(reward, "token_rewards", None))
+
+
+def pays_tokens(reward: object) -> TypeGuard[PaysTokens]:
     """Whether `reward` pays token by token: it has `token_rewards`, and `instant`, where it has that, is true."""
-    return callable(getattr(reward, "token_rewards", None)) and bool(getattr(reward, "instant", True))
+    return knows_tokens(reward) and bool(getattr(reward, "instant", True))
 
 
 def pay(

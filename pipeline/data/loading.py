@@ -266,7 +266,8 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
         groups.setdefault(key, []).append(index)
     keys = sorted(groups)
     random.Random(seed).shuffle(keys)
-    wanted, aside = fraction * len(rows), []
+    wanted = fraction * len(rows)
+    aside: list[int] = []
     for key in keys:
         if len(aside) >= wanted:
             break

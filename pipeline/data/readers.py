@@ -102,9 +102,9 @@ def to_dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
         values = [row.get(key) for row in rows]
         if reason := _misfit(values):
             # the longest beginning that fits: whatever begins with a misfit is one too
-            row = bisect.bisect_left(range(len(rows)), True, key=lambda last: bool(_misfit(values[: last + 1]))) + 1
+            at = bisect.bisect_left(range(len(rows)), True, key=lambda last: bool(_misfit(values[: last + 1]))) + 1
             raise UserError(
-                f"dataset {name}, row {row}: the values of column {key} do not fit one type ({reason}); every row "
+                f"dataset {name}, row {at}: the values of column {key} do not fit one type ({reason}); every row "
                 "wants the same kind of value"
             )
     raise UserError(f"dataset {name}: the rows do not fit one table")

@@ -27,7 +27,7 @@ def fill_templates(rows: Dataset, args: Any, name: str) -> Dataset:
     Raises:
         UserError: a column that the data does not have, or a value that is no text, with the row.
     """
-    columns: dict[str, list] = {}
+    columns: dict[str, list[Any]] = {}
     for column, setting in TEMPLATES.items():
         if template := getattr(args, setting):
             make = _maker(template, setting, rows.column_names, name)
@@ -65,15 +65,16 @@ def _maker(template: str, setting: str, columns: list[str], name: str) -> Callab
     def make(row: dict[str, Any], number: int) -> str:
         where = f"{setting}: dataset {name}, row {number}"
         values = [_text(row[field[1]], field, where) for field in fields]
-        if None in values:
+        texts = [text for text in values if text is not None]
+        if len(texts) < len(values):
             return ""
-        found = iter(values)
+        found = iter(texts)
         return FIELD.sub(lambda _: next(found), template)
 
     return make
 
 
-def _text(value: Any, field: re.Match, where: str) -> str | None:
+def _text(value: Any, field: re.Match[str], where: str) -> str | None:
     if field[2] is not None and value is not None:
         if not isinstance(value, list):
             raise UserError(f"{where}: {field[0]} wants a list in the column {field[1]}, not {type(value).__name__}")

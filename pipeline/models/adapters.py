@@ -7,10 +7,12 @@ stop learning after every look through the reference. Here speaking and learning
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
 
 POLICY = "default"  # the name that TRL, PEFT and vLLM expect for the adapter that is trained and saved
 REFERENCE = "reference"
@@ -20,6 +22,11 @@ CRITIC = "critic"
 def adapter_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
     """The LoRA layers of `model`."""
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def base_of(model: PeftModel) -> PreTrainedModel:
+    """The model of transformers on which the adapters stand; PEFT's annotation says less of it."""
+    return cast(PreTrainedModel, model.get_base_model())
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 def eos_token_ids(model: torch.nn.Module, tokenizer) -> list[int]:
@@ -12,7 +12,7 @@ def eos_token_ids(model: torch.nn.Module, tokenizer) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
 
 
-def sample_plainly(model, eos_token_ids, tokenizer):
+def sample_plainly(model: PeftModel, eos_token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
     """Takes repetition penalties, forced tokens and the like of the model's own generation_config out of the rollouts.
 
     They would change the sampled distribution, and the log-probabilities would be of another one.

@@ -2,6 +2,7 @@
 from the expected gradient, only from its variance (Williams 1992)."""
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.ppo import math
@@ -12,9 +13,9 @@ DECAY = 0.9
 class LeaveOneOut:
     """The mean return of the other completions of the same prompt, which may lie on another process."""
 
-    state = None
+    state: float | None = None  # nothing for a checkpoint to keep
 
-    def __init__(self, accelerator):
+    def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
 
     def __call__(self, totals: Tensor, counts: Tensor, group_size: int, training: bool) -> Tensor:
@@ -31,7 +32,7 @@ class MovingAverage:
     `state` is what a checkpoint keeps.
     """
 
-    def __init__(self, accelerator):
+    def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
         self.state: float | None = None
 
@@ -46,6 +47,8 @@ class MovingAverage:
         return taken_off
 
 
-def build(name: str, accelerator) -> LeaveOneOut | MovingAverage | None:
+def build(name: str, accelerator: Accelerator) -> LeaveOneOut | MovingAverage | None:
     """The baseline of the setting `baseline`; None for `none`."""
-    return {"leave_one_out": LeaveOneOut, "moving_average": MovingAverage}.get(name, lambda _: None)(accelerator)
+    if name == "leave_one_out":
+        return LeaveOneOut(accelerator)
+    return MovingAverage(accelerator) if name == "moving_average" else None

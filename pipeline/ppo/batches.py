@@ -5,11 +5,13 @@ some of its rows without the columns that are padding for all of them.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+# TRL's names -> tensors with one row a completion, numbers, and lists where there are images
+Batch = dict[str, Any]
 CRITIC_STATES = "critic_states"  # (B, P+T, H): what enters the critic's first trained layer (pipeline/ppo/critic.py)
 # Shapes that come again are cheap: libraries prepare their products anew for every other one (oneDNN in bfloat16 above
 # all). So parts have a multiple of so many rows and columns where they can.
@@ -36,7 +38,7 @@ class Part(NamedTuple):
     prompt: int
     tokens: int
 
-    def cut(self, batch: dict) -> dict:
+    def cut(self, batch: Batch) -> Batch:
         """The rows and columns out of a batch; what is not one row a completion is taken as it is."""
         size, width = batch["completion_mask"].shape
         found = {}
@@ -81,7 +83,7 @@ def parts(prompt_mask: Tensor, completion_mask: Tensor, size: int, a_pass: float
         yield Part(order[first:end], max(prompt[first:end]), tokens[end - 1])
 
 
-def in_parts(batch: dict, a_pass: float) -> list[dict]:
+def in_parts(batch: Batch, a_pass: float) -> list[Batch]:
     """A micro-batch in parts of like length, whose losses add up to its own."""
     size = len(batch["completion_mask"])
     if not has_rows_alone(batch, size):
@@ -94,7 +96,7 @@ def _round_up(count: int, most: int) -> int:
     return min(max(_COLUMNS, -(-count // _COLUMNS) * _COLUMNS), max(most, 1))
 
 
-def pack(mini_batch: list[dict]) -> list[dict]:
+def pack(mini_batch: list[Batch]) -> list[Batch]:
     """The micro-batches of one mini-batch, with rows of like length together and without columns of padding only.
 
     One optimizer step sees all of them and its loss is a sum over tokens, so neither changes the gradient. Batches
@@ -114,7 +116,7 @@ def pack(mini_batch: list[dict]) -> list[dict]:
     return packed
 
 
-def has_rows_alone(batch: dict, size: int) -> bool:
+def has_rows_alone(batch: Batch, size: int) -> bool:
     """Whether everything in a batch is a tensor with one row a completion, or one number."""
     return all(
         not isinstance(x, list) and (not torch.is_tensor(x) or x.ndim == 0 or len(x) == size) for x in batch.values()

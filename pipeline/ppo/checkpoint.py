@@ -6,22 +6,42 @@ A run that is stopped after N optimizer steps and resumed from there does the sa
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from peft import set_peft_model_state_dict
+from accelerate import Accelerator
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY
+from pipeline.ppo.baseline import LeaveOneOut, MovingAverage
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.critic import Critic
+from pipeline.ppo.replay import Replay
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_WEIGHTS
+from rewards import RewardFunction, WeightedReward
 from rewards.mixture import load_state, state_of
 
 STATE = "ppo_state.json"
 _SHAPE = {"kl_coef": float, "baseline": (float, None), "rewards": {str: dict}}
 
 
-def save(trainer, folder: Path) -> None:
+class Trained(Protocol):
+    """What of a PPOTrainer is kept."""
+
+    args: PPOConfig
+    model: PeftModel
+    accelerator: Accelerator
+    critic: Critic | None
+    kl_coef: float
+    baseline: LeaveOneOut | MovingAverage | None
+    replay: Replay
+    reward_funcs: list[RewardFunction]
+
+
+def save(trainer: Trained, folder: Path) -> None:
     """Writes `ppo_state.json` (main process) and, with replay, `replay_<process>.safetensors`."""
     if trainer.args.replay:
         # never empty: there is a number for the file to hold before the first rollout as well
@@ -31,12 +51,12 @@ def save(trainer, folder: Path) -> None:
         state = {
             "kl_coef": trainer.kl_coef,
             "baseline": trainer.baseline and trainer.baseline.state,
-            "rewards": state_of((reward, 1.0) for reward in trainer.reward_funcs),
+            "rewards": state_of(WeightedReward(reward, 1.0) for reward in trainer.reward_funcs),
         }
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
-def load_adapters(trainer, folder: Path) -> None:
+def load_adapters(trainer: Trained, folder: Path) -> None:
     """Puts the policy's and the critic's weights from `folder` into the model; nothing else of it changes.
 
     Raises:
@@ -53,7 +73,7 @@ def load_adapters(trainer, folder: Path) -> None:
         trainer.critic.load_weights(critic)
 
 
-def load(trainer, folder: Path) -> None:
+def load(trainer: Trained, folder: Path) -> None:
     """Puts everything else back.
 
     Raises:
@@ -65,11 +85,11 @@ def load(trainer, folder: Path) -> None:
     trainer.kl_coef = state["kl_coef"]
     if trainer.baseline is not None:
         trainer.baseline.state = state["baseline"]
-    load_state(((reward, 1.0) for reward in trainer.reward_funcs), state["rewards"])
+    load_state((WeightedReward(reward, 1.0) for reward in trainer.reward_funcs), state["rewards"])
     if trainer.args.replay and _replay_file(trainer, folder).exists():
         tensors = load_file(_replay_file(trainer, folder))
         trainer.replay.load_state({n: x.to(trainer.args.device) for n, x in tensors.items() if n != "kept"})
 
 
-def _replay_file(trainer, folder: Path) -> Path:
+def _replay_file(trainer: Trained, folder: Path) -> Path:
     return folder / f"replay_{trainer.args.process_index}.safetensors"

@@ -1,6 +1,7 @@
 """Settings of PPO. What TRL has keeps TRL's name and meaning; what only PPO has keeps TRL 1.12's name."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -75,7 +76,7 @@ class PPOConfig(GRPOConfig):
     # -- defaults that differ from GRPO's
     num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt in one rollout."})
     num_generations_eval: int | None = field(default=1, metadata={"help": "Completions per prompt in evaluation."})
-    num_iterations: int | None = field(
+    num_iterations: int | None = field(  # type: ignore[assignment]  # a number when __post_init__ is through
         default=None, metadata={"help": "Epochs over each rollout; none: 4 for ppo, 1 for a2c and reinforce."}
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
@@ -166,19 +167,16 @@ class PPOConfig(GRPOConfig):
         default=None, metadata={"help": "Learning rate of critic adapter and value head; none: learning_rate."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._validate()
         given = {name: getattr(self, name) for name in ("steps_per_generation", "generation_batch_size")}
-        self.generation_batch_size = None
-        self.steps_per_generation = self.gradient_accumulation_steps * self.num_mini_batches
+        self.generation_batch_size, self.steps_per_generation = None, self.micro_batches_per_rollout
         if self.logging_steps == 0:
             self.logging_steps = self.steps_per_update
         # GRPO insists on groups of two or more. PPO has none, so its check is shown one group per process.
-        num_generations, self.num_generations = (
-            self.num_generations,
-            self.per_device_train_batch_size * self.steps_per_generation,
-        )
-        super().__post_init__()
+        num_generations = self.num_generations or 1
+        self.num_generations = self.per_device_train_batch_size * self.micro_batches_per_rollout
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.num_generations = num_generations
         for name, value in given.items():  # a run's own config.yaml, which has both, can be given again
             if value not in (None, getattr(self, name)):
@@ -186,9 +184,10 @@ class PPOConfig(GRPOConfig):
                     f"{name} is {value}, but PPO derives it: it is {getattr(self, name)} here "
                     f"({self._batch_arithmetic()}). Remove it."
                 )
-        if self.generation_batch_size % num_generations:
+        completions = self.completions_per_rollout
+        if completions % num_generations:
             raise UserError(
-                f"num_generations is {num_generations}, but a rollout has {self.generation_batch_size} completions "
+                f"num_generations is {num_generations}, but a rollout has {completions} completions "
                 f"({self._batch_arithmetic()}), which it does not divide."
             )
         if self.use_transformers_continuous_batching and (self.bf16 or self.fp16):
@@ -196,15 +195,13 @@ class PPOConfig(GRPOConfig):
                 "use_transformers_continuous_batching with bf16 or fp16 rounds adapters and value head to 16 bits for "
                 "good: set bf16 and fp16 to false, or leave it out."
             )
-        if self.kl_target is not None and self.kl_horizon < self.generation_batch_size:
+        if self.kl_target is not None and self.kl_horizon < completions:
             raise UserError(
-                f"kl_horizon is {self.kl_horizon}, shorter than the {self.generation_batch_size} episodes of one "
+                f"kl_horizon is {self.kl_horizon}, shorter than the {completions} episodes of one "
                 "update: kl_coef would leap, even below 0. Raise kl_horizon."
             )
         if self.total_episodes is not None:
-            self.max_steps = steps_for(
-                self.total_episodes, self.generation_batch_size, self.steps_per_update, self.max_steps
-            )
+            self.max_steps = steps_for(self.total_episodes, completions, self.steps_per_update, self.max_steps)
         if self.critic_warmup * self.steps_per_update >= self.max_steps > 0:
             raise UserError(
                 f"critic_warmup is {self.critic_warmup}, but the run has {self.max_steps // self.steps_per_update} "
@@ -212,9 +209,26 @@ class PPOConfig(GRPOConfig):
             )
 
     @property
+    def micro_batches_per_rollout(self) -> int:
+        """On each process; TRL calls it steps_per_generation."""
+        return self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def completions_per_rollout(self) -> int:
+        """Over all processes; TRL calls it generation_batch_size."""
+        return self.per_device_train_batch_size * self.micro_batches_per_rollout * int(self.world_size)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over each rollout: `num_iterations`, or what the algorithm makes of none."""
+        if self.num_iterations is None:
+            return 4 if self.algorithm == "ppo" else 1
+        return self.num_iterations
+
+    @property
     def steps_per_update(self) -> int:
         """Optimizer steps over one rollout."""
-        return self.num_iterations * self.num_mini_batches
+        return self.epochs * self.num_mini_batches
 
     def _batch_arithmetic(self) -> str:
         return (
@@ -245,7 +259,7 @@ class PPOConfig(GRPOConfig):
             raise UserError(f"critic_layers is {self.critic_layers}; give the number of upper layers, from 1 up.")
         if self.critic_warmup < 0:
             raise UserError(f"critic_warmup is {self.critic_warmup}; give the number of updates, from 0 up.")
-        if not 0 <= self.replay < self.num_iterations:
+        if not 0 <= self.replay < self.epochs:
             raise UserError(
                 f"replay is {self.replay}, but of num_iterations {self.num_iterations} epochs at least one goes over "
                 "the new rollout: give a number from 0 up, below num_iterations."
@@ -290,8 +304,7 @@ class PPOConfig(GRPOConfig):
                 )
         if self.algorithm != "ppo":
             self.cliprange_value = None
-        if self.num_iterations is None:
-            self.num_iterations = 4 if self.algorithm == "ppo" else 1
+        self.num_iterations = self.epochs
         if self.whiten_advantages is None:
             self.whiten_advantages = self.algorithm != "reinforce"
         if self.baseline == "moving_average" and self.whiten_advantages:
@@ -304,8 +317,8 @@ class PPOConfig(GRPOConfig):
                 f"{self.num_generations}: set it to 2 or more."
             )
 
-    def to_dict(self):
-        settings = super().to_dict()
+    def to_dict(self) -> dict[str, Any]:
+        settings: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
         if settings["gradient_checkpointing_kwargs"]:
             # what the trainer puts there besides settings is code, which no log or JSON file can take
             for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
@@ -314,5 +327,5 @@ class PPOConfig(GRPOConfig):
 
 
 @dataclass
-class PPOStage(RolloutDefaults, PPOConfig):
+class PPOStage(RolloutDefaults, PPOConfig):  # type: ignore[misc]  # none of a default is filled in by __post_init__
     """Settings of the PPO stage: TRL's `GRPOConfig` and PPO's own, with our defaults."""

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.models.adapters import CRITIC, use_adapter
+from pipeline.models.adapters import CRITIC, base_of, use_adapter
 from pipeline.models.loading import read_weights
 from pipeline.models.trunk import Trunk
 from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -50,7 +50,7 @@ class Critic:
                 "leave it out to train the critic on all of them."
             )
         self._resumable: bool | None = None  # whether the upper layers can be run alone; found out at the first use
-        hidden_size = model.get_base_model().config.get_text_config().hidden_size
+        hidden_size = base_of(model).config.get_text_config().hidden_size
         # float32 even on a 16-bit base: values are regressed, and half a percent of error matters
         self.head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.head.weight)
@@ -78,7 +78,9 @@ class Critic:
                 hidden = self._trunk.run_from(self.frozen, states, attention_mask)
         return self._read(hidden, num_tokens)
 
-    def values_and_states(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int):
+    def values_and_states(
+        self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int
+    ) -> tuple[Tensor, Tensor | None]:
         """`values`, and the states (B, P+T, H) that enter the first trained layer; None where every layer is trained,
         and for models whose upper layers do not run alone (those that scale or add something before the first)."""
         if not self.frozen or self._resumable is False:
@@ -96,7 +98,8 @@ class Critic:
     def _read(self, hidden: Tensor, num_tokens: int) -> Tensor:
         states = hidden[:, -num_tokens - 1 : -1]
         with torch.autocast(states.device.type, enabled=False):
-            return self.head(states.float()).squeeze(-1)
+            values: Tensor = self.head(states.float()).squeeze(-1)
+        return values
 
     def learned(self) -> list[nn.Parameter]:
         """What training moves: the head, and the adapter in the layers above the frozen ones."""
@@ -110,7 +113,7 @@ class Critic:
         # "all-linear" was resolved to names when the adapter was made, so the config describes the weights exactly
         config = LoraConfig(**{**self.model.peft_config[CRITIC].to_dict(), "modules_to_save": ["score"]})
         config.task_type, config.inference_mode = "TOKEN_CLS", True
-        config.save_pretrained(folder)
+        config.save_pretrained(str(folder))
         weights = get_peft_model_state_dict(self.model, adapter_name=CRITIC)
         weights |= {f"{HEAD}{name}": tensor for name, tensor in self.head.state_dict().items()}
         save_file(

@@ -1,11 +1,13 @@
 """One rollout as tensors, and what the reward says of it token by token."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.ppo import math
+from pipeline.ppo.config import PPOConfig
 
 
 class Rollout(NamedTuple):
@@ -39,7 +41,12 @@ def is_finished(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids: 
 
 
 def make_experience(
-    rollout: Rollout, config, kl_coef: float, reduce_sum=lambda t: t, baseline=None, advantage=math.gae
+    rollout: Rollout,
+    config: PPOConfig,
+    kl_coef: float,
+    reduce_sum: math.ReduceSum = lambda t: t,
+    baseline: Callable[[Tensor], Tensor] | None = None,
+    advantage: math.AdvantageEstimator = math.gae,
 ) -> Experience:
     """Scores, KL and values -> rewards, advantages, returns, as numbered in Schulman et al. 2016 and 2017.
 

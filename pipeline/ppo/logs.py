@@ -1,21 +1,46 @@
 """What PPOTrainer logs, and when (`watching/metrics.py` says what each figure is)."""
 
+from collections import defaultdict
+from typing import Any, Protocol
+
 import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor
 
 from pipeline.ppo import math
-from pipeline.watching.journal import repetition
+from pipeline.ppo.batches import Batch
+from pipeline.ppo.critic import Critic
+from pipeline.ppo.experience import Experience, Rollout
+from pipeline.watching.journal import Journal, repetition
 
 # GRPO's own statistics (PPO has no groups), and what is logged here under the names of metrics.PPO
 _NOT_LOGGED = {"reward", "reward_std", "frac_reward_zero_std", "num_tokens", "step_time"}
 _NOT_LOGGED_GROUPS = ("rewards/", "completions/", "profiling/")
 
 
-def sampled(batch) -> torch.Tensor:
+class Logged(Protocol):
+    """What of a PPOTrainer is logged, and where."""
+
+    model: PeftModel
+    accelerator: Accelerator
+    critic: Critic | None
+    kl_coef: float
+    journal: Journal
+    _logs: dict[str, Any]  # TRL's completions table
+    _metrics: dict[str, defaultdict[str, list[float]]]  # TRL's figures, those of `train` and of `eval`
+
+    @property
+    def _notes(self) -> Journal: ...
+
+
+def sampled(batch: Batch) -> Tensor:
     """(B, T), 1 = a token of the policy; 0 = padding or what a tool wrote."""
-    return batch["completion_mask"] * (1 if batch.get("tool_mask") is None else batch["tool_mask"])
+    mask: Tensor = batch["completion_mask"]
+    return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
 
 
-def log_rollout(trainer, batch, rollout, experience, finished) -> None:
+def log_rollout(trainer: Logged, batch: Batch, rollout: Rollout, experience: Experience, finished: Tensor) -> None:
     """A rollout and what was made of it. Changes nothing but the trainer's journal and TRL's completions table."""
     mask, journal, reduce_sum = rollout.loss_mask, trainer._notes, trainer.journal.sum
     lengths, counts = sampled(batch).sum(dim=1), mask.any(dim=1)
@@ -41,7 +66,15 @@ def log_rollout(trainer, batch, rollout, experience, finished) -> None:
     column.extend(advantage)
 
 
-def log_policy(journal, mask, log_ratio, entropy, policy_loss, ratio, clipped) -> None:
+def log_policy(
+    journal: Journal,
+    mask: Tensor,
+    log_ratio: Tensor,
+    entropy: Tensor,
+    policy_loss: Tensor,
+    ratio: Tensor,
+    clipped: Tensor,
+) -> None:
     """The policy in one micro-batch; everything (B, T)."""
     log_ratio = log_ratio.detach()
     journal.add("entropy", entropy, mask)
@@ -52,7 +85,7 @@ def log_policy(journal, mask, log_ratio, entropy, policy_loss, ratio, clipped) -
     journal.largest("ratio/max", ratio, mask)
 
 
-def put_into(trainer, values: dict) -> None:
+def put_into(trainer: Logged, values: dict[str, float]) -> None:
     """Puts PPO's figures in the place of GRPO's, before TRL adds its own to `values` and writes them."""
     mode = "train" if trainer.model.training else "eval"
     ours = trainer._notes.read()

@@ -30,9 +30,14 @@ it in the place of `gae`:
         return (returns - values) * mask, returns
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+ReduceSum = Callable[[Tensor], Tensor]
+# (rewards, values, mask, gamma, lam) -> advantages, returns
+AdvantageEstimator = Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
 KL_ESTIMATORS = ("k1", "k2", "k3")
 # e^20 = 5e8: beyond it an exponential says nothing more, and would overflow to inf and then NaN
 _LARGEST_EXPONENT = 20.0
@@ -50,7 +55,7 @@ def whiten(x: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, shift_mean: 
     return torch.where(mask.bool(), whitened, 0)
 
 
-def moments(x: Tensor, mask: Tensor, reduce_sum=lambda t: t) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, mask: Tensor, reduce_sum: ReduceSum = lambda t: t) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance of `x` (B, T) over real tokens. `reduce_sum` adds a tensor over all processes.
 
     Two passes, so that a large mean does not cancel a small variance away.
@@ -197,7 +202,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: f
     return torch.max(unclipped, clipped) / 2, (clipped > unclipped).detach()
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce_sum=lambda t: t) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce_sum: ReduceSum = lambda t: t) -> Tensor:
     """1 - Var(R - V) / Var(R) over real tokens of all processes: 1 = perfect critic, 0 = no better than the mean.
 
     0 when the returns do not vary at all (there is nothing to explain).

@@ -1,22 +1,46 @@
 """What the adapters say of a batch: log-probabilities and values of the sampled tokens, in parts of like length."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from trl import GRPOTrainer
 
 from pipeline.models.adapters import use_adapter
-from pipeline.ppo.batches import CRITIC_STATES, parts
+from pipeline.models.trunk import Tail
+from pipeline.ppo.batches import CRITIC_STATES, Batch, parts
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.critic import Critic
+from rewards import RewardFunction
 
+# log-probabilities (B, T); entropies (B, T) and a mixture's balancing loss, None unless they were asked for
+LogprobsAndMore = tuple[Tensor, Tensor | None, Tensor | None]
 _READ = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
-class Passes:
+class Passes(GRPOTrainer):
     """The forward passes of `PPOTrainer`; it has the adapters, the critic and the layer tails that they need."""
 
-    def _old_and_ref_logprobs(self, batch, ref_logprobs=None):
+    # What TRL and transformers have, where their annotations say more or less than it is here
+    args: PPOConfig
+    model: PeftModel
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin
+    reward_funcs: list[RewardFunction]  # type: ignore[assignment]  # in the place of a name its model
+    _buffered_inputs: list[Batch] | None  # type: ignore[assignment]  # None at first
+    # What PPOTrainer has
+    critic: Critic | None
+    reference_adapter: str | None
+    _tail: Tail
+    _a_pass: float
+
+    def _old_and_ref_logprobs(self, batch: Batch, ref_logprobs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the sampled tokens by the policy as it is now and by the reference; (B, T) each."""
         size = self.args.per_device_train_batch_size
-        old_logprobs = batch.get("old_per_token_logps")  # TRL has them where its sampler's differ from ours
+        # TRL has them where its sampler's differ from ours
+        old_logprobs: Tensor | None = batch.get("old_per_token_logps")
         if old_logprobs is None:
             old_logprobs = self._logprobs(self.model, batch, batch_size=size)[0]
         if ref_logprobs is None:
@@ -24,13 +48,16 @@ class Passes:
                 ref_logprobs = self._logprobs(self.model, batch, batch_size=size)[0]
         return old_logprobs, ref_logprobs
 
-    def _values(self, batch):
+    def _values(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """V before each token, (B, T), 0 at padding; and what enters the critic's first trained layer, (B, P+T, H).
 
-        The epochs begin there. None where every layer is trained.
+        The epochs begin there. None where every layer is trained. Without a critic every value is 0.
         """
-        size, known, found, states = self.args.per_device_train_batch_size, CRITIC_STATES in batch, None, None
+        size, known = self.args.per_device_train_batch_size, CRITIC_STATES in batch
         shape, prompt = batch["completion_mask"].shape, batch["prompt_mask"].shape[1]
+        found, states = torch.zeros(shape, device=batch["completion_mask"].device), None
+        if self.critic is None:
+            return found, None
         for part in parts(batch["prompt_mask"], batch["completion_mask"], size, self._a_pass):
             inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
             with self._reading(part.tokens), self.accelerator.autocast():
@@ -38,7 +65,6 @@ class Passes:
                     values, entering = self.critic.values(*whole(inputs), inputs[CRITIC_STATES]), None
                 else:
                     values, entering = self.critic.values_and_states(*whole(inputs))
-            found = values.new_zeros(shape) if found is None else found
             found[part.rows, : part.tokens] = values
             if entering is not None:
                 if states is None:
@@ -46,38 +72,48 @@ class Passes:
                 states[part.rows, prompt - part.prompt : prompt + part.tokens] = entering
         return found, states
 
-    def _reading(self, num_tokens):
+    def _reading(self, num_tokens: int) -> AbstractContextManager[None]:
         """Inside, only completions of `num_tokens` are read, each token from the position before it."""
         # recomputation in the backward pass happens outside of the block
         return nullcontext() if self.args.gradient_checkpointing else self._tail.reads(num_tokens + 1)
 
-    def _logprobs(self, model, inputs, **asked):
+    def _logprobs(self, model: nn.Module, inputs: Batch, **asked: Any) -> tuple[Tensor, Any, Any]:
         """Log-probabilities of the completions, (B, T), by the adapter that speaks, and what else was asked for."""
         return self._get_per_token_logps_and_entropies(model, *whole(inputs), **asked)
 
     def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **asked
-    ):
-        def call(input_ids, attention_mask, num_tokens, *of_trl, **asked):
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **asked: Any,
+    ) -> LogprobsAndMore:
+        def call(
+            input_ids: Tensor, attention_mask: Tensor, num_tokens: int, *of_trl: Any, **asked: Any
+        ) -> LogprobsAndMore:
             with self._reading(num_tokens):
-                return super(Passes, self)._get_per_token_logps_and_entropies(
+                found: LogprobsAndMore = super(Passes, self)._get_per_token_logps_and_entropies(
                     model, input_ids, attention_mask, num_tokens, *of_trl, **asked
                 )
+            return found
 
         if batch_size is None or any(x is not None for x in asked.values()):
             return call(input_ids, attention_mask, logits_to_keep, batch_size, **asked)
         # A whole rollout, by us or by TRL: in parts of like length
         width = input_ids.shape[1] - logits_to_keep
-        logprobs = None
+        found = []
         for part in parts(attention_mask[:, :width], attention_mask[:, width:], batch_size, self._a_pass):
             columns = (part.rows, slice(width - part.prompt, width + part.tokens))
-            found = call(input_ids[columns], attention_mask[columns], part.tokens)[0]
-            logprobs = found.new_zeros(len(input_ids), logits_to_keep) if logprobs is None else logprobs
-            logprobs[part.rows, : part.tokens] = found
+            found.append((part, call(input_ids[columns], attention_mask[columns], part.tokens)[0]))
+        logprobs = found[0][1].new_zeros(len(input_ids), logits_to_keep)
+        for part, of_part in found:
+            logprobs[part.rows, : part.tokens] = of_part
         return logprobs, None, None
 
 
-def whole(inputs):
+def whole(inputs: Batch) -> tuple[Tensor, Tensor, int]:
     """Ids and mask (B, P+T) of prompt and completion, and T."""
     input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)

@@ -6,8 +6,10 @@ base loads its own beside it, and the log says what that costs.
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -16,15 +18,17 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from pipeline.errors import UserError
-from pipeline.models.adapters import use_adapter
+from pipeline.models.adapters import base_of, use_adapter
 from pipeline.models.folders import check_same_base, resolve_stage
 from pipeline.models.trunk import Trunk
 from pipeline.ppo.critic import HEAD
 from pipeline.runs.folder import say
-from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
-from rewards import Learned, every_in
+from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors
+from rewards import Learned, RewardFunction, every_in
+from rewards.foreign import ADAPTER_WEIGHTS
 from rewards.model_based import ModelBased
 
+Autocast = Callable[[], AbstractContextManager[None]]
 REWARD = "reward"  # the first such adapter; a second one is called reward_2, and so on
 
 
@@ -40,10 +44,10 @@ class RewardAdapter:
         UserError: when the adapter does not fit the base, or has no score head of one output.
     """
 
-    def __init__(self, model: PeftModel, name: str, folder: Path, autocast: Callable):
+    def __init__(self, model: PeftModel, name: str, folder: Path, autocast: Autocast):
         self._model, self._name, self._autocast = model, name, autocast
         self._trunk = Trunk(model)
-        self.config = copy.deepcopy(model.get_base_model().config)  # Learned writes the pad id into it
+        self.config = copy.deepcopy(base_of(model).config)  # Learned writes the pad id into it
         self.config.num_labels = 1
         self.device = model.device
         weights = load_file(folder / ADAPTER_WEIGHTS)
@@ -79,25 +83,26 @@ class RewardAdapter:
             return SimpleNamespace(logits=self.head(states.float()))
 
 
-def put_on_base(rewards: Iterable[Callable], model: PeftModel, autocast: Callable) -> list[RewardAdapter]:
+def put_on_base(rewards: Iterable[RewardFunction], model: PeftModel, autocast: Autocast) -> list[RewardAdapter]:
     """Gives every `learned` reward in `rewards` that was trained on the base of `model` an adapter on it."""
     on_base: dict[str, tuple[RewardAdapter, object]] = {}
     for reward in [part for whole in rewards for part in every_in(whole) if isinstance(part, Learned)]:
         if reward.is_loaded:
             continue
-        if reward.path not in on_base:
+        path = reward.path or ""
+        if path not in on_base:
             name = f"{REWARD}_{len(on_base) + 1}" if on_base else REWARD
             try:
-                on_base[reward.path] = _make(reward, model, name, autocast)
+                on_base[path] = _make(reward, model, name, autocast)
             except UserError as why:
                 say(f"Reward {reward.__name__} loads its own model beside the policy's base{_size(reward)}: {why}.")
                 reward.prepare()  # now: what is wrong with it is to be said before training
                 continue
-        reward.take(*on_base[reward.path])
+        reward.take(*on_base[path])
     return [adapter for adapter, _ in on_base.values()]
 
 
-def stands_on(reward: Callable, base: str) -> bool:
+def stands_on(reward: RewardFunction, base: str) -> bool:
     """Whether every model that `reward` asks can be an adapter on `base`; it is not loaded then before it is."""
     parts = [part for part in every_in(reward) if isinstance(part, ModelBased)]
     return bool(parts) and all(isinstance(part, Learned) and _why_not(part, base) is None for part in parts)
@@ -118,13 +123,13 @@ def _why_not(reward: Learned, base: str) -> str | None:
     return None
 
 
-def _make(reward: Learned, model: PeftModel, name: str, autocast: Callable) -> tuple[RewardAdapter, object]:
-    folder, base = Path(reward.path), model.get_base_model()
-    if why := _why_not(reward, base.name_or_path):
+def _make(reward: Learned, model: PeftModel, name: str, autocast: Autocast) -> tuple[RewardAdapter, object]:
+    folder, base = Path(reward.path or ""), base_of(model)
+    if why := _why_not(reward, base.name_or_path or ""):
         raise UserError(why)
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else base.name_or_path, trust_remote_code=False)
-    if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > len(cast(nn.Embedding, base.get_input_embeddings()).weight):
         raise UserError("its tokenizer has more tokens than the base")
     return RewardAdapter(model, name, folder, autocast), tokenizer
 
@@ -132,7 +137,7 @@ def _make(reward: Learned, model: PeftModel, name: str, autocast: Callable) -> t
 def _size(reward: Learned) -> str:
     """` (59 MB)`: the weights of the model that the reward loads, where they are files here."""
     try:
-        stage = resolve_stage(reward.path)
+        stage = resolve_stage(reward.path or "")
     except UserError:
         return ""
     size = sum(file.stat().st_size for file in Path(stage.base).glob("*.safetensors"))

@@ -4,12 +4,16 @@ import copy
 import importlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.optim import Optimizer
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
+from trl import GRPOConfig
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY, checkpoint_contexts
@@ -17,8 +21,12 @@ from pipeline.models.quantized import never_repack
 from pipeline.ppo import math
 from pipeline.safety.weights import ADAPTER_CONFIG
 
+Settings = TypeVar("Settings", bound=TrainingArguments)
 
-def with_policy_adapter(model, peft_config, args) -> PeftModel:
+
+def with_policy_adapter(
+    model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None, args: GRPOConfig
+) -> PeftModel:
     """The model with the adapter that PPO trains: its own one, or a new one of `peft_config`."""
     if isinstance(model, str):
         if (Path(model) / ADAPTER_CONFIG).exists():
@@ -26,7 +34,7 @@ def with_policy_adapter(model, peft_config, args) -> PeftModel:
                 f"model is {model}, a LoRA adapter; load it first: "
                 f"AutoPeftModelForCausalLM.from_pretrained({model!r}, is_trainable=True)."
             )
-        model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "auto", **(args.model_init_kwargs or {})})
+        model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "auto", **_mapping(args.model_init_kwargs)})
         args.model_init_kwargs = None
     never_repack(model)
     if isinstance(model, PeftModel):
@@ -42,7 +50,7 @@ def with_policy_adapter(model, peft_config, args) -> PeftModel:
     return get_peft_model(model, peft_config)
 
 
-def advantage_estimator(name: str) -> Callable:
+def advantage_estimator(name: str) -> math.AdvantageEstimator:
     """The function that the setting `advantage` names: `gae`, or the user's own `module:function` (contract: math.py).
 
     Raises:
@@ -56,7 +64,7 @@ def advantage_estimator(name: str) -> Callable:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # a launched script has its own folder on the path, not the current one
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        function: math.AdvantageEstimator = getattr(importlib.import_module(module), attribute)
         zeros = torch.zeros(2, 3)
         found = function(zeros, zeros, torch.ones(2, 3), 1.0, 0.95)
     except Exception as error:
@@ -69,8 +77,13 @@ def advantage_estimator(name: str) -> Callable:
     return function
 
 
-def check_prompts(dataset, args) -> None:
-    prompts = args.generation_batch_size // args.num_generations
+def _mapping(settings: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A setting that holds settings; a text was read as one when the config was made."""
+    return settings if isinstance(settings, dict) else {}
+
+
+def check_prompts(dataset: Dataset | IterableDataset, prompts: int) -> None:
+    """Refuses a data set with fewer than the `prompts` that one rollout takes."""
     if hasattr(dataset, "__len__") and len(dataset) < prompts:
         raise UserError(
             f"train_dataset has {len(dataset)} prompts, but one rollout takes {prompts}. Give more prompts, or lower "
@@ -78,18 +91,18 @@ def check_prompts(dataset, args) -> None:
         )
 
 
-def checkpoint_through_adapters(args, model: PeftModel):
+def checkpoint_through_adapters(args: Settings, model: PeftModel) -> Settings:
     """A copy of the settings (the caller's stay plain values) in which recomputation sees the right adapter."""
     args = copy.copy(args)
     args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = {
-        **(args.gradient_checkpointing_kwargs or {}),
+        **_mapping(args.gradient_checkpointing_kwargs),
         "use_reentrant": False,
         "context_fn": checkpoint_contexts(model),
     }
     return args
 
 
-def check_all_learns(model) -> None:
+def check_all_learns(model: nn.Module) -> None:
     """An adapter with parts that stay frozen here would be half trained without a word."""
     for name, parameter in model.named_parameters():
         if POLICY in name.split(".") and not parameter.requires_grad:
@@ -99,7 +112,7 @@ def check_all_learns(model) -> None:
             )
 
 
-def switch_dropout_off(model) -> None:
+def switch_dropout_off(model: nn.Module) -> None:
     """Also where a module keeps it as a number (OPT's dropout, Llama's attention_dropout), which TRL passes over."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
@@ -107,13 +120,13 @@ def switch_dropout_off(model) -> None:
                 setattr(module, name, 0.0)
 
 
-def with_critic_rate(optimizer, model, args):
-    """The optimizer with the critic (adapter and value head) in groups of its own, at `critic_learning_rate`."""
-    if args.critic_learning_rate is not None and len(optimizer.param_groups) <= 2:
+def with_critic_rate(optimizer: Optimizer, model: nn.Module, rate: float | None) -> Optimizer:
+    """The optimizer with the critic (adapter and value head) in groups of its own, at the learning rate `rate`."""
+    if rate is not None and len(optimizer.param_groups) <= 2:
         names = {CRITIC, "value_head"}
         critic = {id(p) for n, p in model.named_parameters() if names & set(n.split("."))}
         for group in list(optimizer.param_groups):
             theirs = [p for p in group["params"] if id(p) in critic]
             group["params"] = [p for p in group["params"] if id(p) not in critic]
-            optimizer.param_groups.append({**group, "params": theirs, "lr": args.critic_learning_rate})
+            optimizer.param_groups.append({**group, "params": theirs, "lr": rate})
     return optimizer

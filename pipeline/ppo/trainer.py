@@ -17,10 +17,13 @@ tests/ppo/test_trl_contract.py.
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, set_seed
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, set_seed
 from trl import GRPOTrainer
 
 from pipeline.errors import UserError
@@ -32,10 +35,10 @@ from pipeline.models.lean import lean
 from pipeline.models.sharding import check_launcher
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, logs, math, setup
-from pipeline.ppo.batches import CRITIC_STATES, in_parts, pack, tokens_a_pass
+from pipeline.ppo.batches import CRITIC_STATES, Batch, in_parts, pack, tokens_a_pass
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
-from pipeline.ppo.experience import Rollout, is_finished, make_experience
+from pipeline.ppo.experience import Experience, Rollout, is_finished, make_experience
 from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
@@ -47,10 +50,11 @@ from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
 from pipeline.watching.journal import Journal
 from pipeline.watching.nonfinite import SkipsNonFinite
-from rewards import set_training
+from rewards import RewardFunction, set_training
 
 
-class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, GRPOTrainer):
+# TRL and transformers set `_buffered_inputs` and `hub_model_id` to None at first, which mypy takes for all they can be
+class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, GRPOTrainer):  # type: ignore[misc]
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:
@@ -82,19 +86,19 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        reward_funcs: Callable | list | None = None,
+        reward_funcs: RewardFunction | str | list[RewardFunction | str] | None = None,
         args: PPOConfig | None = None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         peft_config: PeftConfig | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         args = PPOConfig("ppo") if args is None else args
         check_launcher("PPO", args)
         self._no_prompts = train_dataset is None
-        if not self._no_prompts:
-            setup.check_prompts(train_dataset, args)
+        if train_dataset is not None:
+            setup.check_prompts(train_dataset, args.completions_per_rollout // (args.num_generations or 1))
         self.advantage = setup.advantage_estimator(args.advantage)
         set_seed(args.seed)  # before adapters are made, so that they are the same on every process and in every run
         starts_from_adapter = isinstance(model, PeftModel)
@@ -109,11 +113,11 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         # Nothing is trainable while TRL sets up: on a quantized base it would round what is to bfloat16, so that the
         # policy is no longer its reference and the value head no longer float32
         model.requires_grad_(False)
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             model=model,
             reward_funcs=no_rewards if reward_funcs is None else reward_funcs,
             args=args,
-            train_dataset=placeholder() if self._no_prompts else train_dataset,
+            train_dataset=placeholder() if train_dataset is None else train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
@@ -136,15 +140,15 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         self._eval_journal = Journal(self.accelerator)
 
     # ------------------------------------------------------------ 1. the rollout
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         """Rows of the data set -> a rollout of B completions of at most T tokens, with all that the update reads."""
         # 1. Sample completions and score them (TRL, through _generate and _calculate_rewards below)
-        batch = super()._generate_and_score_completions(inputs)
+        batch: Batch = super()._generate_and_score_completions(inputs)
         mask, scores, instant, finished = self._scores(batch)
         # 2. Log-probabilities of the sampled tokens and values of their states, all without dropout or gradient
         with self._notes.clock("forward"), torch.no_grad():
             old_logprobs, ref_logprobs = self._old_and_ref_logprobs(batch)
-            values, states = (torch.zeros_like(old_logprobs), None) if self.critic is None else self._values(batch)
+            values, states = self._values(batch)
         # 3. Token rewards, advantages, returns; whitened over all processes
         rollout = Rollout(mask, scores, old_logprobs, ref_logprobs, values, instant)
         experience = self._experience(rollout, self._baseline_of(rollout))
@@ -167,17 +171,20 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             self._adapt_kl_coef(experience.kl.sum(dim=1), mask.any(dim=1), episodes)
         return batch
 
-    def _generate(self, prompts):
+    def _generate(self, prompts: list[Any]) -> Any:
         with self._notes.clock("generation"):
             return super()._generate(prompts)
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    def _calculate_rewards(
+        self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+    ) -> Tensor:
         """What every reward said of every completion of all processes, (processes · B, F); this process's rows are
         kept, and what was paid token by token."""
         for reward in self.reward_funcs:
             set_training(reward, self.model.training)  # running statistics are those of training alone
         scoring = Scoring(self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
         self.reward_funcs, rewards = scoring.functions, self.reward_funcs  # TRL's loop asks through them
+        scores_per_reward: Tensor
         try:
             with self._notes.clock("scoring"):
                 scores_per_reward = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -194,7 +201,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             )
         return scores_per_reward
 
-    def _scores(self, batch):
+    def _scores(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Loss mask (B, T), scores with penalties (B,), token rewards (B, T) or None, finished (B,)."""
         completion_mask = batch["completion_mask"]
         weights = self.reward_weights.to(completion_mask.device)
@@ -208,19 +215,19 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             scores = scores - self.args.missing_eos_penalty * ~finished
         return logs.sampled(batch) * scorable[:, None], scores, instant, finished
 
-    def _experience(self, rollout, baseline=None):
+    def _experience(self, rollout: Rollout, baseline: Callable[[Tensor], Tensor] | None = None) -> Experience:
         """Token rewards, advantages and returns of a rollout, by the policy's and the critic's present settings."""
         return make_experience(rollout, self.args, self.kl_coef, self.journal.sum, baseline, self.advantage)
 
-    def _baseline_of(self, rollout):
+    def _baseline_of(self, rollout: Rollout) -> Callable[[Tensor], Tensor] | None:
         """REINFORCE's baseline as a function of the returns of whole completions, (B,) -> (B,); else None."""
-        if self.baseline is None:
+        if (baseline := self.baseline) is None:
             return None
         training, counts = self.model.training, rollout.loss_mask.any(dim=1)
-        group_size = self.num_generations if training else self.num_generations_eval
-        return lambda totals: self.baseline(totals, counts, group_size, training)
+        group_size = (self.num_generations if training else self.num_generations_eval) or 1
+        return lambda totals: baseline(totals, counts, group_size, training)
 
-    def _adapt_kl_coef(self, kl, counts, episodes):
+    def _adapt_kl_coef(self, kl: Tensor, counts: Tensor, episodes: int) -> None:
         """β follows `kl_target`: the mean KL of the completions that count, (B,) and (B,), over all processes."""
         if self.args.kl_target is not None:
             total, rows = self.journal.sum(torch.stack([kl.sum(), counts.sum()])).tolist()
@@ -228,62 +235,63 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             self.kl_coef = math.adapt_kl_coef(self.kl_coef, total / max(rows, 1), target, horizon, episodes)
 
     # ------------------------------------------------------------ 2. mini-batches
-    def _prepare_inputs(self, generation_batch):
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> Batch:
         """The micro-batch of this step; TRL makes a new rollout for it when the last one is used up."""
+        steps = self.args.micro_batches_per_rollout
         is_new = self.model.training and (
-            self._buffered_inputs is None or self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+            self._buffered_inputs is None or self._step % (steps * self.num_iterations) == 0
         )
-        inputs = super()._prepare_inputs(generation_batch)
+        inputs: Batch = super()._prepare_inputs(generation_batch)
         if not self.model.training:
             return inputs
         if is_new:
-            self._buffered_inputs = self._by_mini_batch(self._buffered_inputs)
-        epoch, micro_step = divmod(self._step, self.args.steps_per_generation)
+            self._buffered_inputs = self._by_mini_batch(self._buffered_inputs or [])
+        epoch, micro_step = divmod(int(self._step), steps)
         epoch %= self.num_iterations
         self.journal.before_any_update = epoch == 0 and micro_step < self.args.gradient_accumulation_steps
         if self.args.replay and micro_step == 0:
             self._begin_replay(epoch)
-        return (self.replay.micro_batches or self._buffered_inputs)[micro_step]
+        return (self.replay.micro_batches or self._buffered_inputs or [])[micro_step]
 
-    def _by_mini_batch(self, micro_batches):
+    def _by_mini_batch(self, micro_batches: list[Batch]) -> list[Batch]:
         """Packs each mini-batch, and writes into its micro-batches how many tokens it has over all processes.
 
         The loss is a sum divided by that number, so the gradient does not depend on how a mini-batch is cut up.
         """
-        size, packed = self.args.gradient_accumulation_steps, []
+        size = self.args.gradient_accumulation_steps
+        packed: list[Batch] = []
         for start in range(0, len(micro_batches), size):
             mini_batch = pack(micro_batches[start : start + size])
             count = self.journal.sum(torch.stack([m["loss_mask"].sum() for m in mini_batch]).sum())
             packed += [micro_batch | {"num_items_in_batch": count} for micro_batch in mini_batch]
         return packed
 
-    def _begin_replay(self, epoch):
+    def _begin_replay(self, epoch: int) -> None:
         """Lets this epoch go over an earlier rollout, if `replay` has it so."""
 
-        def refresh(batch, rollout):
+        def refresh(batch: Batch, rollout: Rollout) -> tuple[Rollout, Experience]:
             """An earlier rollout as the policy and the critic see it now."""
             old_logprobs, _ = self._old_and_ref_logprobs(batch, rollout.ref_logprobs)
-            values = torch.zeros_like(old_logprobs) if self.critic is None else self._values(batch)[0]
-            rollout = rollout._replace(old_logprobs=old_logprobs, values=values)
+            rollout = rollout._replace(old_logprobs=old_logprobs, values=self._values(batch)[0])
             return rollout, self._experience(rollout)
 
         with self.journal.clock("forward"), torch.no_grad():
-            self.replay.begin_pass(epoch, self.num_iterations, refresh, self.args.steps_per_generation)
+            self.replay.begin_pass(epoch, self.num_iterations, refresh, self.args.micro_batches_per_rollout)
         if self.replay.micro_batches is not None:
             self.replay.micro_batches = self._by_mini_batch(self.replay.micro_batches)
             for batch in self.replay.micro_batches:
                 self.journal.add("replay/weight", batch["importance_sampling_ratio"], batch["loss_mask"])
 
     # ------------------------------------------------------------ 3. the update
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of policy and critic on one micro-batch. Returns its loss, a scalar.
 
         In parts of like length, and policy and critic one after the other: neither needs anything of the other, so
         the activations of one of them on one part are all that memory has to hold.
         """
         model.train()
-        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
-            self.optimizer.train()
+        if callable(train := getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            train()
         inputs = self._prepare_inputs(inputs)
         with self.journal.clock("training"):
             if self.is_deepspeed_enabled:  # makes its step in every backward pass, so there can be one only
@@ -299,17 +307,17 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         self._step += 1
         return loss
 
-    def _backward(self, loss):
+    def _backward(self, loss: Tensor) -> Tensor:
         if loss.requires_grad:
             # the loss is a mean over the whole mini-batch already
             self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
         return loss.detach()
 
-    def _compute_loss(self, model, inputs):
+    def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         """Of a whole batch at once: in evaluation, and under DeepSpeed."""
         return self._policy_loss(model, inputs) + self._critic_loss(inputs)
 
-    def _policy_loss(self, model, inputs):
+    def _policy_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         mask, old_logprobs = inputs["loss_mask"], inputs["old_per_token_logps"]
         # 1. What the policy says now
         logprobs, entropy, aux_loss = self._logprobs(
@@ -332,7 +340,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         logs.log_policy(self._notes, mask, logprobs - old_logprobs, entropy, policy_loss, ratio, clipped)
         return loss
 
-    def _critic_loss(self, inputs):
+    def _critic_loss(self, inputs: Batch) -> Tensor:
         if self.critic is None:
             return torch.zeros((), device=self.accelerator.device)
         # 1. What the critic says now
@@ -346,46 +354,47 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         self._notes.add("clip_fraction/value", clipped, inputs["loss_mask"])
         return self.args.vf_coef * self._mean(value_loss, inputs)
 
-    def _mean(self, token_loss, inputs):
+    def _mean(self, token_loss: Tensor, inputs: Batch) -> Tensor:
         """Sum over real tokens divided by the tokens of the whole mini-batch (DDP averages over processes)."""
         mask = inputs["loss_mask"]
         tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes if self.model.training else mask.sum()
-        return torch.where(mask.bool(), token_loss, 0).sum() / tokens.clamp(min=1)
+        return torch.where(mask.bool(), token_loss, 0).sum().div(tokens.clamp(min=1))
 
-    def create_optimizer(self, *args, **kwargs):
-        return setup.with_critic_rate(super().create_optimizer(*args, **kwargs), self.model, self.args)
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        rate = self.args.critic_learning_rate
+        return setup.with_critic_rate(super().create_optimizer(*args, **kwargs), self.model, rate)
 
     # ------------------------------------------------------------ log
     @property
     def _notes(self) -> Journal:
         return self.journal if self.model.training else self._eval_journal
 
-    def log(self, values, start_time=None):
+    def log(self, values: dict[str, float], start_time: float | None = None) -> None:
         logs.put_into(self, values)
-        super().log(values, start_time)
+        super().log(values, start_time)  # type: ignore[no-untyped-call]
 
     # ------------------------------------------------------------ save and load
-    def _save(self, output_dir=None, state_dict=None):
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Policy adapter and tokenizer into `output_dir`, critic into `output_dir/critic`; safetensors only."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or "")
         model = self.accelerator.unwrap_model(self.model)
         model.save_pretrained(folder, selected_adapters=[POLICY])
         if self.critic is not None:
             self.critic.save(folder / CRITIC)
         self.processing_class.save_pretrained(folder)
 
-    def save_rest(self, folder):
+    def save_rest(self, folder: Path) -> None:
         super().save_rest(folder)
         checkpoint.save(self, folder)
 
-    def load_rest(self, folder):
+    def load_rest(self, folder: Path) -> None:
         checkpoint.load(self, folder)
         super().load_rest(folder)
 
     @from_checkpoint("its weights")
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # not through PEFT's load_adapter, which would change which adapters learn and which one is active
         checkpoint.load_adapters(self, Path(resume_from_checkpoint))
 
-    def _load_best_model(self):
-        checkpoint.load_adapters(self, Path(self.state.best_model_checkpoint))
+    def _load_best_model(self) -> None:
+        checkpoint.load_adapters(self, Path(self.state.best_model_checkpoint or ""))

@@ -200,6 +200,8 @@ class Resumable(ReadsCheckpoints):
 class ResumableRollouts(Resumable):
     """For trainers that sample: also the rollout that is in use, the order of the prompts and the journal."""
 
+    _buffered_inputs: list[dict[str, Any]] | None  # TRL's
+
     def save_rest(self, folder: Path) -> None:
         micro_step = self._step % self._micro_steps_per_rollout
         logs = {name: _plain(self._logs[name]) for name in ("prompt", "completion", "rewards", "advantages", "extra")}

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 _SMALLEST = "-"  # before the name of a figure whose negative is kept: the smallest is the largest negative
@@ -31,7 +32,7 @@ class Journal:
     Args: accelerator: Accelerate's, for sums over processes. Everything stays on the device until `read`.
     """
 
-    def __init__(self, accelerator):
+    def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
         self._sums: dict[str, Tensor] = {}
         self._extremes: dict[str, Tensor] = {}

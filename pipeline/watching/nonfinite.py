@@ -8,6 +8,7 @@ Trainer's own way with steps that the loss scaler skips.) All processes skip tog
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
@@ -40,6 +41,7 @@ class SkipsNonFinite:
     _skipped = _skipped_in_a_row = _batches_written = 0
     _warned = False
     _why_stopped: str | None = None
+    _buffered_inputs: list[dict[str, Any]] | None  # TRL's, of PPO, GRPO and RLOO
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         kept = dict(inputs)  # some take columns out

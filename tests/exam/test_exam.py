@@ -3,61 +3,26 @@
 import json
 import math
 import random
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from short_runs import noisy, prompts_file, run_ppo
 
-from pipeline.config import DataArguments, ModelArguments
 from pipeline.errors import UserError
 from pipeline.exam import exam
 from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, ExamCallback, RewardArguments, random_state_kept
 from pipeline.runs.folder import HELDOUT, read_heldout
-from pipeline.stages import ppo as stage
 from pipeline.watching import journal as metrics
 from rewards import Shaped
-
-WORDS = [f"w{i}" for i in range(16)]
-
-
-def noisy(prompts, completions, **columns):
-    """Trains on the state of every global generator: one number drawn too many, and the adapter is another one."""
-    return [random.random() + np.random.rand() + torch.rand(1).item() for _ in completions]
 
 
 def mixture(part) -> dict:
     """The running statistics lie deep inside, where `raw` does not take them off."""
     return {"name": "mixture", "log_name": "size", "weight": 0.5, "rewards": [{"name": part}]}
-
-
-def prompts_file(folder: Path) -> Path:
-    path = folder / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"say {w} =>\n", "facts": [w]}) + "\n" for w in WORDS))
-    return path
-
-
-def run_ppo(output: Path, base: Path, data: Path, rewards: list[dict], eval_every: int | None, **changes) -> dict:
-    settings = {
-        "use_cpu": True,
-        "bf16": False,
-        "total_episodes": 12,  # 3 updates of 4
-        "per_device_train_batch_size": 4,
-        "num_iterations": 2,
-        "max_completion_length": 6,
-        "learning_rate": 1e-2,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
-    return stage.run(
-        ModelArguments(model_name_or_path=str(base), dtype="float32", lora_r=2),
-        DataArguments(dataset=str(data), eval_fraction=0.25),
-        RewardArguments(rewards=rewards, eval_every=eval_every, eval_samples=3, show_samples=0),
-        stage.PPOStage(output_dir=str(output), **settings | changes),
-    )
 
 
 @pytest.fixture(scope="module")

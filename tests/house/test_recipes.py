@@ -5,39 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipe_files import ROOT, settings_for
 
 from pipeline.cli import parse
-from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
 from pipeline.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name != "accelerate")
-
-
-def settings_for(stage: str) -> tuple[type, ...]:
-    """The dataclasses that recipes/<stage>.py parses."""
-    if stage == "sft":
-        return ModelArguments, DataArguments, SFTStage
-    if stage == "reward":
-        return ModelArguments, DataArguments, RewardStage
-    if stage == "ppo":
-        from pipeline.ppo.config import PPOStage
-        from pipeline.stages.ppo import RewardArguments
-
-        return ModelArguments, DataArguments, RewardArguments, PPOStage
-    if stage in ("grpo", "rloo"):
-        from pipeline.config import GRPOStage, RLOOStage
-        from pipeline.exam.exam import RewardArguments
-
-        return ModelArguments, DataArguments, RewardArguments, GRPOStage if stage == "grpo" else RLOOStage
-    if stage == "ilql":
-        from pipeline.exam.exam import RewardArguments
-        from pipeline.ilql.config import ILQLStage
-
-        return ModelArguments, DataArguments, RewardArguments, ILQLStage
-    from pipeline.worlds.base import WorldSettings  # recipes/base.py
-
-    return (WorldSettings,)
 
 
 def stage_of(path: Path) -> str:

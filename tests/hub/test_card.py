@@ -3,16 +3,15 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
+from card_pages import HOSTILE, Page, page_of
+from finished_runs import make_run
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.utils import validate_repo_id
-from markdown_it import MarkdownIt
 from PIL import Image
-from test_models import make_adapter
+from saved import make_adapter
 
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.errors import UserError
@@ -24,137 +23,6 @@ from pipeline.stages import ppo, sft
 
 ALICE = "/ho" + "me/alice/"  # a path of one machine, which no file of this project may hold
 TRL = "https://github.com/huggingface/trl"
-HOSTILE = (
-    "<script>alert('evil')</script>",
-    "<img src=x onerror=\"alert('evil')\">",
-    "\"'><svg onload=evil()>",
-    "</code></pre><script>evil()</script>",
-    "<!-- evil",
-    "[evil](javascript:evil())",
-    "![evil](https://evil.example/pixel.png)",
-    "<https://evil.example>",
-    "https://evil.example www.evil.example me@evil.example",
-    "[evil]: https://evil.example",
-    "---\nlicense: evil\n---\n",
-    "\n---\n\n# evil\n\n* evil",
-    "```\n<script>evil()</script>\n```",
-    "`````\n\n<script>evil()</script>\n\n``````",
-    "~~~\n<b>evil",
-    "` <i>evil</i> `` <b>evil</b> ```",
-    "evil | <b>evil</b> | `evil` |",
-    "evil \\| <b>evil</b> \\\\| `|` \\`<b>evil",
-    "{{ evil }}{% raw %}{# evil",
-    "&lt;evil&gt;&#60;b&#62;",
-    "\revil\r\n\u2028<b>evil\x0b\x0c\x85",
-    "\u202elive \u2066\x1b[31m\x00 \ud800 evil",
-)
-
-
-def make_run(folder: Path, kind: str = "policy", summary=None, config=None, samples=None, base="my-org/base") -> Path:
-    """A run's folder with everything but weights; figures that a pencil can check."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "policy": {
-            "algorithm": "ppo",
-            "before": {"bleu": 0.25, "gold": 0.5, "length": 8.0},
-            "after": {"bleu": 0.75, "gold": 0.5, "length": 6.0},
-            "greedy": {"before": {"bleu": 0.3, "gold": 0.6}, "after": {"bleu": 0.8, "gold": 0.7}},
-            "kl": 1.5,
-            "heldout": 4,
-            "episodes": 64,
-            "tokens": 512,
-        },
-        "reward": {"stage": "reward", "accuracy": 0.75, "accuracy_se": 0.05, "margin": 1.25, "log_loss": 0.5}
-        | {
-            "calibration_error": 0.0625,
-            "score_mean": 0.0,
-            "score_std": 1.0,
-            "heldout_pairs": 75,
-            "pairs": 9,
-            "steps": 3,
-        },
-        "sft": {
-            "stage": "sft",
-            "heldout_loss": {"before": 2.0, "after": 1.5},
-            "rows": 9,
-            "heldout_rows": 3,
-            "steps": 3,
-        },
-    }[kind]
-    figures |= {"seconds": 3725.0, "seed": 0, "dtype": "float32", "hardware": "2 CPU cores (x86_64)"} | (summary or {})
-    settings = {
-        "dataset": "my-org/data",
-        "output_dir": "runs/mine/ppo",
-        "learning_rate": 0.001,
-        "kl_coef": 0.03,
-        "rewards": [{"name": "bleu", "weight": 0.5, "column": "references"}] if kind == "policy" else None,
-        "referee": "field_notes" if kind == "policy" else None,
-    } | (config or {})
-    if samples is None and kind == "policy":
-        samples = [
-            {
-                "prompt": f"prompt {i}\n",
-                "before": f"before {i}",
-                "after": f"after {i}",
-                "scores_before": {"bleu": 0.25, "gold": 0.5},
-                "scores_after": {"bleu": 0.75, "gold": 0.5},
-            }
-            for i in range(4)
-        ]
-    metrics = [{"step": i, "score": 0.1 * i, "kl": 0.0, "loss": 1.0, "accuracy": 0.5} for i in (1, 2, 3)]
-    exams = [{"step": i, "score": 0.1, "kl": 0.0, "referee": {"gold": 0.5}} for i in (0, 3)]
-    task = "SEQ_CLS" if kind == "reward" else "CAUSAL_LM"
-    (folder / "summary.json").write_text(json.dumps(figures))
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "task_type": task}))
-    for name, rows in (
-        ("metrics", metrics),
-        ("heldout", exams if kind == "policy" else []),
-        ("samples", samples or []),
-    ):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-class Page(HTMLParser):
-    """The card as HTML: its elements with their attributes, the text in code, the text outside, the tables' rows."""
-
-    def __init__(self, markdown: str):
-        super().__init__()
-        self.elements, self.code, self.outside, self.rows, self.inside = [], [], "", [], []
-        html = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self.inside.append(tag)
-        if tag == "code":
-            self.code.append("")
-        elif tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.inside.pop() == tag
-
-    def handle_data(self, data):
-        if "code" in self.inside:
-            self.code[-1] += data
-        else:
-            self.outside += data
-        if "td" in self.inside:
-            self.rows[-1][-1] += data
-
-    def row(self, first: str) -> list[str]:
-        return next(row for row in self.rows if row and row[0].startswith(first))
-
-
-def page_of(path: Path) -> Page:
-    return Page(ModelCard.load(path).text)
 
 
 # --- what it says ---------------------------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ def test_samples_are_completions_of_the_run_with_the_columns_of_their_rows(world
 
 
 def test_the_recipes_parse_strictly(monkeypatch):
-    from test_recipes import ROOT
+    from recipe_files import ROOT
 
     from pipeline.cli import parse
 

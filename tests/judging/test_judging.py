@@ -1,13 +1,12 @@
 """People as judges: pairs and sides, the file of verdicts, the results, the settings."""
 
 import json
-import resource
-import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from judges import COLUMNS, ROWS, load, no_more_than, opened
+from rows import write_rows
 
 from pipeline.cli import parse
 from pipeline.data import loading as data
@@ -15,26 +14,10 @@ from pipeline.errors import UserError
 from pipeline.judging import JudgeSettings, pairs, results, run
 from pipeline.judging.verdicts import Verdicts, read_verdicts, winner
 
-ROWS = [{"prompt": f"p{i}", "before": f"old {i}", "after": f"new {i}"} for i in range(6)]
-COLUMNS = ("before", "after")
-
-
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return tmp_path / "judged"
-
-
-def load(folder: Path, rows=ROWS, columns=COLUMNS, seed=0) -> pairs.Pairs:
-    return pairs.load(write(folder.parent / "samples.jsonl", rows), folder / "pairs.json", columns, seed)
-
-
-def opened(folder: Path, rows=ROWS, judge="anna") -> Verdicts:
-    return Verdicts(folder / "verdicts" / f"{judge}.jsonl", load(folder, rows), judge)
 
 
 def prefer(verdicts: Verdicts, column: str) -> None:
@@ -199,19 +182,6 @@ def test_one_judge_judges_in_one_place(folder):
     opened(folder).__exit__()
 
 
-@contextmanager
-def no_more_than(size: int):
-    """Files cannot grow beyond that many bytes, as on a full disk."""
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
-
-
 def test_a_full_disk_leaves_the_file_as_it_was(folder):
     path = folder / "verdicts/anna.jsonl"
     with opened(folder) as verdicts:
@@ -339,7 +309,7 @@ def test_what_is_missing_is_named(folder, monkeypatch):
     with pytest.raises(UserError, match="output_dir is not set"):
         run(parse(JudgeSettings, argv=[])[0])
     folder.write_text("a file")
-    samples = write(folder.parent / "samples.jsonl", ROWS)
+    samples = write_rows(folder.parent / "samples.jsonl", ROWS)
     with pytest.raises(UserError, match="output_dir .*judged cannot be written"):
         run(settings(folder, "--samples", samples))
     monkeypatch.setitem(sys.modules, "flask", None)

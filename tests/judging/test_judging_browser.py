@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from browser import chromium
-from test_judging import no_more_than, opened, write
-from test_judging_server import serving
+from judges import no_more_than, opened, serving
+from rows import write_rows
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage
 from pipeline.judging import results
@@ -206,7 +206,7 @@ def test_it_fits_and_axe_finds_nothing(browser, tmp_path, scheme, device):
 
 @pytest.mark.slow
 def test_the_recipe_is_killed_goes_on_and_ends_by_ctrl_c(browser, tmp_path):
-    samples = write(tmp_path / "samples.jsonl", ROWS)
+    samples = write_rows(tmp_path / "samples.jsonl", ROWS)
     flags = ["--samples", samples, "--output_dir", str(tmp_path / "judged"), "--judge", "anna"]
     command = [sys.executable, str(ROOT / "recipes/judge.py"), *flags]
     env = os.environ | {"PYTHONPATH": str(ROOT)}

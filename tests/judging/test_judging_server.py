@@ -2,16 +2,13 @@
 
 import http.client
 import json
-import threading
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from test_judging import no_more_than, opened
+from judges import no_more_than, opened, serving
 
 from pipeline.errors import UserError
 from pipeline.judging import server
-from pipeline.judging.verdicts import Verdicts
 
 
 class Client:
@@ -30,18 +27,6 @@ class Client:
         text = answer.read().decode()
         connection.close()
         return answer.status, json.loads(text) if answer.headers.get_content_type() == "application/json" else text
-
-
-@contextmanager
-def serving(verdicts: Verdicts):
-    running, url = server.start(server.Session(verdicts))
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield url, thread
-    finally:
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture

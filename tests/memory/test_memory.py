@@ -10,9 +10,8 @@ from pathlib import Path
 import peak_memory
 import pytest
 import torch
-import toy
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen2Config
-from trl.trainer.utils import add_fused_lm_head
+from quantizable import build
+from transformers import LlamaConfig, Qwen2Config
 
 from pipeline.memory import estimate as memory
 from pipeline.memory import report as memory_report
@@ -111,24 +110,6 @@ def test_models_that_are_not_loaded(config, parameters):
     assert memory.base(model, Precision(weights=2)) == 2 * parameters
     head = 0 if config.tie_word_embeddings else model.vocab * model.hidden
     assert Architecture.of(config, scores=True).parameters == parameters - head
-
-
-def build(dtype, bits=None, folder=None, targets="all-linear"):
-    """A model with grouped-query attention and LoRA; quantised when `bits` says so."""
-    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = toy.build_model(**sizes, vocab_size=256, max_position_embeddings=128).to(dtype)
-    if bits:
-        pytest.importorskip("bitsandbytes")
-        model.save_pretrained(folder)
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization)
-    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    return toy.with_sft_adapter(model, r=16, target_modules=targets)
 
 
 @pytest.mark.parametrize("short", [False, True], ids=["plain", "lean"])

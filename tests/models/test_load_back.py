@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_model, build_tokenizer
-from test_card import make_run
-from test_models import make_adapter
+from finished_runs import make_run
+from saved import make_adapter
 
 from pipeline.config import ModelArguments
 from pipeline.hub.card import write_card

@@ -8,6 +8,7 @@ import torch
 from conftest import build_model, build_tokenizer
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from saved import make_adapter
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import ModelArguments
@@ -15,18 +16,6 @@ from pipeline.errors import UserError
 from pipeline.models import loading as models
 from pipeline.models.folders import resolve_model, resolve_stage
 from pipeline.safety.weights import fingerprint
-
-
-def make_adapter(base, path, value: float = 0.01, scores: bool = False, **settings):
-    """A saved adapter on `base` whose LoRA B matrices are `value`, so that it changes something."""
-    args = ModelArguments(model_name_or_path=str(base), lora_r=4, **settings)
-    model = models.load_base(args, "scores" if scores else "causal")
-    model = get_peft_model(model, models.lora_config(args, "SEQ_CLS" if scores else "CAUSAL_LM"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.constant_(parameter, value)
-    model.save_pretrained(path)
-    return path
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import toy
 from conftest import build_model, build_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_critic import reward_folder
+from saved import reward_folder
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage

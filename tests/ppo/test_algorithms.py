@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 import toy
-from test_ppo_config import config
-from toy import AB, ANSWERS, EOS, PROMPTS, A, B, C, D, E
+from toy import AB, ANSWERS, EOS, PROMPTS, A, B, C, D, E, config
 from transformers import TrainerCallback
 
 from pipeline.errors import UserError

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import toy
-from peft import AutoPeftModelForTokenClassification, LoraConfig, get_peft_model
+from peft import AutoPeftModelForTokenClassification, get_peft_model
 from safetensors.torch import load_file, save_file
+from saved import reward_folder
 from toy import A, B, C, D
-from transformers import LlamaForSequenceClassification
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE
@@ -24,18 +24,6 @@ def base(tmp_path):
 
 def policy(base):
     return get_peft_model(toy.LlamaForCausalLM.from_pretrained(base), toy.lora())
-
-
-def reward_folder(base, folder, **config):
-    """What a reward stage leaves: a SEQ_CLS adapter with its score head, both far from their start."""
-    model = LlamaForSequenceClassification.from_pretrained(base, num_labels=config.pop("num_labels", 1))
-    settings = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"], "task_type": "SEQ_CLS"}
-    model = get_peft_model(model, LoraConfig(**settings | config))
-    toy.randomize(model, "default", 4)
-    torch.manual_seed(4)
-    torch.nn.init.normal_(model.base_model.model.score.modules_to_save["default"].weight)
-    model.save_pretrained(folder)
-    return model.eval()
 
 
 def test_a_fresh_critic_says_zero(base):

@@ -4,14 +4,10 @@ import dataclasses
 import json
 
 import pytest
+from toy import config
 
 from pipeline.errors import UserError
 from pipeline.ppo import PPOConfig
-
-
-def config(**settings):
-    return PPOConfig("out", use_cpu=True, bf16=False, report_to="none", **settings)
-
 
 NOT_THE_DEFAULT = {
     "beta": 0.1,

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import toy
-from test_critic import reward_folder
+from saved import reward_folder
 
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE
 from pipeline.ppo.reward_adapter import REWARD, put_on_base

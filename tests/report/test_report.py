@@ -1,12 +1,13 @@
 """The report: one page, nothing from outside, text in it stays text, and its figures are those of the run."""
 
-import html.parser
 import json
 import math
 import re
 from pathlib import Path
 
 import pytest
+from report_pages import EVIL, LOADS, Page, make_run
+from rows import write_rows
 
 from pipeline.errors import UserError
 from pipeline.report import number, write_report
@@ -15,62 +16,6 @@ from pipeline.report.numbers import duration
 from pipeline.report.runs import Contestant, read_run
 from pipeline.report.samples import MAX_SAMPLES, changes, pearson
 from pipeline.report.tables import before_after, in_words
-
-EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/a.png onerror=alert(1)> {{ 7 * 7 }} & </svg>"
-LOADS = {"src", "srcset", "data", "action", "formaction", "poster", "background", "ping", "cite"}
-
-
-class Page(html.parser.HTMLParser):
-    """The parts of a page that could load, run or link anything, and its text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.attributes, self.text, self.open, self.unmatched = [], [], [], [], []
-        self.scripts = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "link", "br", "img", "input", "hr"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.unmatched.append(tag)
-
-    def handle_data(self, data):
-        inside = self.open[-1] if self.open else ""
-        {"script": self.scripts, "style": []}.get(inside, self.text).append(data)
-
-
-def jsonl(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-
-
-def make_run(root: Path, evil: str = "") -> Path:
-    ppo = root / "tiny" / "ppo"
-    rows = [
-        {"step": s, "epoch": s / 9, "score/keyword": s / 30, "kl": 0.1 * s, "loss/value": 1 / s} for s in range(1, 31)
-    ]
-    jsonl(
-        ppo / "metrics.jsonl", [row | {f"score/{evil}": 1.0} for row in rows] + [{"step": 30, "train_runtime": 12.5}]
-    )
-    name = f"keyword{evil}"
-    summary = {"before": {name: 0.25, "gold": 0.5}, "after": {name: 0.75, "gold": 0.625}, "kl": 3.25, "seconds": 95}
-    summary |= {"episodes": 2048, "length": {"before": 20.5, "after": 18.25}}
-    (ppo / "summary.json").write_text(json.dumps(summary), "utf-8")
-    (ppo / "config.yaml").write_text(f"seed: 7\nnote: {evil}\n", "utf-8")
-    sample = {"prompt": f"heron{evil}", "before": f"a bird{evil}", "after": f"a calm heron{evil}"}
-    scores = {"scores_before": {name: 0.0}, "scores_after": {name: 1.0}}
-    jsonl(ppo / "samples.jsonl", [sample | scores for _ in range(3)])
-    jsonl(root / "tiny" / "sft" / "metrics.jsonl", [{"step": s, "loss": 3 / s} for s in range(1, 6)])
-    return ppo
 
 
 def alone(folder: Path) -> list[Contestant]:
@@ -144,11 +89,11 @@ def test_a_long_run_with_long_texts_stays_under_three_megabytes(tmp_path):
     ppo = make_run(tmp_path)
     names = [f"score/r{i}" for i in range(4)] + [f"time/t{i}" for i in range(4)] + [f"m{i}" for i in range(4)]
     rows = [{"step": s} | {name: math.sin(s * (i + 1) / 700) for i, name in enumerate(names)} for s in range(5000)]
-    jsonl(ppo / "metrics.jsonl", rows)
+    write_rows(ppo / "metrics.jsonl", rows)
     # an ampersand takes five bytes on a page, a Japanese character three
     sample = {"prompt": "p" * 9000, "before": "&" * 9000, "after": "鷺" * 9000}
     scores = {f"scores_{which}": {f"r{i}": i * 0.1 for i in range(3)} for which in ("before", "after")}
-    jsonl(ppo / "samples.jsonl", [sample | scores] * (MAX_SAMPLES + 50))
+    write_rows(ppo / "samples.jsonl", [sample | scores] * (MAX_SAMPLES + 50))
     out = write_report(ppo)
     assert out.stat().st_size < 3_000_000
     page = Page(out.read_text("utf-8"))
@@ -233,7 +178,7 @@ def test_curves_stand_in_their_groups(tmp_path):
         "loss",
         "length/mean",
     ]
-    jsonl(tmp_path / "ppo" / "metrics.jsonl", [{"step": s} | dict.fromkeys(names, 1.0 * s) for s in (1, 2)])
+    write_rows(tmp_path / "ppo" / "metrics.jsonl", [{"step": s} | dict.fromkeys(names, 1.0 * s) for s in (1, 2)])
     groups = {g["title"]: [c.name for c in g["curves"]] for g in curve_groups(alone(tmp_path / "ppo"))}
     assert groups == {
         "Scores": ["score", "score/bleu"],
@@ -284,7 +229,7 @@ def test_exams_during_training_become_curves(tmp_path):
 
 def test_where_the_time_goes_is_one_chart_of_a_run(tmp_path):
     rows = [{"step": s, "time/training": 3.0, "time/generation": 1.0, "tokens_per_second": 9.0} for s in (1, 2)]
-    jsonl(tmp_path / "metrics.jsonl", rows)
+    write_rows(tmp_path / "metrics.jsonl", rows)
     [group] = curve_groups(alone(tmp_path))
     split, speed = group["curves"]
     assert (group["title"], split.name, speed.name) == ("Time", "time split", "tokens_per_second")
@@ -324,7 +269,7 @@ def test_what_changed_in_words(tmp_path, gold, says):
     summary = {"algorithm": "ppo", "before": {"bleu": 0.25, "gold": gold[0]}, "after": {"bleu": 0.5, "gold": gold[1]}}
     (ppo / "summary.json").write_text(json.dumps(summary), "utf-8")
     exam = {"step": 0, "kl": 0.0, "score": 0.25, "rewards": {"bleu": 0.25}, "referee": {"gold": gold[0]}}
-    jsonl(ppo / "heldout.jsonl", [exam])
+    write_rows(ppo / "heldout.jsonl", [exam])
     run = read_run(ppo)
     found = in_words(run, before_after(run.summary))
     assert any(sentence.startswith(says) for sentence in found) and "Trained on: bleu rose." in found

@@ -5,7 +5,8 @@ import re
 
 import pytest
 from browser import browser, chromium  # noqa: F401
-from test_report import EVIL, jsonl, make_run
+from report_pages import EVIL, make_run
+from rows import write_rows
 
 from pipeline.report import write_comparison, write_report
 
@@ -28,12 +29,12 @@ def runs(tmp_path_factory):
     for name in ("ppo", "other"):
         run = make_run(root / name, EVIL)
         evil = {"prompt": EVIL, "before": EVIL, "after": EVIL, "scores_before": {}, "scores_after": {}}
-        jsonl(run / "samples.jsonl", [sample(i) for i in range(COUNT)] + [evil])
+        write_rows(run / "samples.jsonl", [sample(i) for i in range(COUNT)] + [evil])
         exams = [
             {"step": i, "kl": i / 2, "score": i, "rewards": {"bleu": i}, "referee": {"gold": 3 - (i - 1) ** 2}}
             for i in range(4)
         ]
-        jsonl(run / "heldout.jsonl", exams)
+        write_rows(run / "heldout.jsonl", exams)
         (run / "config.yaml").write_text(f"seed: 0\nnote: {json.dumps(EVIL + name)}\n", "utf-8")
         found.append(run)
     return found

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from test_reward_model import PAIRS as TRAINED_ON
-from test_reward_model import run  # noqa: F401
+from reward_stage import PAIRS as TRAINED_ON
+from reward_stage import runner
 
 from pipeline.errors import UserError
 from pipeline.report import reward_model as section
@@ -17,6 +17,11 @@ from pipeline.report.reward_model import Point, calibration_points, margin_point
 from pipeline.stages import reward_model as stage
 
 EVIL = "<script>alert(1)</script><img src=x> {{ 7 * 7 }} &"
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model_folder, monkeypatch):
+    return runner(tmp_path, tiny_model_folder, monkeypatch)
 
 
 def pair(margin: float, name: str = "") -> dict:
@@ -119,7 +124,7 @@ def test_a_broken_file_is_told(tmp_path, line):
         reward_model_section(tmp_path)
 
 
-def test_the_stage_writes_its_held_out_pairs(run, tmp_path):  # noqa: F811
+def test_the_stage_writes_its_held_out_pairs(run, tmp_path):
     """The texts as they came, each with its own scores, also where TRL drops pairs that are too long."""
     long = [{"prompt": f"{c} =>", "chosen": " y" * 40, "rejected": " n"} for c in "abcdefgh"]
     rows = [row for i, row in enumerate(TRAINED_ON) for row in ([row, long[i]] if i < len(long) else [row])]

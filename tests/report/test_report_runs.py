@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import EVIL, Page, jsonl
+from report_pages import EVIL, Page
+from rows import write_rows
 
 from pipeline.errors import UserError
 from pipeline.report import charts, write_comparison
@@ -23,8 +24,8 @@ from pipeline.report.tables import comparison
 def make_run(folder: Path, settings="", seed=0, scores=(0.25, 0.5, 0.75), gold=(0.5, 0.75, 0.25)) -> Path:
     """A run with an update and an exam for each of `scores`, which have the referee's `gold`."""
     pairs = list(enumerate(zip(scores, gold, strict=True), start=1))
-    jsonl(folder / "metrics.jsonl", [{"step": s, "episodes": 64 * s, "score": x} for s, (x, _) in pairs])
-    jsonl(
+    write_rows(folder / "metrics.jsonl", [{"step": s, "episodes": 64 * s, "score": x} for s, (x, _) in pairs])
+    write_rows(
         folder / "heldout.jsonl",
         [
             {"step": s, "episodes": 64 * s, "kl": s / 2, "score": x, "rewards": {"bleu": x}, "referee": {"gold": g}}
@@ -55,7 +56,7 @@ def test_runs_that_differ_only_by_their_seed_are_one_contestant(tmp_path):
     other = make_run(tmp_path / "seed2" / "ppo", "adapter_path: runs/other/seed2/sft\nlearning_rate: 0.001\n", 2)
     again = make_run(tmp_path / "again", "adapter_path: runs/tiny/seed0/sft\nlearning_rate: 0.001\n", 0)
     silent = tmp_path / "silent"
-    jsonl(silent / "metrics.jsonl", [{"step": 1, "score": 1.0}])
+    write_rows(silent / "metrics.jsonl", [{"step": 1, "score": 1.0}])
     assert [len(c.runs) for c in read(*runs, other, again, silent)] == [3, 3, 1, 1, 1]
 
 
@@ -81,7 +82,7 @@ def test_curves_are_overlaid_over_completions_and_told_apart_without_color(tmp_p
     folders = [
         make_run(tmp_path / name, f"x: {name[0]}\n", s) for name, s in (("a-seed0", 0), ("a-seed1", 1), ("b", 0))
     ]
-    jsonl(folders[2] / "metrics.jsonl", [{"step": s, "episodes": 64 * s, "only_b": s} for s in (4, 8)])
+    write_rows(folders[2] / "metrics.jsonl", [{"step": s, "episodes": 64 * s, "only_b": s} for s in (4, 8)])
     groups = {group["title"]: group["curves"] for group in curve_groups(read(*folders))}
     [score] = groups["Scores"]
     assert score.lines == [(0, "a", "0.75")] and "stroke-dasharray" not in score.svg
@@ -177,7 +178,7 @@ def test_what_several_runs_answer_to_the_same_prompts(tmp_path):
     for folder, before in zip(folders, ("start", "start", "<b>other</b>"), strict=True):
         row = {"prompt": "p", "before": before, "after": f"{folder.name} 深度学习", "scores_before": {"bleu": 0.25}}
         asked = [row | {"scores_after": {"bleu": 0.5}}] + ([] if folder.name == "b" else [row | {"prompt": "q"}])
-        jsonl(folder / "samples.jsonl", asked)
+        write_rows(folder / "samples.jsonl", asked)
     [two] = side_by_side(read(*folders[:2]))
     after = [("a", "a 深度学习", [("bleu", "0.5")]), ("b", "b 深度学习", [("bleu", "0.5")])]
     assert two == {"prompt": "p", "answers": [("before", "start", [("bleu", "0.25")]), *after]}

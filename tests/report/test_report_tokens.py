@@ -4,6 +4,7 @@ import json
 
 import pytest
 from browser import browser, chromium  # noqa: F401
+from report_pages import token_row
 
 from pipeline.errors import UserError
 from pipeline.report import tokens as section
@@ -15,28 +16,6 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Toke
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"
 content="default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-abc'">{style}</head>
 <body><main><h1>A run</h1>{section}</main></body></html>"""
-
-
-def row(tokens=("A", " he", "ron", ""), why="best", critic=True, **changes) -> dict:
-    count = len(tokens)
-    found = {
-        "prompt": "animal: heron =>\n",
-        "why": why,
-        "row": 0,
-        "score": 2.0,
-        "score_before": -0.5,
-        "kl_coef": 0.5,
-        "tokens": list(tokens),
-        "silent": {str(t): "</s>" for t, token in enumerate(tokens) if not token},
-        "rewards": [-0.02] * (count - 1) + [2.0],
-        "scores": [0.0] * (count - 1) + [2.0],
-        "values": [1.0 + 2.0 * (t % 2) for t in range(count)] if critic else None,
-        "advantages": [0.25] * count if critic else None,
-        "kl": [0.04] * count,
-        "probs_before": [0.5] * count,
-        "probs_after": [0.75] + [0.25] * (count - 1),
-    }
-    return found | changes
 
 
 def shift(token: str, change: float) -> dict:
@@ -81,7 +60,7 @@ def test_levels_grow_with_the_square_root_and_have_a_sign():
 
 
 def test_the_scale_of_each_channel_is_told(tmp_path):
-    found = token_section(run_folder(tmp_path, [row()]))
+    found = token_section(run_folder(tmp_path, [token_row()]))
     legends = {c["name"]: [s["number"] for s in c["legend"]] for c in found["channels"]}
     assert legends["rewards"] == [-2.0, -0.5, 0.0, 0.5, 2.0]
     assert legends["values"] == [1.0, 1.75, 2.0, 2.25, 3.0]  # around its mean, 2
@@ -95,7 +74,7 @@ def test_the_scale_of_each_channel_is_told(tmp_path):
 
 
 def test_without_a_critic_there_is_no_value_and_no_advantage(tmp_path):
-    found = token_section(run_folder(tmp_path, [row(critic=False)], shifts=False))
+    found = token_section(run_folder(tmp_path, [token_row(critic=False)], shifts=False))
     assert [channel["name"] for channel in found["channels"]] == ["rewards", "kl", "shift"]
     assert found["rows"][0]["tokens"][0]["numbers"] == "-0.02 0 - - 0.04 0.5 0.75"
     assert found["shifts"] is None
@@ -104,18 +83,23 @@ def test_without_a_critic_there_is_no_value_and_no_advantage(tmp_path):
 
 def test_completions_of_a_kind_stand_together_and_long_ones_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(section, "MAX_TOKENS", 10)
-    rows = [row(why="best"), row(["x"] * 8, why="worst"), row(why="most changed"), row(["y"] * 2, why="best")]
+    rows = [
+        token_row(why="best"),
+        token_row(["x"] * 8, why="worst"),
+        token_row(why="most changed"),
+        token_row(["y"] * 2, why="best"),
+    ]
     found = token_section(run_folder(tmp_path, rows))
     # 4, not 4 + 8, 4 + 4, 4 + 4 + 2
     assert [r["why"] for r in found["rows"]] == ["best", "best", "most changed"] and found["left_out"] == 1
-    found = token_section(run_folder(tmp_path, [row(["x"] * 12)]))
+    found = token_section(run_folder(tmp_path, [token_row(["x"] * 12)]))
     assert len(found["rows"][0]["tokens"]) == 10 and found["rows"][0]["cut"] == 2
 
 
 def test_the_section_stays_small(tmp_path):
     tokens = [" something"] * 200
     numbers = {name: [-0.000123456] * 200 for name in section.NUMBERS}
-    page = html(run_folder(tmp_path, [row(tokens, **numbers) for _ in range(12)]))
+    page = html(run_folder(tmp_path, [token_row(tokens, **numbers) for _ in range(12)]))
     assert page.count("data-n=") == 9 * 200 and len(page.encode()) < 300_000
 
 
@@ -123,7 +107,9 @@ def test_spaces_can_be_seen():
     assert visible(" at") == "␣at" and visible("  ") == "␣␣" and visible(".\n") == ".⏎" and visible("a b") == "a b"
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "is not JSON"), (json.dumps(row(kl=[0.0])), "one number for each")])
+@pytest.mark.parametrize(
+    ("text", "told"), [("{", "is not JSON"), (json.dumps(token_row(kl=[0.0])), "one number for each")]
+)
 def test_a_broken_file_is_told(tmp_path, text, told):
     (tmp_path / TOKENS).write_text(text + "\n")
     with pytest.raises(UserError, match=told):
@@ -137,7 +123,7 @@ TEXTS = [("A", " he", "ron", " naps", ""), ("鹭", "", "🦊", f" {EVIL}\n", "\u
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, browser):  # noqa: F811
     """The section in Chromium; the console and every request are kept, a request would be one too many."""
-    folder = run_folder(tmp_path_factory.mktemp("run"), [row(texts) for texts in TEXTS])
+    folder = run_folder(tmp_path_factory.mktemp("run"), [token_row(texts) for texts in TEXTS])
     (folder / "page.html").write_text(html(folder), "utf-8")
     opened = browser.new_page(viewport={"width": 900, "height": 700})
     opened.told, opened.asked = [], []
@@ -259,7 +245,7 @@ def test_accessibility(page, scheme):
 
 
 def test_without_a_script_the_colors_can_still_be_switched(tmp_path, browser):  # noqa: F811
-    folder = run_folder(tmp_path, [row()])
+    folder = run_folder(tmp_path, [token_row()])
     (folder / "page.html").write_text(html(folder), "utf-8")
     plain = browser.new_context(java_script_enabled=False).new_page()
     plain.goto((folder / "page.html").as_uri())

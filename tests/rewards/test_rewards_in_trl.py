@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from test_rewards_learned import make_tokenizer, tiny_config
+from scored import make_tokenizer, tiny_config
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 

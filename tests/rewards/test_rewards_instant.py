@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from byte_tokens import byte_level, ids_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rewards_tokens import byte_level, ids_of
 from transformers import BertConfig, BertForSequenceClassification
 
 from rewards import (

@@ -9,43 +9,19 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from scored import COMPLETIONS, PROMPTS, make_tokenizer, tiny_config
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 from trl import RewardConfig, RewardTrainer
 
 from rewards import Learned, RewardError, build_rewards
 
 CHAT = "{% for m in messages %}<bos>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-PROMPTS = ["the cat =>", "the dog =>", "a 猫 =>", "no =>"]
-COMPLETIONS = [" sat on the mat", " ran", " 👍 and then it went on and on and on for a long time", ""]
 PAIRS = {"prompt": PROMPTS, "chosen": COMPLETIONS, "rejected": [" x" + c for c in reversed(COMPLETIONS)]}
-
-
-def make_tokenizer(pad="<pad>", **options):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([*PROMPTS, *COMPLETIONS], trainer)
-    options = {"pad_token": pad, "padding_side": "left", "model_max_length": 128} | options
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", **options)
-
-
-def tiny_config(**options):
-    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
-    return LlamaConfig(**sizes, **heads, pad_token_id=0, bos_token_id=1, eos_token_id=2, **options)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_rewards_learned import COMPLETIONS, PROMPTS, make_tokenizer, tiny_config
+from scored import COMPLETIONS, NOTHING, PROMPTS, V, by_hand, ids, make_model, make_tokenizer, tiny_config
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertLMHeadModel, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -15,35 +15,11 @@ CHAT = (
     "{% for m in messages %}<bos>{{ m['role'] }}:\n{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<bos>assistant:\n{% endif %}"
 )
-V = 320  # size of the vocabulary
-NOTHING = -math.log(V)
-
-
-def make_model(seed=7, **options):
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(tiny_config(**options)).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20)  # far from uniform, so that a wrong token shows
-    return model
 
 
 @pytest.fixture(scope="module")
 def model():
     return make_model()
-
-
-def by_hand(model, before, said):
-    """Mean log p of the ids `said` after the ids `before`: one sequence, no padding, step by step."""
-    total = 0.0
-    for t, token in enumerate(said):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([before + said[:t]])).logits[0, -1]
-        total += logits.double().log_softmax(-1)[token].item()
-    return total / len(said)
-
-
-def ids(text):
-    return make_tokenizer()(text)["input_ids"]
 
 
 def bos_tokenizer(**options):

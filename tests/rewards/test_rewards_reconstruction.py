@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from test_rewards_learned import make_tokenizer, tiny_config
-from test_rewards_perplexity import NOTHING, V, by_hand, ids, make_model
+from scored import NOTHING, V, by_hand, ids, make_model, make_tokenizer, tiny_config
 
 from rewards import Reconstruction, build_rewards
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_rewards_learned import COMPLETIONS, PROMPTS, make_tokenizer
+from scored import COMPLETIONS, PROMPTS, make_tokenizer
 from transformers import BertConfig, BertModel
 
 from rewards import Relevance, RewardError, build_rewards

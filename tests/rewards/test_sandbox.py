@@ -10,7 +10,7 @@ import sys
 
 import psutil
 import pytest
-from test_rewards_code import DOUBLE, ROOT, SMALL, outcome, sandboxed, score
+from sandboxed import DOUBLE, ROOT, SMALL, outcome, sandboxed, score
 
 from rewards.sandbox import PYTHON, Job, run_all
 

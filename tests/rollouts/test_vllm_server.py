@@ -201,7 +201,7 @@ def test_a_16_bit_base_keeps_no_rounding(tmp_path):
 
 
 def test_a_4_bit_base_is_sent_as_what_it_stands_for(tmp_path):
-    from test_memory import build
+    from quantizable import build
 
     model = build(torch.float32, bits=4, folder=tmp_path)
     never_repack(model)

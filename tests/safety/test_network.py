@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_stages import write_rows
+from rows import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 # Whatever would keep the libraries from asking, but is not what a person has set.

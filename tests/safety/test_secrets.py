@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hub_server import TOKEN
-from test_stages import write_rows
+from rows import write_rows
 
 pytest_plugins = ["hub_server"]  # the fixture server
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from browser import browser  # noqa: F401
-from test_report import jsonl
-from test_report_tokens import row as token_row
+from report_pages import token_row
+from rows import write_rows
 
 from pipeline import cli
 from pipeline.config import DataArguments
@@ -47,11 +47,11 @@ def evil_run(root: Path, name: str, kind: str = "ppo", evil: str = EVIL) -> Path
     shift = {"token": evil, "id": 1, "before": 1.0, "after": 2.0, "change": 1.0, "sampled_before": 1}
     shift |= {"sampled_after": 2, "example": {"prompt": evil, "context": evil, "before": 0.1, "after": 0.2}}
     metrics = [{"step": s, f"score/{evil}": s, evil: s, f"time/{evil}": 1.0, "time/b": 2.0} for s in range(1, 5)]
-    jsonl(folder / "metrics.jsonl", [*metrics, {"step": 9, f"once{evil}": 1.0}])
-    jsonl(folder / "heldout.jsonl", exams)
-    jsonl(folder / "samples.jsonl", [sample | {"scores_before": scores, "scores_after": scores}] * 2)
-    jsonl(folder / "pairs.jsonl", [pair | {"score_chosen": 0.0, "score_rejected": 1.0}])
-    jsonl(folder / "tokens.jsonl", [tokens])
+    write_rows(folder / "metrics.jsonl", [*metrics, {"step": 9, f"once{evil}": 1.0}])
+    write_rows(folder / "heldout.jsonl", exams)
+    write_rows(folder / "samples.jsonl", [sample | {"scores_before": scores, "scores_after": scores}] * 2)
+    write_rows(folder / "pairs.jsonl", [pair | {"score_chosen": 0.0, "score_rejected": 1.0}])
+    write_rows(folder / "tokens.jsonl", [tokens])
     shifts = {"completions": [1, 1], "positions": 3, "gains": [shift], "losses": [shift]}
     (folder / "shifts.json").write_text(json.dumps(shifts), "utf-8")
     (folder / "summary.json").write_text(json.dumps(summary), "utf-8")

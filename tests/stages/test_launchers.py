@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from rows import write_rows
 from safetensors.torch import load_file
-from test_stages import write_rows
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import DataArguments, ModelArguments, SFTStage

@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 from conftest import build_model, build_tokenizer
+from finished_runs import make_run
 from safetensors.torch import load_file
-from test_card import make_run
-from test_models import make_adapter
+from saved import make_adapter
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from pipeline.config import ModelArguments

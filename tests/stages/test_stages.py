@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rows import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = {"use_cpu": True, "max_steps": 2, "per_device_train_batch_size": 2, "save_strategy": "no"}
@@ -37,10 +38,6 @@ STAGES = {
         "rewards": [{"name": "keyword", "column": "facts"}, {"name": "learned", "path": "out/reward", "weight": 0.5}],
     },
 }
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import random
 import pytest
 import torch
 from conftest import build_tokenizer
-from test_exam import prompts_file, run_ppo
-from test_trl_stage import SETTINGS
+from short_runs import SETTINGS, prompts_file, run_ppo
 from toy import (
     AB,
     ANSWERS,

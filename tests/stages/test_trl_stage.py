@@ -8,7 +8,7 @@ import yaml
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_exam import noisy, prompts_file
+from short_runs import SETTINGS, noisy, prompts_file
 from toy import randomize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -21,18 +21,6 @@ from pipeline.runs.folder import HELDOUT, read_heldout
 from pipeline.stages import trl_stage
 from pipeline.stages.trl_stage import MissingEOS
 
-SETTINGS = {
-    "use_cpu": True,
-    "bf16": False,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "num_generations": 2,
-    "num_iterations": 2,
-    "max_completion_length": 6,
-    "learning_rate": 1e-2,
-    "disable_tqdm": True,
-    "seed": 3,
-}
 CONFIGS = {"grpo": GRPOStage, "rloo": RLOOStage}
 
 

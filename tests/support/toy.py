@@ -4,6 +4,7 @@ import os
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func is experimental in TRL; the tests use it on purpose
 
+
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -187,3 +188,7 @@ def real(batch, key: str = "completion_ids") -> list[list]:
 def real_prompts(batch) -> list[list[int]]:
     pairs = zip(batch["prompt_ids"].tolist(), batch["prompt_mask"].tolist(), strict=True)
     return [[x for x, m in zip(row, mask, strict=True) if m] for row, mask in pairs]
+
+
+def config(**settings):
+    return PPOConfig("out", use_cpu=True, bf16=False, report_to="none", **settings)

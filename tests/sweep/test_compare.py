@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_recipes import settings_for
+from recipe_files import settings_for
 
 from pipeline.cli import parse
 from pipeline.errors import UserError

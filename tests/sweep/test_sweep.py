@@ -12,7 +12,7 @@ from statistics import median
 import optuna
 import pytest
 import yaml
-from test_recipes import settings_for
+from recipe_files import settings_for
 
 from pipeline.cli import parse
 from pipeline.errors import UserError

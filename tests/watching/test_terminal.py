@@ -12,7 +12,7 @@ import toy
 from rich.cells import cell_len
 from rich.console import Console
 from safetensors.torch import load_file
-from test_exam import WORDS, prompts_file, run_ppo
+from short_runs import WORDS, prompts_file, run_ppo
 from toy import ANSWERS
 from transformers import TrainerControl, TrainerState
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas
 import pytest
 import toy
-from test_exam import prompts_file, run_ppo
+from short_runs import prompts_file, run_ppo
 from toy import ANSWERS
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 

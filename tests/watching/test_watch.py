@@ -4,7 +4,7 @@ import json
 
 import pytest
 import toy
-from test_exam import prompts_file, run_ppo
+from short_runs import prompts_file, run_ppo
 
 from pipeline.errors import UserError
 from pipeline.exam.exam import Exam, ExamCallback

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_rewards_code import sandboxed
+from sandboxed import sandboxed
 
 from pipeline.config import DataArguments
 from pipeline.data import loading as data

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from test_rewards_code import sandboxed
+from sandboxed import sandboxed
 
 from pipeline.worlds import WorldSettings, functions, referee
 from pipeline.worlds.functions.slips import HUMAN, SLOPPY, Slips, write

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from eval_world import first
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
@@ -129,10 +130,6 @@ def longer(prompts, completions_a, completions_b, bonus=0, **columns):
     ]
 
 
-def first(prompts, completions_a, completions_b):
-    return [1] * len(prompts)
-
-
 ROWS = [{"prompt": "p"}, {"prompt": "q"}, {"prompt": "r"}]
 
 
@@ -165,13 +162,13 @@ def test_a_judge_that_fails_is_named():
 
 
 def test_judges_are_imported_as_rewards_are():
-    judges = read_judges(["test_eval_measures:first", {"name": "test_eval_measures:longer", "bonus": 9}])
+    judges = read_judges(["eval_world:first", {"name": "test_eval_measures:longer", "bonus": 9}])
     assert list(judges) == ["first", "longer"]
     # with the bonus the first side wins either way round, unless they are equally long
     assert ask_judge(judges["longer"], "longer", ROWS[:1], ["xx"], ["x"]) == [0.5]
     with pytest.raises(UserError, match="judges: 'bleu' will not do: name a function of your own"):
         read_judges(["bleu"])
     with pytest.raises(RewardError, match="has no 'frist'.*did you mean 'first'"):
-        read_judges(["test_eval_measures:frist"])
+        read_judges(["eval_world:frist"])
     with pytest.raises(UserError, match="two are called first"):
-        read_judges(["test_eval_measures:first"] * 2)
+        read_judges(["eval_world:first"] * 2)

@@ -1,7 +1,5 @@
 """The evaluation stage from models to files, on random Llamas: who speaks, what is written, what is refused."""
 
-import csv
-import importlib.util
 import json
 import math
 import os
@@ -12,84 +10,26 @@ from pathlib import Path
 import pytest
 import toy
 import yaml
-from conftest import build_model, build_tokenizer
-from peft import LoraConfig, PeftModel, get_peft_model
+from conftest import build_tokenizer
+from eval_world import PROMPTS, arguments, make_world, size
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pipeline.cli import parse
 from pipeline.errors import UserError
 from pipeline.eval import stage
-from pipeline.eval.candidates import read_candidates
-from pipeline.eval.rows import line_of, load_rows
-from pipeline.eval.tables import fit, markdown, number
+from pipeline.eval.rows import load_rows
+from pipeline.eval.tables import markdown
 from pipeline.exam import evaluation
 from pipeline.models import loading as models
-from rewards import Perplexity, RewardError
+from rewards import Perplexity
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = ["say w0 =>\n", "say a longer word =>\n", "w2\n", "one\n", "say w4 again\n", "x\n"]
-MRS = [
-    "name[Aromi], eatType[pub], near[The Mill]",
-    "name[Zizzi], area[riverside]",
-    "name[Aromi], eatType[pub], near[The Mill]",
-    "name[Aromi], food[Italian], customer rating[low]",
-]
-
-
-def size(prompts, completions, **columns) -> list[float]:
-    return [float(len(text)) for text in completions]
-
-
-def some(prompts, completions, **columns) -> list[float | None]:
-    return [None if i % 2 else 1.0 for i in range(len(completions))]
-
-
-def more_bytes(prompts, completions_a, completions_b, facts, references) -> list[float]:
-    sides = zip(completions_a, completions_b, strict=True)
-    return [float(len(a) > len(b)) if len(a) != len(b) else 0.5 for a, b in sides]
-
-
-def save_adapter(base: Path, folder: Path, seed: int) -> Path:
-    model = AutoModelForCausalLM.from_pretrained(base)
-    settings = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, settings)
-    toy.randomize(model, "default", seed, scale=1.0)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_model_folder) -> Path:
-    """A folder with two adapters on the tiny base, a model of its own, and prompts."""
-    folder = tmp_path_factory.mktemp("eval")
-    for name, seed in (("one", 1), ("two", 2)):
-        save_adapter(tiny_model_folder, folder / name, seed)
-    build_model(seed=7).save_pretrained(folder / "other")
-    build_tokenizer().save_pretrained(folder / "other")
-    rows = [{"prompt": prompt, "facts": [prompt[:1]], "references": [prompt.strip()]} for prompt in PROMPTS]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with (folder / "mrs.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["mr", "ref"], *([mr, f"Aromi is\nby The Mill{end}"] for mr, end in zip(MRS, ".,!?", strict=True))]
-        )
-    return folder
-
-
-def arguments(world: Path, base: Path, output: Path | None, **changes) -> stage.EvalArguments:
-    settings = {
-        "candidates": [{"base": str(base)}, {"one": str(world / "one")}, {"two": str(world / "two")}],
-        "reference": "one",
-        "dataset": str(world / "prompts.jsonl"),
-        "output_dir": output and str(output),
-        "rewards": [{"name": "test_eval_stage:size", "clip": [0, 1], "normalize": "running"}],
-        "max_completion_length": 12,
-        "temperature": 0.8,
-        "eval_batch_size": 4,
-        "seed": 3,
-        "dtype": "float32",
-        "use_cpu": True,
-    }
-    return stage.EvalArguments(**settings | changes)
+    return make_world(tmp_path_factory.mktemp("eval"), tiny_model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +47,8 @@ def result(world, tiny_model_folder, tmp_path_factory):
                 tiny_model_folder,
                 output,
                 candidates=candidates,
-                rewards=["test_eval_stage:size", {"name": "test_eval_stage:some", "log_name": "half"}],
-                judges=["test_eval_stage:more_bytes"],
+                rewards=["eval_world:size", {"name": "eval_world:some", "log_name": "half"}],
+                judges=["eval_world:more_bytes"],
             )
         )
     rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
@@ -275,130 +215,6 @@ def test_one_line_for_each_different_representation(world, tiny_model_folder, tm
         stage.run(arguments(world, tiny_model_folder, None, outputs=str(tmp_path / "x.txt")))
     with pytest.raises(UserError, match="there is no folder"):
         stage.run(arguments(world, tiny_model_folder, None, **changes | {"outputs": str(tmp_path / "no" / "x.txt")}))
-
-
-def test_rows_of_meaning_representations(world, tmp_path):
-    rows = load_rows(stage.DataArguments(str(world / "mrs.csv")))
-    assert [row["mr"] for row in rows] == [MRS[0], MRS[1], MRS[3]]
-    assert rows[0]["prompt"] == "NAME eatTypePub NEAR =>\n"
-    assert rows[0]["references"] == ["NAME is by NEAR.", "NAME is by NEAR!"] and rows[2]["names"] == ["NAME"]
-    assert len(load_rows(stage.DataArguments(str(world / "mrs.csv")), limit=2)) == 2
-    (tmp_path / "bad.csv").write_text('mr\n"name[Aromi]"\n"colour[red]"\n')
-    with pytest.raises(UserError, match=r"bad.csv, row 2: meaning representation 'colour\[red\]'"):
-        load_rows(stage.DataArguments(str(tmp_path / "bad.csv")))
-    (tmp_path / "gap.jsonl").write_text('{"prompt": "a"}\n{"prompt": " "}\n')
-    assert len(load_rows(stage.DataArguments(str(tmp_path / "gap.jsonl")))) == 1
-    with pytest.raises(UserError, match="outputs wants an answer to every row, but .*prompt is empty"):
-        load_rows(stage.DataArguments(str(tmp_path / "gap.jsonl")), complete=True)
-
-
-def test_an_answer_on_one_line_with_its_names():
-    row = {"mr": MRS[0], "prompt": "NAME eatTypePub NEAR =>\n"}
-    assert line_of(" NAME is a pub\nnear NEAR.\r\nNAMED\u2028so ", row) == "Aromi is a pub near The Mill. NAMED so"
-    assert line_of("NAME is\na pub", row | {"prompt": "describe the pub"}) == "NAME is a pub"
-    assert line_of("NAME\nis", {"prompt": "p", "mr": "of another kind"}) == "NAME is"
-    assert line_of("", {"prompt": "p"}) == ""
-
-
-def test_names_of_candidates(world, tiny_model_folder):
-    one, args = str(world / "one"), models.ModelArguments()
-    specs = [{"a.b c": one}, {"name": f"x=y={one}"}, {"name": one}]
-    assert [(c.name, c.path) for c in read_candidates(specs, args)] == [("a.b c", one), ("x=y", one), ("one", one)]
-    for wrong, said in (
-        ([{"a": one, "b": one}], "each wants the form name=folder"),
-        ([{"a": None}], "each wants the form name=folder"),
-        ([{"name": "a="}], "each wants the form name=folder"),
-        ([{"name": one}, {"one": one}], "two are called one; name them"),
-        ([{"gone": "runs/nowhere"}], "candidate gone: runs/nowhere: there is no such model folder"),
-    ):
-        with pytest.raises(UserError, match=said):
-            read_candidates(wrong, args)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"candidates": []}, "candidates: .* at least one"),
-        ({"dataset": None}, "dataset: None will not do: the prompts"),
-        ({"reference": "three"}, "reference is three, which is no candidate; choose one of base, one, two"),
-        ({"temperature": 0.0}, "temperature: 0.0 will not do: a number above 0"),
-        ({"seed": -1}, "seed: -1 will not do"),
-        ({"eval_samples": 0}, "eval_samples: 0 will not do"),
-        ({"dtype": "half"}, "dtype: 'half' will not do"),
-        ({"referee": "chess"}, "There is no world 'chess'"),
-        ({"rewards": ["blue"]}, "There is no reward 'blue' .did you mean 'bleu'"),
-        ({"judges": ["test_eval_stage:most"]}, "has no 'most'"),
-        (
-            {"judges": ["test_eval_measures:first"]},
-            "judge first does not take .* 'facts'.*; write it as first.prompts",
-        ),
-        ({"dataset": "nowhere.jsonl"}, "dataset nowhere.jsonl: there is no such file"),
-        ({"max_completion_length": 500}, "candidate base: the longest prompt has 21 tokens and max_completion_length"),
-        ({"output_dir": None}, "output_dir is not set"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_what_is_refused_in_one_sentence(world, tiny_model_folder, tmp_path, change, said):
-    with pytest.raises((UserError, RewardError), match=said):
-        stage.run(arguments(world, tiny_model_folder, None, **{"output_dir": str(tmp_path / "out")} | change))
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
-
-
-def test_an_adapter_of_another_shape_is_named(world, tiny_model_folder, tmp_path):
-    wide = tmp_path / "wide"
-    build_model(hidden_size=64).save_pretrained(wide)
-    save_adapter(wide, tmp_path / "odd", 1)
-    config = json.loads((tmp_path / "odd" / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(tiny_model_folder)
-    (tmp_path / "odd" / "adapter_config.json").write_text(json.dumps(config))
-    for candidates in (
-        [{"odd": str(tmp_path / "odd")}],
-        [{"one": str(world / "one")}, {"odd": str(tmp_path / "odd")}],
-    ):
-        changes = {"candidates": candidates, "reference": None}
-        with pytest.raises(UserError, match="odd does not fit its base"):
-            stage.run(arguments(world, tiny_model_folder, tmp_path / "out", **changes))
-
-
-def test_tables_are_cut_by_columns():
-    cells = [["", "a", "b", "c"], ["name", "12345", "1234567", "123"]]
-    assert fit(cells, 80) == [cells]
-    # 4 + 2 + 5 + 2 + 7 = 20
-    assert fit(cells, 20) == [[["", "a", "b"], ["name", "12345", "1234567"]], [["", "c"], ["name", "123"]]]
-    assert [part[0] for part in fit(cells, 3)] == [["", "a"], ["", "b"], ["", "c"]]
-    assert [number(x) for x in (0.12345, -0.0001, 12.345, 1234.56, None)] == ["0.123", "0.000", "12.35", "1234.6", "–"]
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/eval.yaml")), ids=lambda path: path.parent.name)
-def test_recipes_parse_strictly(path, tmp_path):
-    (args,) = parse(stage.EvalArguments, argv=["--config", str(path)])
-    found = yaml.safe_load(path.read_text("utf-8"))
-    assert {key: getattr(args, key) for key in found} == found
-    run = f"runs/{path.parent.name}"
-    assert args.output_dir == f"{run}/eval"
-    if path.with_name("base.yaml").exists():  # else the data is the user's, or from the Hub
-        assert args.dataset == f"{run}/data/prompts_heldout.jsonl"
-    # the rewards and the length of the training that it judges
-    ppo = yaml.safe_load(path.with_name("ppo.yaml").read_text("utf-8"))
-    assert {spec["name"] for spec in found["rewards"]} == {spec["name"] for spec in ppo["rewards"]}
-    assert found.get("referee") == ppo.get("referee")
-    for key in ("max_completion_length", "prompt_template", "as_messages"):
-        assert found.get(key) == ppo.get(key)
-    broken = tmp_path / "eval.yaml"
-    broken.write_text(path.read_text("utf-8").replace("reference:", "referenc:"))
-    with pytest.raises(UserError, match="no such setting referenc, did you mean reference"):
-        parse(stage.EvalArguments, argv=["--config", str(broken)])
-
-
-def test_the_recipe_is_thin_and_reads_the_command_line(world, tiny_model_folder):
-    path = ROOT / "recipes" / "eval.py"
-    spec = importlib.util.spec_from_file_location("recipe_eval", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert callable(module.main) and len(path.read_text("utf-8").splitlines()) <= 80
-    words = ["--candidates", "a=runs/a", "runs/b", "--dataset", "x.csv", "--judges", "m:f", "--rewards", "bleu"]
-    (args,) = parse(stage.EvalArguments, argv=words)
-    assert args.candidates == [{"name": "a=runs/a"}, {"name": "runs/b"}] and args.judges == [{"name": "m:f"}]
 
 
 @pytest.mark.slow

@@ -9,74 +9,24 @@ import os
 import pickle
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import traceback
 import uuid
 from pathlib import Path
 
 import hub_server
 import pytest
 import yaml
-from conftest import build_model, build_tokenizer
-from hub_server import READER, TOKEN
+from hub_runs import PUSHED, make_runs, push
 from huggingface_hub import CommitOperationAdd, HfApi, constants, snapshot_download
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaForSequenceClassification, LlamaForTokenClassification
 
-from pipeline import hub
 from pipeline.errors import UserError
-from pipeline.hub.errors import redact
-from pipeline.runs.folder import SUMMARY
 
 pytest_plugins = ["hub_server"]  # the fixtures server and waits
 
-ROOT = Path(__file__).resolve().parents[2]
-PUSHED = {
-    *("README.md", "adapter_config.json", "adapter_model.safetensors", "config.yaml", "metrics.jsonl"),
-    *("summary.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
-}
 
-
-# ------------------------------------------------------------ a run to push
+# ------------------------------------------------------------ a run to push, and a Hub to push it to
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
-    """`runs/t/{sft,reward,ppo}` with real small adapters, and with all that must never be pushed. Do not write."""
-    root = tmp_path_factory.mktemp("made")
-    base = build_model()
-    lora = {"r": 2, "target_modules": ["q_proj"]}
-    runs = root / "runs" / "t"
-    (runs / "base").mkdir(parents=True)
-    get_peft_model(build_model(), LoraConfig(task_type="CAUSAL_LM", **lora)).save_pretrained(runs / "ppo")
-    for folder, task, kind in (
-        (runs / "reward", "SEQ_CLS", LlamaForSequenceClassification),
-        (runs / "ppo" / "critic", "TOKEN_CLS", LlamaForTokenClassification),
-    ):
-        base.config.num_labels = 1
-        model = get_peft_model(kind(base.config), LoraConfig(task_type=task, modules_to_save=["score"], **lora))
-        model.save_pretrained(folder)
-    for name in ("ppo", "reward", "ppo/critic"):
-        config = json.loads((runs / name / "adapter_config.json").read_text())
-        (runs / name / "adapter_config.json").write_text(
-            json.dumps(config | {"base_model_name_or_path": "runs/t/base"}, indent=2)
-        )
-    for name in ("ppo", "reward"):
-        folder = runs / name
-        build_tokenizer().save_pretrained(folder)
-        (folder / "README.md").write_text("---\nlibrary_name: peft\nbase_model: runs/t/base\ntags: [lora]\n---\n# t\n")
-        rewards = [{"name": "keyword"}, {"name": "mixture", "rewards": [{"name": "learned", "path": "runs/t/reward"}]}]
-        config = {"dataset": "/home/" + "me/data/rows.jsonl", "output_dir": f"runs/t/{name}", "rewards": rewards}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        (folder / SUMMARY).write_text(json.dumps({"stage": name, "base": "/home/" + "me/base", "seed": 0}))
-        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
-    never = ["training_args.bin", "optimizer.pt", "samples.jsonl", "heldout.jsonl", "rollout_0.safetensors", "a.py"]
-    for name in [*never, "report.html", "checkpoint-2/adapter_model.safetensors", ".env"]:
-        path = runs / "ppo" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("not for others")
-    return root
+    return make_runs(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -87,7 +37,6 @@ def runs(made, tmp_path, monkeypatch) -> Path:
     return Path("runs/t")
 
 
-# ------------------------------------------------------------ a Hub to push to
 class Place:
     """A Hub and an account on it. `server` is None on the real one."""
 
@@ -118,19 +67,6 @@ def place(request, monkeypatch):
     for repo in found.repos:
         for name in (repo, f"{repo}-reward", f"{repo}-critic"):
             HfApi().delete_repo(name, missing_ok=True)
-
-
-def push(repo: str, run="runs/t/ppo", **settings) -> list[str]:
-    return hub.run(hub.PushArguments(run=str(run), repo=repo, **{"yes": True, "what": ["policy"]} | settings))
-
-
-def recipe(*flags: str) -> list[str]:
-    return [sys.executable, str(ROOT / "recipes/push.py"), *flags]
-
-
-def launch(*flags: str, **env) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-    return subprocess.run(recipe(*flags), env=env, capture_output=True, text=True, timeout=200)
 
 
 # ------------------------------------------------------------ what is pushed
@@ -326,178 +262,9 @@ def test_a_commit_in_between_is_not_overwritten(server, runs):
 
 
 # ------------------------------------------------------------ failures that pass
-STEPS = {
-    "look": ("GET", "/api/models/me/a"),
-    "create": ("POST", "/repos/create"),
-    "preupload": ("POST", "/preupload/"),
-    "batch": ("POST", "/objects/batch"),
-    "upload": ("PUT", "/lfs/"),
-    "verify": ("POST", "/lfs/verify"),
-    "card": ("POST", "/validate-yaml"),
-    "commit": ("POST", "/commit/"),
-}
-
-
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("status", [429, 500])
-def test_a_push_survives_two_failures_at_each_step(server, runs, waits, step, status):
-    server.fail(*STEPS[step], status, times=2)
-    push("me/a")
-    assert set(server.files("me/a")) == PUSHED and len(server.repos["me/a"].commits) == 2
-    assert len(waits) == 2
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_retry_after_is_obeyed(server, runs, waits, step):
-    server.fail(*STEPS[step], 429, headers={"Retry-After": "30"})
-    push("me/a")
-    assert len(waits) == 1 and 30 <= waits[0] <= 31  # the client adds a second of its own
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_a_push_survives_a_lost_connection(server, runs, waits, step):
-    server.cut(*STEPS[step])
-    push("me/a")
-    assert server.files("me/a")["adapter_model.safetensors"] == (runs / "ppo/adapter_model.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize("step", ["create", "upload", "commit"])
-def test_a_lost_answer_does_nothing_twice(server, runs, waits, step):
-    server.lose(*STEPS[step])
-    push("me/a")
-    assert set(server.files("me/a")) == PUSHED and len(server.repos["me/a"].commits) == 2
-    push("me/a")  # and the files are known as ours
-    assert len(server.repos["me/a"].commits) == 2
-
-
-def test_after_a_push_that_broke_off_nothing_is_sent_twice(server, runs):
-    server.fail("POST", "/commit/", 403)
-    with pytest.raises(UserError, match="403"):
-        push("me/a")
-    sent = server.asked("PUT", "/lfs/")
-    push("me/a")
-    assert server.asked("PUT", "/lfs/") == sent and len(sent) == 1
-    assert set(server.files("me/a")) == PUSHED
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_push_that_is_stopped_goes_on_where_it_was(server, runs, how):
-    arrived, gone = threading.Event(), threading.Event()
-
-    def hold():
-        arrived.set()
-        gone.wait(120)
-        raise ConnectionAbortedError  # the commit is never made
-
-    server.before("POST", "/commit/", hold)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    flags = recipe("--run", "runs/t/ppo", "--repo", "me/a", "--what", "policy", "--yes")
-    running = subprocess.Popen(flags, env=env, stderr=subprocess.PIPE, text=True)
-    assert arrived.wait(120)
-    running.send_signal(how)
-    said = running.communicate(timeout=120)[1]
-    gone.set()
-    if how == signal.SIGINT:
-        assert running.returncode == 2 and "error: the push to me/a was stopped; run it again" in said.splitlines()[-1]
-    assert server.files("me/a") == {}
-    sent = server.asked("PUT", "/lfs/")
-    push("me/a")
-    assert server.asked("PUT", "/lfs/") == sent and set(server.files("me/a")) == PUSHED
 
 
 # ------------------------------------------------------------ failures that stay
-@pytest.mark.parametrize(
-    "step, status, message",
-    [
-        ("look", 401, "the Hub does not accept the token (401): log in again with `hf auth login`"),
-        ("create", 403, "this token may not write to me/a (403)"),
-        ("preupload", 404, "me/a is not on the Hub, or this token may not see it (404)"),
-        ("commit", 409, "somebody else changed me/a during the push (409), so nothing was overwritten"),
-        ("upload", 500, "the Hub is in trouble (500); run the same command again later"),
-        ("commit", 429, "the Hub asks to slow down (429); run the same command again later"),
-        ("commit", 413, "the Hub refuses the push to me/a (413)"),
-        ("batch", 403, "this token may not write to me/a (403)"),
-    ],
-)
-def test_failures_that_stay_are_one_sentence_without_the_token(server, runs, waits, step, status, message, caplog):
-    server.fail(*STEPS[step], status, times=99, echo=True)
-    with pytest.raises(UserError) as caught:
-        push("me/a")
-    said = str(caught.value)
-    assert said.startswith(message) and "\n" not in said
-    everything = "".join(traceback.format_exception(caught.value)) + caplog.text
-    assert TOKEN not in everything and "W" * 6 not in everything
-
-
-def test_a_token_without_the_usual_beginning_is_struck_out_too(server, runs, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", READER)
-    server.fail(*STEPS["look"], 403, echo=True)
-    with pytest.raises(UserError) as caught:
-        push("me/a")
-    assert "odd: Bearer ***" in str(caught.value) and READER not in str(caught.value)
-
-
-def test_redact():
-    assert redact("a hf_abcdefgh b") == "a *** b"
-    assert redact("Authorization: Bearer xyz, more") == "Authorization: Bearer ***, more"
-    assert redact("say secret", "secret", None) == "say ***"
-    assert redact("hf_hub and half_finished") == "hf_hub and half_finished"
-
-
-@pytest.mark.parametrize(
-    "token, repo, message",
-    [
-        ("hf_unknown", "me/a", "the Hub does not accept the token (401)"),
-        (READER, "me/a", "this token may not write to me/a (403)"),
-        (TOKEN, "other/a", "this token may not write to other/a (403)"),
-        ("", "me/a", "me/a cannot be pushed without a token: log in with `hf auth login`, or set HF_TOKEN"),
-    ],
-)
-def test_tokens_that_will_not_do(server, runs, monkeypatch, token, repo, message):
-    monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(UserError, match=re.escape(message)):
-        push(repo)
-    assert server.repos == {}
-
-
-def test_no_network(server, runs, monkeypatch, waits):
-    with hub_server.serving() as gone:
-        pass
-    monkeypatch.setattr(constants, "ENDPOINT", gone.url)
-    with pytest.raises(UserError, match=rf"{gone.url} cannot be reached \(ConnectError\): check the network"):
-        push("me/a")
-    assert waits == [1, 2, 4, 8]
-
-
-def test_a_wait_of_an_hour_is_left_to_the_person(server, runs, waits):
-    server.fail(*STEPS["commit"], 429, headers={"Retry-After": "3600"})
-    with pytest.raises(UserError, match="asks to slow down"):
-        push("me/a")
-    assert waits == []
-
-
-def test_an_answer_that_is_no_json(server, runs, waits):
-    server.fail(*STEPS["card"], 200, times=99, body="")
-    server.faults[-1].body = b"<html>"
-    with pytest.raises(UserError, match="gave an answer that cannot be read"):
-        push("me/a")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags, env, message",
-    [
-        ([], {"HF_HUB_OFFLINE": "1"}, "error: nothing can be pushed in offline mode: unset HF_HUB_OFFLINE"),
-        (["--debug"], {"HF_TOKEN": READER}, "UserError: this token may not write to me/a (403)"),
-    ],
-)
-def test_the_recipe_fails_with_one_line_and_a_code(server, runs, flags, env, message):
-    server.fail("POST", "/repos/create", 403, times=99, echo=True)
-    done = launch("--run", "runs/t/ppo", "--repo", "me/a", "--yes", *flags, **env)
-    assert done.returncode != 0 and message in done.stderr
-    assert flags or len(done.stderr.strip().splitlines()) == 1
-    assert READER not in done.stdout + done.stderr and TOKEN not in done.stdout + done.stderr
 
 
 # ------------------------------------------------------------ the server itself

@@ -41,3 +41,11 @@ def ids_of(data):
     """One token a byte."""
     single = {word: i for i, word in vocabulary().items() if len(word) == 1}
     return [single[bytes([byte])] for byte in data]
+
+
+def paid(reward, *tokens, **columns):
+    """Token rewards of one completion, given as the texts of its tokens."""
+    text, ends = "".join(tokens), [len("".join(tokens[: t + 1])) for t in range(len(tokens))]
+    columns = {name: [value] for name, value in columns.items()}
+    (row,) = reward.token_rewards(["p"], [text], [list(range(len(tokens)))], [ends], **columns)
+    return row

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-import test_equivalences as runs
+import equal_runs as runs
 import torch
 
 folder, world = Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1"))

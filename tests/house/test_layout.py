@@ -9,11 +9,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from house import ROOT, python_files
 
 import rewards
 from rewards.build import REGISTRY
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # The house, from the top floor down. A room may import itself and every room on the floors below it, never one beside
 # it or above. `pipeline/__init__.py` is the ground that all stand on.
@@ -65,10 +64,6 @@ def rooms_imported(path: Path) -> set[str]:
     return {room_of(name) for name in found if name.partition(".")[0] in OURS} - {None, "__version__"}
 
 
-def python_files(room: str) -> list[Path]:
-    return sorted(p for p in (ROOT / room).rglob("*.py") if "__pycache__" not in p.parts)
-
-
 def tracked_files() -> list[Path]:
     """What git holds or would hold; without git (an unpacked archive), every file outside hidden folders and runs/."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
@@ -117,6 +112,33 @@ PACKAGES = sorted(p.parent.name for p in (ROOT / "pipeline").glob("*/__init__.py
 def test_a_package_says_what_is_in_it_what_it_may_import_and_where_to_begin(package):
     text = ast.get_docstring(ast.parse((ROOT / "pipeline" / package / "__init__.py").read_text("utf-8")))
     assert ("May import: " in text and "Begin with: " in text) or "forwards to it until" in text
+
+
+LONGEST = 400  # lines of a file
+LONGER: dict[str, str] = {}  # a file that must be longer, and why
+
+
+@pytest.mark.parametrize("top", ["recipes", "pipeline", "rewards", "tests"])
+def test_files_are_short(top):
+    lines = {str(p.relative_to(ROOT)): len(p.read_text("utf-8").splitlines()) for p in python_files(top)}
+    long = {name: count for name, count in lines.items() if count > LONGEST and name not in LONGER}
+    assert not long, f"split by subject what has more than {LONGEST} lines: {long}"
+
+
+# Beside the rooms of pipeline/: rewards/; this house; wrong input through the recipes; runs that must learn;
+# what tests share; the tools of the Makefile.
+OTHER_TESTS = {"rewards", "house", "faults", "learning", "support", "tools"}
+
+
+def test_tests_lie_in_the_rooms_of_what_they_test():
+    tests = ROOT / "tests"
+    folders = {p.name for p in tests.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders - set(PACKAGES) == OTHER_TESTS
+    assert [p.name for p in tests.glob("*.py")] == ["conftest.py"]
+    # the names that pytest knows a file by, without packages
+    names = [p.name for p in tests.rglob("*.py") if p.name.startswith("test_")]
+    assert len(names) == len(set(names))
+    assert not list((tests / "support").rglob("test_*.py"))
 
 
 def test_no_recipe_shadows_a_library():

@@ -13,8 +13,8 @@ import pytest
 import torch
 import toy
 import yaml
+from house import ROOT, python_files
 from safetensors.torch import load_file
-from test_layout import ROOT, python_files
 
 from pipeline import cli
 from pipeline.chat.speakers import settings_of_run

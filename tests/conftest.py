@@ -77,6 +77,16 @@ def build_model(seed: int = 0, **changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**settings | changes))
 
 
+@pytest.fixture(scope="session")
+def warm():
+    """Runs programs in forks of one process that has the libraries imported."""
+    from warm import Warm
+
+    opened = Warm()
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A fresh byte-level tokenizer, free to change."""

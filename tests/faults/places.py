@@ -10,11 +10,8 @@ from front_door import FrontDoor
 
 
 @pytest.fixture(scope="session")
-def door():
-    """The one process that forks for all cases."""
-    opened = FrontDoor()
-    yield opened
-    opened.close()
+def door(warm) -> FrontDoor:
+    return FrontDoor(warm)
 
 
 @pytest.fixture(scope="session")

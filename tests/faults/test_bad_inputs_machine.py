@@ -176,7 +176,7 @@ def waiting(door: FrontDoor, place: Path) -> Iterator[None]:
         yield
     finally:
         os.kill(process, signal.SIGKILL)
-        door.wait(process, place)
+        door.wait(process)
         os.close(gate)
 
 

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +18,6 @@ from pipeline.ppo.config import _REFUSED
 from rewards import build_rewards
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ROOT / "tests"
-PATH = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support")))
 
 
 def close(a, b, **tolerance):
@@ -31,22 +26,12 @@ def close(a, b, **tolerance):
 
 # ---------------------------------------------------------------- 13, 28, 29 two processes
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> Path:
-    """One run of tests/support/distributed/two_processes.py under torchrun; the folder with what it wrote."""
+def two_processes(warm, tmp_path_factory) -> Path:
+    """One run of tests/support/distributed/two_processes.py on two processes; the folder with what it wrote."""
     folder = tmp_path_factory.mktemp("distributed")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {
-        "PYTHONPATH": PATH,
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [*command, str(TESTS / "support" / "distributed" / "two_processes.py"), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = ROOT / "tests/support/distributed/two_processes.py"
+    for done in warm.ranks(2, [script, folder], folder):
+        assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 

@@ -1,10 +1,7 @@
 """Several runs on one page, and the plot that tells getting better from learning to please."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -219,12 +216,8 @@ def test_a_broken_config_is_one_sentence(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
-def test_it_is_launched_as_a_module(tmp_path):
+def test_it_is_launched_as_a_module(warm, tmp_path):
     a = make_run(tmp_path / "a")
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "pipeline.report", str(a)]
-    done = subprocess.run(
-        command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )
+    done = warm.run(["-m", "pipeline.report", str(a)], root)
     assert done.returncode == 0 and (a / "report.html").is_file(), done.stderr

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -253,24 +252,24 @@ def test_what_may_change_and_what_not(tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------ kills
-def tortured(tmp_path, *arguments: str) -> dict:
-    command = [sys.executable, str(ROOT / "tests/tools/torture.py"), "--output", str(tmp_path / "torture"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+def tortured(warm, tmp_path, *arguments: str) -> dict:
+    command = [str(ROOT / "tests/tools/torture.py"), "--output", str(tmp_path / "torture"), *arguments]
+    done = warm.run(command, tmp_path, seconds=900)
     logs = "".join(path.read_text()[-3000:] for path in tmp_path.glob("torture/*/*.log"))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:] + logs
     return json.loads((tmp_path / "torture/summary.json").read_text())["runs"]
 
 
-def test_ppo_survives_kills(tmp_path):
+def test_ppo_survives_kills(warm, tmp_path):
     """SIGKILL twice, a short form of `make torture`."""
-    [found] = tortured(tmp_path, "--kills", "2", "--stages", "ppo", "--processes", "1")
+    [found] = tortured(warm, tmp_path, "--kills", "2", "--stages", "ppo", "--processes", "1")
     assert (found["kills"], found["bytes"], found["rows"]) == (2, 0, 0) and found["runs"] >= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_each_stage_survives_kills(tmp_path, processes):
-    found = tortured(tmp_path, "--kills", "4", "--processes", processes)
+def test_each_stage_survives_kills(warm, tmp_path, processes):
+    found = tortured(warm, tmp_path, "--kills", "4", "--processes", processes)
     assert [(row["stage"], row["kills"], row["bytes"], row["rows"]) for row in found] == [
         (stage, 4, 0, 0) for stage in ("sft", "reward", "ppo")
     ]

@@ -86,12 +86,22 @@ def project(tmp_path_factory, tiny_model_folder) -> Path:
     return folder
 
 
-def test_three_stages_and_the_report_ask_nobody(project):
-    """In one process, whose imports take longer than all that it does."""
+@pytest.fixture(scope="module")
+def ran(project) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Three stages and the report, in one process, whose imports take longer than all that it does."""
     argv = [[str(ROOT / f"recipes/{stage}.py"), "--config", f"{stage}.yaml"] for stage in COMMANDS]
     code = f"import runpy, sys\nfor sys.argv in {argv!r}:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
     code += "from pipeline.report.__main__ import main\nassert main(['out/ppo']) == 0\n"
-    done, asked = behind_the_wall(["-c", code], project)
+    code += "from huggingface_hub import constants\nprint('telemetry off:', constants.HF_HUB_DISABLE_TELEMETRY)\n"
+    return behind_the_wall(["-c", code], project)
+
+
+def test_three_stages_and_the_report_ask_nobody(project, ran):
+    done, asked = ran
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert asked == [], (project / "asked.log").read_text("utf-8")
     assert json.loads((project / "out/ppo/summary.json").read_text())["algorithm"] == "ppo"
+
+
+def test_telemetry_is_off_before_a_recipe_reads_the_hub_client(ran):
+    assert "\ntelemetry off: True\n" in ran[0].stdout

@@ -1,8 +1,5 @@
 """Settings from YAML and flags: strict about names and types, one clear line for an error."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -197,26 +194,31 @@ def test_every_setting_of_ours_has_a_help_text(kinds):
             assert item.metadata.get("help"), item.name
 
 
-def run_main(code: str, *argv: str) -> subprocess.CompletedProcess:
-    script = f"from pipeline import cli\nfrom pipeline.errors import UserError\n{code}\ncli.launch(main)\n"
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, env=env, cwd=ROOT)
+@pytest.fixture
+def run_main(warm):
+    """Runs `main`, which the code defines, as a program."""
+
+    def run(code: str, *argv: str):
+        script = f"from pipeline import cli\nfrom pipeline.errors import UserError\n{code}\ncli.launch(main)\n"
+        return warm.run(["-c", script, *argv], ROOT)
+
+    return run
 
 
 RAISES = "def main():\n    raise UserError('row 3 is empty')"
 
 
-def test_launch_prints_one_line_and_exits_2():
+def test_launch_prints_one_line_and_exits_2(run_main):
     done = run_main(RAISES)
     assert (done.returncode, done.stderr, done.stdout) == (2, "error: row 3 is empty\n", "")
 
 
-def test_launch_shows_the_trace_with_debug():
+def test_launch_shows_the_trace_with_debug(run_main):
     done = run_main(RAISES, "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr and "row 3 is empty" in done.stderr
 
 
-def test_launch_lets_our_own_bugs_through():
+def test_launch_lets_our_own_bugs_through(run_main):
     done = run_main("def main():\n    raise ValueError('a bug')")
     assert done.returncode == 1 and "Traceback" in done.stderr
 
@@ -225,23 +227,16 @@ def test_launch_lets_our_own_bugs_through():
     ("line", "code", "says"),
     [("raise Stopped(15)", 143, ""), ("raise KeyboardInterrupt", 130, "\nstopped\n")],
 )
-def test_launch_ends_as_a_shell_says_it_when_it_was_stopped(line, code, says):
+def test_launch_ends_as_a_shell_says_it_when_it_was_stopped(run_main, line, code, says):
     done = run_main(f"from pipeline.runs.stopping import Stopped\ndef main():\n    {line}")
     assert (done.returncode, done.stderr) == (code, says)
 
 
-def test_launch_knows_the_errors_of_rewards():
+def test_launch_knows_the_errors_of_rewards(run_main):
     pytest.importorskip("rewards.base")
     code = "from rewards.base import RewardError\ndef main():\n    raise RewardError('no reward foo')"
     done = run_main(code)
     assert (done.returncode, done.stderr) == (2, "error: no reward foo\n")
-
-
-def test_telemetry_is_off_before_the_hub_client_is_read():
-    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    code = "import pipeline.cli; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
-    assert done.stdout.strip() == "True"
 
 
 def test_debug_is_no_setting():

@@ -247,7 +247,7 @@ def test_two_processes_are_the_same_training_and_end_with_equal_weights(tmp_path
         torch.testing.assert_close(one[key], two[key], atol=1e-6, rtol=1e-4)
 
 
-def test_the_recipe_runs_by_hand(tmp_path, tiny_model_folder):
+def test_the_recipe_runs_by_hand(warm, tmp_path, tiny_model_folder):
     """`python recipes/sft.py --config some.yaml --flag value`, and its errors are one line with exit code 2."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "sft.yaml").write_text(
@@ -255,11 +255,11 @@ def test_the_recipe_runs_by_hand(tmp_path, tiny_model_folder):
         'save_strategy: "no"\nuse_cpu: true\nmax_length: 64\n'
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "recipes/sft.py"), "--config", "sft.yaml", "--max_steps", "2"]
-    first = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    command = [str(ROOT / "recipes/sft.py"), "--config", "sft.yaml", "--max_steps", "2"]
+    first = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "after 2 steps" in first.stdout and "rows.jsonl: 36 rows, none held out" in first.stdout
     assert "Warning" not in first.stderr
-    second = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    second = warm.run(command, tmp_path)
     assert second.returncode == 2
     assert second.stderr.startswith("error: output_dir out already holds results") and second.stderr.count("\n") == 1

@@ -1,9 +1,6 @@
-"""The three stages one after the other as a person launches them, on two CPU processes, on a random Llama."""
+"""The three stages and GRPO one after the other on two CPU processes, on a random Llama."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,8 +38,9 @@ STAGES = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_model_folder):
-    """Folder and standard output of each stage, run by the documented command for two CPU processes."""
+def runs(warm, tmp_path_factory, tiny_model_folder):
+    """Folder and standard output of each stage. PPO is run by the documented command for two CPU processes; the others
+    in processes that need not import the libraries, with what that command would set."""
     folder, said = tmp_path_factory.mktemp("stages"), {}
     words = [f"w{i}" for i in range(24)]
     write_rows(folder / "sft.jsonl", [{"prompt": f"say {w} =>\n", "completion": f"It is {w}."} for w in words])
@@ -54,13 +52,21 @@ def runs(tmp_path_factory, tiny_model_folder):
     for stage, settings in STAGES.items():
         settings = COMMON | {"model_name_or_path": str(tiny_model_folder), "output_dir": f"out/{stage}"} | settings
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump(settings))
-        command = [sys.executable, "-m", "accelerate.commands.launch"]
-        command += ["--config_file", str(ROOT / "recipes/accelerate/cpu2.yaml"), "--main_process_port", "0"]
-        command += [str(ROOT / "tests/support/distributed/stages.py"), stage, "--config", f"{stage}.yaml"]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        said[stage] = done.stdout
+        command = [str(ROOT / "tests/support/distributed/stages.py"), stage, "--config", f"{stage}.yaml"]
+        if stage == "ppo":
+            launcher = [
+                "-m",
+                "accelerate.commands.launch",
+                "--config_file",
+                str(ROOT / "recipes/accelerate/cpu2.yaml"),
+            ]
+            command = [*launcher, "--main_process_port", "0", *command]
+            found = [warm.run(command, folder, env={"ACCELERATE_USE_CPU": "true"})]
+        else:
+            found = warm.ranks(2, command, folder)
+        for done in found:
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        said[stage] = "".join(done.stdout for done in found)
     return folder, said
 
 
@@ -93,10 +99,8 @@ def test_grpo_counts_and_examines_once_for_both_processes(runs):
     assert (summary["algorithm"], summary["episodes"], summary["tokens"]) == ("grpo", 8, rows[-1]["tokens"])
 
 
-def test_a_finished_folder_is_never_overwritten(runs):
+def test_a_finished_folder_is_never_overwritten(warm, runs):
     before = (runs[0] / "out/ppo/summary.json").read_bytes()
-    command = [sys.executable, str(ROOT / "recipes/ppo.py"), "--config", "ppo.yaml"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    again = subprocess.run(command, cwd=runs[0], env=env, capture_output=True, text=True)
+    again = warm.run([str(ROOT / "recipes/ppo.py"), "--config", "ppo.yaml"], runs[0])
     assert again.returncode == 2 and again.stderr.startswith("error: output_dir out/ppo already holds results")
     assert (runs[0] / "out/ppo/summary.json").read_bytes() == before

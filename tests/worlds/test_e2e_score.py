@@ -1,8 +1,6 @@
 """Slot errors and BLEU of an outputs file."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,14 +38,14 @@ def test_references_of_a_prompts_file_get_their_names_back(tmp_path):
     assert references_of(str(tmp_path / "rows.jsonl")) == {SECOND: ["The Mill is by the river."]}
 
 
-def test_as_a_command(tmp_path):
+def test_as_a_command(warm, tmp_path):
     (tmp_path / "data.csv").write_text(CSV)
     (tmp_path / "out.txt").write_text("Aromi is a nice little pub.\nThe Mill, by the river, is child friendly.\n")
-    command = [sys.executable, "-m", "pipeline.worlds.e2e.score", str(tmp_path / "out.txt")]
+    command = ["-m", "pipeline.worlds.e2e.score", str(tmp_path / "out.txt")]
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([*command, str(tmp_path / "data.csv")], cwd=root, capture_output=True, text=True)
+    done = warm.run([*command, str(tmp_path / "data.csv")], root)
     assert done.stdout == "slot errors 0.00% (0 of 5 slots), BLEU 100.00 {}\n"
-    done = subprocess.run([*command, str(tmp_path / "none.jsonl")], cwd=root, capture_output=True, text=True)
+    done = warm.run([*command, str(tmp_path / "none.jsonl")], root)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "none.jsonl cannot be read" in done.stderr
 
 

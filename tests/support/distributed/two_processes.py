@@ -1,4 +1,4 @@
-"""Run by test_traps.py under torchrun with two processes: one rollout, two updates, a checkpoint, saved adapters, and
+"""Run by test_traps_runs.py on two processes: one rollout, two updates, a checkpoint, saved adapters, and
 the run resumed from the checkpoint."""
 
 import sys

@@ -11,6 +11,7 @@ from trl import is_conversational
 
 from pipeline.metrics import load_metric
 from pipeline.models.prompts import Asked, tokenize_prompts
+from pipeline.models.structure import eval_mode, last_logits, positions
 from rewards.asking import asked, columns_of
 
 LOGITS = 2**26  # so many logits at once at most: 50 completions of 128 tokens over 150,000 words would be 2**30
@@ -106,7 +107,7 @@ def complete(
     prompt_ids = tokenize_prompts(tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))  # like lengths together: less padding
     completions: list[list[int]] = [[] for _ in prompts]
-    with _eval_mode(model), _plain_generation(model), _seeded(seed):
+    with eval_mode(model), _plain_generation(model), _seeded(seed):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             inputs = _left_pad([prompt_ids[i] for i in batch], tokenizer.pad_token_id, model.device)
@@ -125,14 +126,14 @@ def logprobs(
     prompt_ids, found = tokenize_prompts(tokenizer, prompts), []
     row = (max(map(len, completion_ids), default=0) + 1) * model.config.get_text_config().vocab_size
     batch_size = min(batch_size, max(1, LOGITS // row))
-    with _eval_mode(model):
+    with eval_mode(model):
         for start in range(0, len(prompts), batch_size):
             answers = completion_ids[start : start + batch_size]
             whole = [p + c for p, c in zip(prompt_ids[start : start + batch_size], answers, strict=True)]
             inputs = _left_pad(whole, tokenizer.pad_token_id, model.device)
-            positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
             longest = max(len(answer) for answer in answers)
-            logits = model(**inputs, position_ids=positions, logits_to_keep=longest + 1, use_cache=False).logits
+            given = positions(model, inputs["attention_mask"]) | last_logits(model, longest + 1)
+            logits = model(**inputs, **given, use_cache=False).logits
             chosen = inputs["input_ids"][:, -longest:, None]
             each = torch.log_softmax(logits[:, -longest - 1 : -1].float() / temperature, dim=-1).gather(2, chosen)
             found += [row[longest - len(answer) :, 0].cpu() for row, answer in zip(each, answers, strict=True)]
@@ -147,16 +148,6 @@ def _left_pad(rows: list[list[int]], pad_token_id: int, device) -> dict[str, tor
             [torch.ones_like(row) for row in ids], batch_first=True, padding_side="left"
         ).to(device),
     }
-
-
-@contextmanager
-def _eval_mode(model) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

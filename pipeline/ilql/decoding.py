@@ -22,6 +22,7 @@ from pipeline.ilql import math
 from pipeline.ilql.network import Heads, check_embeddings, embeddings_of, put_weights, read_settings
 from pipeline.models import loading as models
 from pipeline.models.adapters import use_adapter
+from pipeline.models.structure import look, trunk_of
 
 _READ = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 _CACHE = "_values_cache"  # on the policy's cache, so that both live and die together
@@ -43,7 +44,7 @@ def load_shift(model: PeftModel, folder: str | Path, name: str) -> Shift:
     """
     folder = Path(folder)
     settings = read_settings(folder)
-    check_embeddings(model)
+    check_embeddings(model, look(model).width)
     try:
         model.load_adapter(str(folder), adapter_name=name)
     except Exception as error:  # half a file fails in many ways
@@ -59,8 +60,7 @@ def shifted(model: PeftModel, shift: Shift | None) -> Iterator[None]:
     if shift is None:
         yield
         return
-    base = model.get_base_model()
-    trunk = getattr(base, base.base_model_prefix)
+    base, trunk = model.get_base_model(), trunk_of(model)
 
     @torch.no_grad()
     def add(module, args, kwargs, output):

@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.ilql import math
 from pipeline.models.adapters import POLICY, copy_adapter, use_adapter
 from pipeline.models.loading import read_weights
+from pipeline.models.structure import freeze_idle
 from pipeline.models.trunk import Trunk
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
@@ -107,14 +108,15 @@ class Network(nn.Module):
         if path is not None:
             start_from(lm, VALUES, Path(path))
         copy_adapter(lm, VALUES, TARGET)
-        hidden = lm.get_base_model().config.get_text_config().hidden_size
-        check_embeddings(lm)
-        self.heads, self.target_heads = Heads(hidden).to(lm.device), Heads(hidden).to(lm.device)
+        self._trunk = Trunk(lm)
+        check_embeddings(lm, self._trunk.width)
+        self.heads, self.target_heads = (Heads(self._trunk.width).to(lm.device) for _ in range(2))
         self.target_heads.load_state_dict(self.heads.state_dict())
         self.requires_grad_(False)
         for parameter in self.learned():
             parameter.requires_grad_(True)
             parameter.data = parameter.data.float()
+        freeze_idle(lm)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int | None = None) -> Values:
         """Q and V of the last `num_tokens` tokens (None: all but the first). Ids and mask (B, P+T)."""
@@ -146,7 +148,7 @@ class Network(nn.Module):
     def _states(self, adapter: str, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
         """Hidden states before each of the last `num_tokens` tokens, (B, T, H), float32."""
         with use_adapter(self.lm, adapter):
-            hidden = Trunk(self.lm).run(input_ids=input_ids, attention_mask=attention_mask)
+            hidden = self._trunk.run(input_ids=input_ids, attention_mask=attention_mask)
         return hidden[:, -num_tokens - 1 : -1].float()
 
     # ------------------------------------------------------------ on disk
@@ -227,10 +229,9 @@ def embeddings_of(lm: PeftModel) -> Tensor:
     return lm.get_base_model().get_output_embeddings().weight
 
 
-def check_embeddings(lm: PeftModel) -> None:
-    """Raises `UserError` for a base without output embeddings (V, H) of plain numbers."""
-    base = lm.get_base_model()
-    output, hidden = base.get_output_embeddings(), base.config.get_text_config().hidden_size
+def check_embeddings(lm: PeftModel, hidden: int) -> None:
+    """Raises `UserError` for a base without output embeddings (V, H) of plain numbers, H = `hidden`."""
+    output = lm.get_base_model().get_output_embeddings()
     weight = getattr(output, "weight", None)
     if weight is None or weight.dim() != 2 or weight.shape[1] != hidden or not weight.is_floating_point():
         raise UserError("the base has no output embeddings as wide as its hidden states, which Q is made from")

@@ -4,6 +4,8 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from pipeline.models import structure
+
 
 def eos_token_ids(model: torch.nn.Module, tokenizer) -> list[int]:
     """The tokens that end a completion, as in training: the tokenizer's and those of the model's generation_config."""
@@ -24,8 +26,7 @@ def sample_plainly(model: PeftModel, eos_token_ids: list[int], tokenizer: PreTra
 
 def count_positions_from_the_mask(model: PeftModel) -> None:
     """Left padding must not shift positions: the first real token is at 0, as in generation."""
-    base = model.get_base_model()
-    getattr(base, base.base_model_prefix).register_forward_pre_hook(_add_positions, with_kwargs=True)
+    structure.trunk_of(model).register_forward_pre_hook(_add_positions, with_kwargs=True)
 
 
 def _add_positions(module, args, kwargs):
@@ -33,5 +34,5 @@ def _add_positions(module, args, kwargs):
     read = kwargs.get("inputs_embeds") if read is None else read
     plain = isinstance(mask, torch.Tensor) and read is not None and mask.shape == read.shape[:2]
     if plain and kwargs.get("position_ids") is None:
-        kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        kwargs |= structure.positions(module, mask)
     return args, kwargs

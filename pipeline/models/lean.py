@@ -28,11 +28,11 @@ class _LoRAProduct(torch.autograd.Function):
     def forward(ctx, x, weight, bias, A, B, scale):
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ A.to(x.dtype).T  # (N, r)
-        y = nn.functional.linear(rows, weight, bias)
-        y.addmm_(low, B.to(x.dtype).T, alpha=scale)
+        y = nn.functional.linear(x, weight, bias)
+        y.view(-1, y.shape[-1]).addmm_(low, B.to(x.dtype).T, alpha=scale)
         ctx.save_for_backward(rows, low, weight, A, B)
         ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], -1)
+        return y  # not a view, which a model could not change in place
 
     @staticmethod
     def backward(ctx, grad):

@@ -5,6 +5,7 @@ an adapter is asked for. Weights are read from safetensors only.
 """
 
 import warnings
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
+    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -38,30 +39,32 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from pipeline.config import ModelArguments, check
 from pipeline.errors import UserError, shortened
 from pipeline.models import chat_templates
+from pipeline.models.auto_class import auto_class
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
 from pipeline.runs.folder import say
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_WEIGHTS, check_safetensors, read_adapter_config
+from rewards.model_based import HEADS, is_head
 
 _HEAD = (
     "is the model's output layer, whose weights TRL multiplies by itself, so that LoRA matrices on it would not learn"
 )
-SCORE_KEY = "base_model.model.score.weight"
 # Tokens that models ship for padding, or that stand unused, in the order of preference.
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
 
 def load_tokenizer(
-    stage: Stage | str, args: ModelArguments | None = None, config: Any = None
+    stage: Stage | str, args: ModelArguments | None = None, config: Any = None, needs_end: bool = True
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a stage (its own when it has one, otherwise its base's), with a pad token.
 
     Args: config: of a trainer; what it says of eos_token and pad_token is done.
 
     Raises:
-        UserError: no tokenizer there, one without an end-of-sequence token, or settings that do not fit it.
+        UserError: no tokenizer there, with `needs_end` one without an end-of-sequence token, or settings that do not
+            fit it.
     """
     args = args or ModelArguments()
     stage = resolve_stage(stage) if isinstance(stage, str) else stage
@@ -76,7 +79,7 @@ def load_tokenizer(
         if (token := getattr(config, key, None)) is not None:
             check(token in tokenizer.get_vocab(), key, token, f"a token of the tokenizer in {path}, which has it not")
             setattr(tokenizer, key, token)
-    if tokenizer.eos_token is None:
+    if needs_end and tokenizer.eos_token is None:
         raise UserError(
             f"the tokenizer in {path} has no end-of-sequence token, so a model could never learn to stop: "
             "set eos_token in its tokenizer_config.json"
@@ -88,6 +91,14 @@ def load_tokenizer(
         kind = "which it has and which is not its end token" if free else "its end token: it has no other to spare"
         say(f"note: the tokenizer in {path} has no pad token; padding with {tokenizer.pad_token}, {kind}")
     return tokenizer
+
+
+def load_config(args: ModelArguments, base: str) -> PreTrainedConfig:
+    """The config of a model folder or Hub name; a `UserError` where there is none to read."""
+    with _readable(base, "model"):
+        return AutoConfig.from_pretrained(
+            base, revision=args.model_revision or "main", trust_remote_code=args.trust_remote_code
+        )
 
 
 def load_base(
@@ -122,27 +133,26 @@ def load_base(
     if options["quantization_config"] is not None and torch.cuda.is_available():
         options["device_map"] = {"": PartialState().local_process_index}
     check_attention(args)
+    auto = auto_class(load_config(args, base), for_, base)
     with _readable(base, "model"), read_whole():
-        if for_ == "scores":
-            with suppress_seqcls_warning():
-                model, found = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
-            if not has_own_head(base):
-                init_score_head(model)
-        elif for_ == "causal":
-            model, found = AutoModelForCausalLM.from_pretrained(base, **options)
-        else:
-            raise ValueError(f"for_ must be 'causal' or 'scores', got {for_!r}")
+        labels = {"num_labels": 1} if for_ == "scores" else {}
+        with suppress_seqcls_warning():
+            model, found = auto.from_pretrained(base, **labels, **options)
     if odd := sorted(found["mismatched_keys"]):
         name, saved, wanted = odd[0]
         raise UserError(
             f"{base}: {name} has the shape {list(saved)} in its safetensors, but {list(wanted)} by its config.json: "
             "the two files do not belong together"
         )
-    if missing := sorted(key for key in found["missing_keys"] if not key.startswith("score.")):
+    fresh = fresh_parts(model, found["missing_keys"]) if for_ == "scores" else set()
+    if missing := sorted(key for key in found["missing_keys"] if not fresh & set(key.split("."))):
         raise UserError(
             f"{base}: {len(missing)} weights are missing in its safetensors ({missing[0]}), which would be random: "
             "copy, download or make the model again"
         )
+    if for_ == "scores" and hasattr(model, "score") and not has_own_head(base):  # on a decoder
+        init_score_head(model)
+    model.fresh_parts = sorted(fresh)
     check_targets(model, args)
     never_repack(model)
     if tokenizer is not None:
@@ -188,6 +198,13 @@ def has_own_head(base: str) -> bool:
         return False
     named = read_json(config).get("architectures")
     return isinstance(named, list) and any("SequenceClassification" in str(name) for name in named)
+
+
+def fresh_parts(model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
+    """Names of the modules that a base has no weights for and that a reward model brings: its head, and with an
+    encoder also the pooler between the two. They are trained and saved whole with the adapter."""
+    head = {name for name, child in model.named_children() if child is not model.base_model}
+    return {part for key in missing for part in key.split(".")[:-1] if part in head or part == "pooler"}
 
 
 def init_score_head(model: PreTrainedModel) -> None:
@@ -238,7 +255,16 @@ def lora_config(args: ModelArguments, task_type: str | TaskType = "CAUSAL_LM", l
     }
     if like is not None:
         found = read_adapter_config(like)
-        names = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+        names = (
+            "r",
+            "lora_alpha",
+            "target_modules",
+            "use_rslora",
+            "use_dora",
+            "rank_pattern",
+            "alpha_pattern",
+            "target_parameters",
+        )
         shape = {name: found[name] for name in names if found.get(name) is not None}
     # PEFT itself adds the score head to modules_to_save for SEQ_CLS and TOKEN_CLS (a test holds it to that).
     return LoraConfig(task_type=TaskType(task_type), lora_dropout=args.lora_dropout, bias="none", **shape)
@@ -251,7 +277,7 @@ def load_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False, 
         UserError: it does not fit the base, weights are missing, or a score head is wanted and not in the file.
     """
     check_safetensors(Path(adapter), "adapter")
-    if hasattr(model, "score"):
+    if "SequenceClassification" in type(model).__name__:
         check_score_head(adapter)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
@@ -288,7 +314,7 @@ def check_score_head(adapter: str) -> None:
             names = file.keys()
     except (SafetensorError, OSError) as error:
         raise UserError(f"{weights} is not a whole safetensors file ({str(error)[:200]}): save it again") from None
-    if SCORE_KEY not in names:
+    if not any(is_head(name) for name in names):
         raise UserError(
             f"{adapter} is no reward model: its adapter was saved without a score head, so that its scores would "
             "be random; give the folder of the reward-model stage"
@@ -297,7 +323,9 @@ def check_score_head(adapter: str) -> None:
 
 def start_score_adapter(model: PreTrainedModel, args: ModelArguments, start: str | None) -> PeftModel:
     """A new SEQ_CLS LoRA adapter with a score head on `model`, its LoRA weights taken from the adapter `start`."""
-    peft_model = get_peft_model(model, lora_config(args, TaskType.SEQ_CLS, like=start))
+    config = lora_config(args, TaskType.SEQ_CLS, like=start)
+    config.modules_to_save = sorted(set(model.fresh_parts) - {*HEADS}) or None  # PEFT adds these by itself
+    peft_model = get_peft_model(model, config)
     if start is None:
         return peft_model
     check_safetensors(Path(start), "adapter")
@@ -325,7 +353,11 @@ def train_in_float32(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for head in module.modules_to_save.values():
-                head.register_forward_pre_hook(lambda layer, inputs: (inputs[0].to(layer.weight.dtype), *inputs[1:]))
+                head.register_forward_pre_hook(_in_its_precision)
+
+
+def _in_its_precision(layer: nn.Module, inputs: tuple) -> tuple:
+    return inputs[0].to(next(layer.parameters()).dtype), *inputs[1:]
 
 
 def load_scorer(path: str, args: ModelArguments | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -2,22 +2,39 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from peft import PeftModel
 from torch import Tensor, nn
+
+from pipeline.models import structure
 
 _TOKEN_BY_TOKEN = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 
 class Trunk:
-    """The decoder without its language-model head, and its stack of layers."""
+    """The decoder without its language-model head, and its stack of layers.
+
+    Raises:
+        UserError: at the first use of `width` or `layers`, when the model gives no hidden states for a text alone.
+    """
 
     def __init__(self, model: PeftModel):
-        base = model.get_base_model()
-        self.module = getattr(base, base.base_model_prefix)
-        depth = base.config.get_text_config().num_hidden_layers
-        stacks = ((n, m) for n, m in self.module.named_children() if isinstance(m, nn.ModuleList) and len(m) == depth)
-        self._name, self.layers = next(stacks, (None, nn.ModuleList()))
+        self._model = model
+        self.module = structure.trunk_of(model)
+
+    @cached_property
+    def _seen(self) -> structure.Anatomy:
+        return structure.look(self._model)
+
+    @property
+    def width(self) -> int:
+        """H of the last hidden states."""
+        return self._seen.width
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self._seen.layers
 
     @property
     def depth(self) -> int:
@@ -27,13 +44,28 @@ class Trunk:
         """Last hidden states, (B, P+T, H)."""
         return self.module(**inputs, use_cache=False).last_hidden_state
 
-    def run_from(self, first: int, states: Tensor, attention_mask: Tensor) -> Tensor:
-        """The same by the layers from `first` on alone, which are given what enters them."""
-        setattr(self.module, self._name, self.layers[first:])
+    def run_from(self, first: int, states: Tensor, **inputs) -> Tensor:
+        """The same, with the layers below `first` standing still and `states`, what enters it, in their place.
+
+        The model's own loop runs over all of its layers, so that each one keeps its number, its mask and its
+        positions.
+        """
+        below = list(self.layers[:first])
+        own = [vars(layer).get("forward") for layer in below]
+        for layer in below:
+            layer.forward = _returning(states, self._seen.returned.get(layer, 0))
         try:
-            return self.run(inputs_embeds=states, attention_mask=attention_mask)
+            return self.run(**inputs)
         finally:
-            setattr(self.module, self._name, self.layers)
+            for layer, forward in zip(below, own, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
+
+    def hands_on(self, first: int) -> bool:
+        """Whether layer `first` runs once, and those below it return hidden states first of all."""
+        seen = self._seen
+        return seen.passes[self.layers[first]] == 1 and all(seen.returned.get(x, 0) >= 0 for x in self.layers[:first])
 
     @contextmanager
     def watch(self, first: int) -> Iterator[list[Tensor]]:
@@ -41,13 +73,21 @@ class Trunk:
         seen: list[Tensor] = []
 
         def keep(module, args, kwargs):
-            seen.append((args[0] if args else kwargs["hidden_states"]).detach())
+            entering = args[0] if args else kwargs.get("hidden_states")
+            if isinstance(entering, Tensor):
+                seen.append(entering.detach())
 
         hook = self.layers[first].register_forward_pre_hook(keep, with_kwargs=True)
         try:
             yield seen
         finally:
             hook.remove()
+
+
+def _returning(states: Tensor, count: int) -> Callable:
+    """A layer's forward that returns `states`, alone or with None in a tuple of `count`."""
+    output = (states, *(None,) * (count - 1)) if count else states
+    return lambda *args, **kwargs: output
 
 
 class Tail:

@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.models.adapters import CRITIC, base_of, use_adapter
+from pipeline.models.adapters import CRITIC, use_adapter
+from pipeline.models.folders import check_same_base
 from pipeline.models.loading import read_weights
 from pipeline.models.trunk import Trunk
+from pipeline.runs.folder import say
 from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
@@ -44,15 +46,16 @@ class Critic:
         self.model = model
         self._trunk = Trunk(model)
         self.frozen = 0 if layers is None else self._trunk.depth - layers  # layers at the bottom that never change
-        if self.frozen < 0:
+        if self.frozen < 0 or (layers is not None and not self._trunk.depth):
             raise UserError(
                 f"critic_layers is {layers}, but the model has {self._trunk.depth} layers: give at most that many, or "
                 "leave it out to train the critic on all of them."
             )
-        self._resumable: bool | None = None  # whether the upper layers can be run alone; found out at the first use
-        hidden_size = base_of(model).config.get_text_config().hidden_size
+        # whether the upper layers run alone, as far as was seen: _try_from looks at every new length
+        self.resumable = self.frozen > 0 and self._trunk.hands_on(self.frozen)
+        self._tried = 0  # columns of the longest batch that it was tried with
         # float32 even on a 16-bit base: values are regressed, and half a percent of error matters
-        self.head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=model.device)
+        self.head = nn.Linear(self._trunk.width, 1, dtype=torch.float32, device=model.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         if path is None:
@@ -72,28 +75,52 @@ class Critic:
             over.
         """
         with use_adapter(self.model, CRITIC):
-            if states is None:
-                hidden = self._trunk.run(input_ids=input_ids, attention_mask=attention_mask)
-            else:
-                hidden = self._trunk.run_from(self.frozen, states, attention_mask)
+            hidden = self._hidden(states if self.resumable else None, input_ids, attention_mask)
         return self._read(hidden, num_tokens)
 
     def values_and_states(
         self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int
     ) -> tuple[Tensor, Tensor | None]:
         """`values`, and the states (B, P+T, H) that enter the first trained layer; None where every layer is trained,
-        and for models whose upper layers do not run alone (those that scale or add something before the first)."""
-        if not self.frozen or self._resumable is False:
+        and for models whose upper layers need more than these states (such as keys and values of lower ones)."""
+        if not self.resumable:
             return self.values(input_ids, attention_mask, num_tokens), None
         with use_adapter(self.model, CRITIC):
             with self._trunk.watch(self.frozen) as seen:
-                hidden = self._trunk.run(input_ids=input_ids, attention_mask=attention_mask)
-            if self._resumable is None:
-                again = self._trunk.run_from(self.frozen, seen[0], attention_mask)
+                hidden = self._hidden(None, input_ids, attention_mask)
+            self._try_from(seen, hidden, input_ids, attention_mask)
+        return self._read(hidden, num_tokens), seen[0] if self.resumable else None
+
+    def _hidden(self, states: Tensor | None, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self._trunk.run(**inputs) if states is None else self._trunk.run_from(self.frozen, states, **inputs)
+
+    def _try_from(self, seen: list[Tensor], hidden: Tensor, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Lets the upper layers go on from what entered them, and looks whether the same comes out.
+
+        What longer rows need may be more than what short ones did (a window, the best so many keys): so it is tried
+        with every batch that is longer than all before it.
+        """
+        length = input_ids.shape[1]
+        if length <= self._tried:
+            return
+        self._tried = length
+        same = len(seen) == 1 and seen[0].shape[:2] == input_ids.shape and seen[0].dim() == 3
+        if same:
+            try:
+                again = self._hidden(seen[0], input_ids, attention_mask)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                if "out of memory" in str(error):
+                    raise
+                same = False
+            else:
                 real = attention_mask.bool()
                 apart = (again - hidden)[real].abs().max() / hidden[real].abs().max()
-                self._resumable = bool(apart < 0.02)  # rounding is far below, a missing scale far above
-        return self._read(hidden, num_tokens), seen[0] if self._resumable else None
+                same = bool(apart < (1e-4 if hidden.dtype == torch.float32 else 0.02))  # up to rounding
+        if not same:
+            self.resumable = False
+            kind = self.model.get_base_model().config.model_type
+            say(f"critic_layers: the upper layers of {kind} do not run alone; the lower ones run again in every epoch")
 
     def _read(self, hidden: Tensor, num_tokens: int) -> Tensor:
         states = hidden[:, -num_tokens - 1 : -1]
@@ -105,7 +132,8 @@ class Critic:
         """What training moves: the head, and the adapter in the layers above the frozen ones."""
         layers = [self._trunk.module] if not self.frozen else self._trunk.layers[self.frozen :]
         own = [p for m in layers for n, p in m.named_parameters() if "lora_" in n and CRITIC in n.split(".")]
-        return [*own, *self.head.parameters()]
+        fixed = {id(p) for p in self._trunk.layers[: self.frozen].parameters()}  # of blocks that all layers share
+        return [*(p for p in own if id(p) not in fixed), *self.head.parameters()]
 
     def save(self, folder: Path) -> None:
         """Writes adapter, head and config as a PEFT TOKEN_CLS adapter into `folder`."""
@@ -130,6 +158,7 @@ class Critic:
                 f"critic_path is {folder}, but there is no LoRA adapter ({ADAPTER_CONFIG} is missing) in it. "
                 "Give the folder of a reward-model stage, or leave critic_path out to start from the base."
             )
+        check_same_base(self.model.get_base_model().name_or_path, str(folder))
         config = PeftConfig.from_pretrained(str(folder))
         config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", None, False
         self.model.add_adapter(CRITIC, config)

@@ -70,6 +70,8 @@ class Passes(GRPOTrainer):
                 if states is None:
                     states = entering.new_zeros(shape[0], prompt + shape[1], entering.shape[-1])
                 states[part.rows, prompt - part.prompt : prompt + part.tokens] = entering
+        if states is not None and not self.critic.resumable:  # a later part may have been the first to show it
+            states = None
         return found, states
 
     def _reading(self, num_tokens: int) -> AbstractContextManager[None]:

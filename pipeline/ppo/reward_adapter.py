@@ -52,7 +52,7 @@ class RewardAdapter:
         self.device = model.device
         weights = load_file(folder / ADAPTER_WEIGHTS)
         head = {key.removeprefix(HEAD): weights.pop(key) for key in list(weights) if key.startswith(HEAD)}
-        hidden_size = self.config.get_text_config().hidden_size
+        hidden_size = self._trunk.width
         if "weight" not in head or head["weight"].shape != (1, hidden_size):
             raise UserError(f"{folder} has no score head of one output for hidden size {hidden_size}")
         config = PeftConfig.from_pretrained(str(folder))

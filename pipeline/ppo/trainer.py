@@ -28,11 +28,13 @@ from trl import GRPOTrainer
 
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
+from pipeline.models import probe
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
 from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lean import lean
 from pipeline.models.sharding import check_launcher
+from pipeline.models.structure import freeze_idle
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, logs, math, setup
 from pipeline.ppo.batches import CRITIC_STATES, Batch, in_parts, pack, tokens_a_pass
@@ -122,9 +124,11 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             processing_class=processing_class,
             **kwargs,
         )
+        probe.check(model, self._tokenizer, self._name, writes=True)
         put_on_base(self.reward_funcs, model, self.accelerator.autocast)
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         setup.check_all_learns(model)
+        freeze_idle(model)
         setup.switch_dropout_off(model)
         lean(model)
         use_short_rows(model.get_base_model())

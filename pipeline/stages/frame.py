@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 
 from pipeline.config import ModelArguments, check, say_once
 from pipeline.hub.card import write_card
+from pipeline.models import auto_class
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.provenance import hardware
@@ -24,10 +25,12 @@ from pipeline.safety.weights import ADAPTER_WEIGHTS, fingerprint
 from pipeline.watching import terminal
 
 
-def begin(who: str, model_args: ModelArguments, config) -> tuple[Stage, PreTrainedTokenizerBase]:
+def begin(
+    who: str, model_args: ModelArguments, config, for_scores: bool = False
+) -> tuple[Stage, PreTrainedTokenizerBase]:
     """Base and adapter to start from, and the tokenizer; what can fail cheaply fails first.
 
-    Args: who: the stage, as errors name it. config: its settings.
+    Args: who: the stage, as errors name it. config: its settings. for_scores: it trains a reward model.
 
     Raises:
         UserError: the launcher, the base or the adapter does not fit.
@@ -38,7 +41,8 @@ def begin(who: str, model_args: ModelArguments, config) -> tuple[Stage, PreTrain
         config.chat_template_path = None  # the tokenizer has it already
     stage = resolve_model(model_args)
     check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
-    return stage, models.load_tokenizer(stage, model_args, config)
+    needs_end = not for_scores or auto_class.reads_end(models.load_config(model_args, stage.base))
+    return stage, models.load_tokenizer(stage, model_args, config, needs_end)
 
 
 def train(trainer: Trainer, folder: RunFolder, name: str, sample_every: int = 0) -> TrainOutput:

@@ -14,6 +14,7 @@ from pipeline.ilql.network import Network
 from pipeline.ilql.trainer import ILQLTrainer
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
+from pipeline.models import probe
 from pipeline.models.folders import Stage
 from pipeline.models.generation import eos_token_ids
 from pipeline.models.prompts import check_context, tokenize_prompts
@@ -98,6 +99,7 @@ def load(
     what = f"the longest row, or prompt with max_completion_length, has {used} tokens"
     check_context(model, used, what, "lower max_length or max_completion_length")
     model = models.load_adapter(model, start.adapter)
+    probe.check(model, tokenizer, "ILQL", writes=True)
     memory_report.tell(memory.of_ilql, model, model_args, config, longest, prompt)
     if models.quantization(model_args) is None:
         model.to(config.device)

@@ -19,9 +19,11 @@ from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
+from pipeline.models import auto_class
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage
 from pipeline.models.prompts import are_messages
+from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
 from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import Resumable
@@ -42,6 +44,15 @@ _ROW = "row"  # of the held-out pairs: TRL drops the long ones
 class Reward(SkipsNonFinite, Resumable, PushesResults, RewardTrainer):
     """TRL's RewardTrainer, with our way of stopping and going on, of steps that are not finite, and of the Hub."""
 
+    def __init__(self, *args, reads_end: bool = True, **kwargs):
+        self._reads_end = reads_end
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if not self._reads_end:
+            processing_class = auto_class.without_end(processing_class)
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
 
 @claim.ends_with
 def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStage) -> dict:
@@ -52,9 +63,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     """
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
-    stage, tokenizer = frame.begin("The reward-model stage", model_args, config)
+    stage, tokenizer = frame.begin("The reward-model stage", model_args, config, for_scores=True)
+    reads_end = auto_class.reads_end(models.load_config(model_args, stage.base))
     train, heldout = load_pairs(data_args, config, tokenizer)
-    longest = data.show_examples(train, heldout, tokenizer, "preference", config.max_length, data_args.dataset, say)
+    reader = tokenizer if reads_end else auto_class.without_end(tokenizer)
+    longest = data.show_examples(train, heldout, reader, "preference", config.max_length, data_args.dataset, say)
     folder = open_run(model_args, data_args, config)
     if folder.finished:
         return folder.read_summary()
@@ -75,7 +88,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
             eval_dataset=heldout.add_column(_ROW, list(range(len(heldout)))),
             processing_class=tokenizer,
             callbacks=[folder.metrics_callback()],
+            reads_end=reads_end,
         )
+    freeze_idle(trainer.model)
     _check_left(trainer, train, heldout, config.max_length)
     check_optimizer(trainer)
     models.train_in_float32(trainer.model)

@@ -18,8 +18,9 @@ from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
-from pipeline.models import chat_templates, prompts
+from pipeline.models import chat_templates, probe, prompts
 from pipeline.models import loading as models
+from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
 from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import Resumable
@@ -59,6 +60,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     check_context(model, longest, config.max_length)
     if stage.adapter:
         model = models.load_adapter(model, stage.adapter, trainable=True)
+    probe.check(model, tokenizer, "SFT")
     memory_report.tell(memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest))
     with in_one_sentence(model):
         trainer = SFT(
@@ -74,6 +76,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         raise UserError(f"no row is left: every prompt alone fills max_length {config.max_length}; raise it")
     check_optimizer(trainer)
     models.train_in_float32(trainer.model)
+    freeze_idle(trainer.model)
     trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)
 

@@ -26,6 +26,7 @@ from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, random_state_kept
 from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.models.prompts import tokenize_prompts
+from pipeline.models.structure import last_logits, positions
 from pipeline.ppo import math
 from pipeline.ppo.experience import Rollout, make_experience
 from pipeline.rollouts.scoring import Scoring, weigh
@@ -320,12 +321,12 @@ def distributions(exam: Exam, rows: list, completion_ids: list[list[int]]) -> It
     """For each completion the log-probabilities of every token at each of its positions, (T, V) each in nats: under
     the start of the policy, and under the policy. Only the logits of one micro-batch are in memory at a time."""
     for inputs, answers in _batches(exam, rows, completion_ids):
-        positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        kept = {"position_ids": positions, "logits_to_keep": max(map(len, answers)) + 1, "use_cache": False}
+        count = max(map(len, answers)) + 1
+        given = positions(exam.model, inputs["attention_mask"]) | last_logits(exam.model, count)
         logits = []
         for adapter in (exam.reference, POLICY):
             with torch.no_grad(), use_adapter(exam.model, adapter):
-                logits.append(exam.model(**inputs, **kept).logits[:, :-1])
+                logits.append(exam.model(**inputs, **given, use_cache=False).logits[:, -count:-1])
         for row, answer in enumerate(answers):
             ref, policy = (
                 torch.log_softmax(each[row, : len(answer)].float() / exam.trainer.temperature, dim=-1)

@@ -1,0 +1,149 @@
+"""What the stages take for true of a language model, tried on the model itself before anything long runs.
+
+- Causal: what it says of a token depends on nothing that comes later. An encoder's attention sees the whole text.
+- One head: TRL computes log-probabilities from the last hidden states and the output embeddings alone
+  (`add_fused_lm_head`), so nothing that it does not know of may stand between the two.
+- Padding on the left, as rollouts have it, changes nothing, nor does the cache with which a model writes.
+
+Two short rows go through the model as the stages run it, and each by itself as transformers runs it.
+"""
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import add_fused_lm_head
+
+from pipeline.errors import UserError
+from pipeline.models.structure import base_of, eval_mode, kind_of, positions, runs_on_text, trunk_of
+
+_LENGTHS = (9, 5)  # tokens of the two rows
+_NEW = 3  # tokens that are written
+# The largest difference that is put down to rounding, in nats: 0.001 and 0.5 where log-probabilities are about -10
+_EXACT, _SIXTEEN_BITS = 1e-4, 0.05
+
+
+@torch.no_grad()
+def check(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, who: str, writes: bool = False
+) -> None:
+    """Raises `UserError` when `model` is not what a stage takes it for.
+
+    Args: who: the stage, for the error. writes: whether the stage lets the model write.
+    """
+    base = base_of(model)
+    if base.get_output_embeddings() is None or trunk_of(model) is base:
+        raise UserError(f"{who} takes a decoder with an output layer on top, which {kind_of(model)} does not have")
+    rows = _rows(tokenizer, base)
+    with eval_mode(model), runs_on_text(model):
+        alone = [_logprobs(model(input_ids=row[None], use_cache=False).logits[0]) for row in rows]
+        _check_causal(model, rows[0], alone[0], who)
+        _check_head(model, rows[0], alone[0], who)
+        if writes:
+            batch = _left_padded(rows, tokenizer.pad_token_id)
+            _check_padding(model, batch, alone, who)
+            _check_writing(model, batch, rows, tokenizer, who)
+
+
+def _check_causal(model, row: Tensor, alone: Tensor, who: str) -> None:
+    other = torch.cat([row[:-1], row[:1]])
+    changed = _logprobs(model(input_ids=other[None], use_cache=False).logits[0])
+    if _differ(changed[:-1], alone[:-1], model):
+        raise UserError(
+            f"{who} takes a decoder, but what {kind_of(model)} says of a token depends on those after it, as in an "
+            "encoder (a model of BERT's kind is a decoder with is_decoder: true in its config.json)"
+        )
+
+
+def _check_head(model, row: Tensor, alone: Tensor, who: str) -> None:
+    base = base_of(model)
+    own = vars(base).get("forward")
+    add_fused_lm_head(base)
+    try:
+        said = model(
+            input_ids=row[None], attention_mask=torch.ones_like(row)[None], labels=row[None], fused_lm_head=True
+        ).log_probs[0]
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{who} takes log-probabilities as TRL computes them, which fails with {kind_of(model)} ({why:.200}): "
+            "take another architecture"
+        ) from None
+    finally:
+        del base.forward
+        if own is not None:
+            base.forward = own
+    if _differ(said[:, None], alone[:-1].gather(1, row[1:, None]), model):
+        raise UserError(
+            f"{who} takes log-probabilities as TRL computes them, from the last hidden states and the output "
+            f"embeddings, but {kind_of(model)} computes something else between the two: take another architecture"
+        )
+
+
+def _check_padding(model, batch: dict[str, Tensor], alone: list[Tensor], who: str) -> None:
+    given = positions(model, batch["attention_mask"])
+    padded = _logprobs(model(**batch, **given, use_cache=False).logits)
+    if any(_differ(padded[i, -len(row) :], row, model) for i, row in enumerate(alone)):
+        raise UserError(
+            f"{who} pads prompts on the left, and padding changes what {kind_of(model)} says: take an architecture "
+            "that passes over it"
+        )
+
+
+def _check_writing(model, batch: dict[str, Tensor], rows: list[Tensor], tokenizer, who: str) -> None:
+    base = base_of(model)
+    before, base.generation_config = base.generation_config, GenerationConfig()
+    config = GenerationConfig(max_new_tokens=_NEW, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    config.return_dict_in_generate = config.output_logits = True
+    try:
+        written = model.generate(**batch, generation_config=config)
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{who} lets the model write, and {kind_of(model)} cannot ({why:.200})") from None
+    finally:
+        base.generation_config = before
+    logits = torch.stack(written.logits, dim=1)  # (B, N, V)
+    for row, ids, said in zip(rows, written.sequences[:, -logits.shape[1] :], _logprobs(logits), strict=True):
+        whole = torch.cat([row, ids[:-1]])
+        alone = _logprobs(model(input_ids=whole[None], use_cache=False).logits[0])
+        if _differ(said, alone[len(row) - 1 :], model):
+            raise UserError(
+                f"{who} needs the probabilities of what the model wrote, and {kind_of(model)} writes by others than "
+                "it gives for the same text at once: take another architecture"
+            )
+
+
+def _rows(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> list[Tensor]:
+    """Two rows of ordinary tokens: none that ends a text, or stands for an image."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    known = min(len(tokenizer), base.get_input_embeddings().weight.shape[0])
+    ordinary = torch.tensor([i for i in range(known) if i not in special] or range(known))
+    drawn = torch.Generator().manual_seed(0)
+    return [ordinary[torch.randint(len(ordinary), (n,), generator=drawn)].to(base.device) for n in _LENGTHS]
+
+
+def _left_padded(rows: list[Tensor], pad_token_id: int) -> dict[str, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=pad_token_id) for row in rows])
+    mask = torch.stack([torch.nn.functional.pad(torch.ones_like(row), (width - len(row), 0)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _logprobs(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def _differ(found: Tensor, wanted: Tensor, model) -> bool:
+    """Whether log-probabilities (T, V) are apart by more than rounding.
+
+    In 16 bits, where a rounding can send a token to another expert, that has to be so at most positions.
+    """
+    base = base_of(model)
+    exact = base.dtype == torch.float32 and getattr(base, "quantization_method", None) is None
+    apart = (found - wanted).abs().flatten(1).median(dim=1).values  # at each position
+    apart = apart.max() if exact else apart.median()
+    return not bool(apart <= (_EXACT if exact else _SIXTEEN_BITS) * wanted.abs().median())

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .reconstruction import Reconstruction
     from .relevance import Relevance
     from .text import text_of
-    from .tokens import pays_tokens, token_ends
+    from .tokenizing import adds_end, begun_once, open_ended
+    from .tokens import pays_tokens, texts_after, token_ends
 
 __all__ = [
     "Bleu",
@@ -44,17 +45,21 @@ __all__ = [
     "Rouge",
     "Shaped",
     "WeightedReward",
+    "adds_end",
+    "begun_once",
     "build_rewards",
     "every_in",
     "first_hit",
     "load_state",
     "log_name_of",
+    "open_ended",
     "pays_tokens",
     "prepare",
     "raw",
     "set_training",
     "state_of",
     "text_of",
+    "texts_after",
     "token_ends",
     "token_rewards_of",
 ]
@@ -75,7 +80,8 @@ _MODULES = {
     "reconstruction": "Reconstruction",
     "relevance": "Relevance",
     "text": "text_of",
-    "tokens": "pays_tokens token_ends",
+    "tokenizing": "adds_end begun_once open_ended",
+    "tokens": "pays_tokens texts_after token_ends",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 

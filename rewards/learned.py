@@ -14,6 +14,7 @@ from .foreign import ADAPTER_WEIGHTS
 from .model_based import ModelBased, adapter_config, check_complete, is_head, load_adapter, load_options, loading
 from .rendering import NOTHING, encode, row_of
 from .text import Message, Text, Texts, text_of
+from .tokenizing import adds_end
 
 
 class Learned(ModelBased):
@@ -41,8 +42,9 @@ class Learned(ModelBased):
         batch_size (32): texts scored at once.
         device (this process's), dtype ("auto", as saved).
 
-    The text is tokenized exactly as `trl.RewardTrainer` does it. Plain text: prompt + completion + end-of-text as one
-    string, with the special tokens that the tokenizer adds. Messages: the chat template over prompt and completion,
+    The text is tokenized as `trl.RewardTrainer` does it. Plain text: prompt + completion + end-of-text as one
+    string, with the special tokens that the tokenizer adds, but none of them twice in a row. Messages: the chat
+    template over prompt and completion,
     nothing added, with what the row's columns `chat_template_kwargs` and `tools` give it. A completion that was cut at
     the length limit is scored as if it ended there, end-of-text and all: a reward model has only ever read a score at
     the end of a text. What it costs not to end is PPO's `missing_eos_penalty`. A score does not depend on padding
@@ -98,7 +100,9 @@ class Learned(ModelBased):
         parts = [prompt, completion] if self.include_prompt else [completion]
         text = ("\n" if conversational else "").join(map(text_of, parts))
         eos = self._tokenizer.eos_token if self._appends_eos else None
-        if eos and not text.endswith(eos):
+        if eos and self._ends_by_itself:
+            text = text.removesuffix(eos)
+        elif eos and not text.endswith(eos):
             text += eos
         [ids] = encode(self._tokenizer, [text], rendered=False, truncation=True, max_length=self._limit)
         return ids or [self._tokenizer.pad_token_id]  # a model cannot read nothing
@@ -135,6 +139,7 @@ class Learned(ModelBased):
         self._label_id = None if self._is_reward_model else self._find_label(labels)
         reads_last = self._is_reward_model and _reads_last(self._model)
         self._appends_eos = reads_last if self.append_eos == "auto" else self.append_eos
+        self._ends_by_itself = adds_end(tokenizer)
 
         # TRL's rule. The model finds the last token of a text as the last one that is not this id.
         if tokenizer.pad_token_id is None:

@@ -13,6 +13,7 @@ from .base import choice
 from .model_based import ModelBased, adapter_config, load_adapter, load_options, loading
 from .rendering import NOTHING, encode, row_of
 from .text import Text, Texts, text_of
+from .tokenizing import open_ended
 
 
 class Row(NamedTuple):
@@ -43,7 +44,7 @@ class Perplexity(ModelBased):
         batch_size (8): texts scored at once.
         device (this process's), dtype ("auto", as saved).
 
-    Plain text: prompt + completion as one string, with the special tokens that the tokenizer adds. Messages: the
+    Plain text: prompt + completion as one string, with the special tokens that the tokenizer puts first. Messages: the
     prompt in the model's chat template if it has one, then the completion's text. A token that reaches from the prompt
     into the completion counts as the completion's. A score does not depend on padding or on the other texts of the
     batch.
@@ -154,7 +155,7 @@ class Perplexity(ModelBased):
             return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
     def _settle(self) -> None:
-        config, tokenizer = self._model.config, self._tokenizer
+        config, tokenizer = self._model.config, open_ended(self._tokenizer)
         if not getattr(config, "is_decoder", True):
             raise self.error(f"'{self.path}' reads a text in both directions; give a causal language model.")
         firsts = (tokenizer.bos_token_id, tokenizer.eos_token_id)

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .tokenizing import begun_once
+
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 NOTHING: Mapping[str, Any] = {}  # a row without such columns
 
@@ -67,7 +69,8 @@ def encode(tokenizer: Any, texts: Sequence[str], rendered: bool, **how: Any) -> 
     """The ids of each text, with the special tokens that the tokenizer adds; a `rendered` one has its own already."""
     if not texts:
         return []
-    return tokenizer(text=list(texts), add_special_tokens=not rendered, verbose=False, **how)["input_ids"]
+    ids = tokenizer(text=list(texts), add_special_tokens=not rendered, verbose=False, **how)["input_ids"]
+    return ids if rendered else [begun_once(row, tokenizer) for row in ids]
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Which of the sampled tokens completes which character, and payments at that token."""
+"""What sampled tokens say where they stand, which of them completes which character, and payments at that token."""
 
 import functools
 import math
@@ -9,13 +9,36 @@ from typing import Any, Protocol, TypeGuard
 
 from .text import Texts, text_of
 
-__all__ = ["pay", "pays_tokens", "token_ends"]
+__all__ = ["pay", "pays_tokens", "texts_after", "token_ends"]
 
 TokenIds = Sequence[Sequence[int]]  # what was sampled: B rows of any lengths, without padding
 TokenEnds = Sequence[Sequence[int] | None]  # what `token_ends` gives
 
 WINDOW = 16  # tokens decoded again with each new one
 INCOMPLETE = "\ufffd"  # what decoders show for a character that is not complete, or bytes that are none
+
+
+def texts_after(prompt_ids: TokenIds, completion_ids: TokenIds, tokenizer: Any) -> list[str]:
+    """The texts of completions where they stand, behind their prompts; special tokens are left out.
+
+        ids of "the cat =>" and of " yes"  ->  " yes", where the tokenizer of Llama 2 alone decodes them to "yes"
+
+    Decoders of SentencePiece's kind take the space off the first word of whatever they are given. So a completion is
+    decoded behind another token. Only where the tokenizer itself writes that space, at the beginning of a text
+    and, with some, behind a token such as <|assistant|>, is it none of the completion's.
+
+    Args:
+        prompt_ids, completion_ids: B lists each, without padding.
+        tokenizer: of transformers, slow or fast.
+    """
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    writes_a_space = functools.cache(functools.partial(_writes_a_space_behind, tokenizer))
+    special, texts = set(tokenizer.all_special_ids), []
+    for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
+        ids = [int(i) for i in completion]
+        opens = special.issuperset(prompt) or writes_a_space(prompt[-1])
+        texts.append((decode if opens else _behind_itself(ids, decode))(ids))
+    return texts
 
 
 def token_ends(completion_ids: TokenIds, completions: Texts, tokenizer: Any) -> list[list[int] | None]:
@@ -29,8 +52,9 @@ def token_ends(completion_ids: TokenIds, completions: Texts, tokenizer: Any) -> 
 
     Args:
         completion_ids: B lists of sampled ids, without padding.
-        completions: B texts, or lists of messages.
-        tokenizer: what decoded the ids, with `skip_special_tokens=True`: of transformers, slow or fast, or tokenizers.
+        completions: B texts, or lists of messages: what the ids decode to with `skip_special_tokens=True`, alone or
+            behind a prompt (`texts_after`), with the last token or, if that is an end token, without.
+        tokenizer: what decoded the ids: of transformers, slow or fast, or tokenizers.
 
     Returns:
         B lists as long as the ids, never falling, the last number being the length of the text. None for a row whose
@@ -88,9 +112,35 @@ def settle(rewards: list[float], score: float) -> list[float]:
 
 
 def _row_ends(ids: list[int], text: str, decode: Callable[[list[int]], str]) -> list[int] | None:
-    if decode(ids) != text:
-        return None
-    return _align(ids, text, decode, WINDOW) or _align(ids, text, decode, len(ids))
+    for said in (ids, ids[:-1]):  # a text may lack its end token
+        for say in (decode, _behind_itself(said, decode)):
+            if say(said) == text:
+                ends = _align(said, text, say, WINDOW) or _align(said, text, say, len(said))
+                return ends and ends + [len(text)] * (len(ids) - len(said))
+    return None
+
+
+def _behind_itself(ids: list[int], decode: Callable[[list[int]], str]) -> Callable[[list[int]], str]:
+    """`decode` for ids that stand behind others: behind which is all the same, so it is one of `ids`, twice."""
+    before = next((i for i in ids if decode([i, i]) and INCOMPLETE not in decode([i, i])), None)
+    if before is None:
+        return decode
+    head = decode([before])
+
+    def say(these: list[int]) -> str:
+        whole = decode([before, *these])
+        # otherwise the two have grown together: bytes of one character, or signs that a decoder moves up to a word
+        return whole[len(head) :] if whole.startswith(head) else decode(these)
+
+    return say
+
+
+def _writes_a_space_behind(tokenizer: Any, token: int) -> bool:
+    """Whether `tokenizer` reads "<token>a" as if there were a space between the two."""
+    if token not in tokenizer.added_tokens_decoder:
+        return False
+    text = tokenizer.convert_ids_to_tokens(token)
+    return tokenizer.decode(tokenizer(f"{text}a", add_special_tokens=False)["input_ids"]).startswith(f"{text} ")
 
 
 def _align(ids: list[int], text: str, decode: Callable[[list[int]], str], window: int) -> list[int] | None:

@@ -18,8 +18,8 @@ from pipeline.ilql.decoding import Shift, load_shift, shifted
 from pipeline.ilql.network import TARGET, has_shift, values_folder
 from pipeline.models import loading as models
 from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
+from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage, check_same_base, resolve_model
-from pipeline.models.generation import eos_token_ids
 from pipeline.models.prompts import context_of, tokenize_prompts, with_kwargs
 from pipeline.runs.folder import CONFIG, SUMMARY, say
 from pipeline.safety import shapes
@@ -123,7 +123,7 @@ def load_run(path: str, own_code: bool = False) -> Run:
         max_tokens=settings.get("max_completion_length") or MAX_TOKENS,
         temperature=settings.get("temperature", 1.0) if on_rewards else 1.0,
         seed=settings.get("seed", 0),
-        eos_token_ids=eos_token_ids(model, tokenizer),
+        eos_token_ids=stop_token_ids(model, tokenizer),
     )
 
 
@@ -206,7 +206,7 @@ def answer(run: Run, prompts: list, row: dict, temperature: float, seed: int) ->
             ids += evaluation.complete(
                 run.model, run.tokenizer, [prompt], limit, run.eos_token_ids, temperature, seed=seed
             )
-    texts = run.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = evaluation.texts_of(run.tokenizer, asked, ids, run.eos_token_ids)
     scores, reasons = _score(run, prompts, texts, ids, row, told)
     return [
         Answer(text, len(each), each[-1] in run.eos_token_ids, {name: s[i] for name, s in scores.items()})

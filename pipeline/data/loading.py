@@ -20,9 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import DataArguments
 from pipeline.data import dialogues
+from pipeline.data.exact_rows import exact
 from pipeline.data.readers import read
 from pipeline.data.row_templates import fill_templates
 from pipeline.errors import UserError, shortened
+from pipeline.models.ends import without_end
 from pipeline.models.prompts import KWARGS, PICTURES, are_messages, ids, render
 from rewards import text_of
 from rewards.base import RESERVED
@@ -142,10 +144,10 @@ def _check_types(row: dict[str, Any], wanted: tuple[str, ...], where: str) -> No
         value = row[column]
         if isinstance(value, str) or value is None:
             forms[column] = "text" if value is not None else None
-        elif isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
+        elif isinstance(value, list) and all(map(_is_message, value)):
             forms[column] = "messages"
             for message in value:
-                if not isinstance(message["role"], str) or not isinstance(message["content"], str | list | None):
+                if not isinstance(message["role"], str) or not isinstance(message.get("content"), str | list | None):
                     raise UserError(
                         f"{where}: {column} has a message whose role or content is no text: "
                         f"{shortened(str(message), 100)}; wants text in both"
@@ -163,9 +165,18 @@ def _check_types(row: dict[str, Any], wanted: tuple[str, ...], where: str) -> No
         raise UserError(f"{where}: messages is text; call the column text, or give a list of messages")
 
 
+def _is_message(value: Any) -> bool:
+    """A turn without content is one where it calls tools."""
+    return isinstance(value, dict) and "role" in value and ("content" in value or "tool_calls" in value)
+
+
+def _calls_tools(value: Any) -> bool:
+    return isinstance(value, list) and any(message.get("tool_calls") for message in value)
+
+
 def _reason_to_drop(row: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
     for column in wanted:
-        if not text_of(row[column]).strip():
+        if not text_of(row[column]).strip() and not _calls_tools(row[column]):
             return f"{column} is empty"
     if "chosen" in wanted and row["chosen"] == row["rejected"]:
         return "chosen and rejected are the same"
@@ -238,20 +249,20 @@ def split_dialogues(rows: Dataset, kind: str, name: str, notes: list[str]) -> Da
             )
         if len(good) < len(rows):
             notes.append(f"{name}: {len(rows) - len(good):,} rows dropped: the two dialogues share no prompt")
-        return Dataset.from_dict({"prompt": [prompts[index] for index in good]})
+        return exact({"prompt": [prompts[index] for index in good]})
     if not good:
         return rows
     notes.append(f"{name}: prompt taken from the dialogue in {len(good):,} of {len(rows):,} rows")
     taken = rows.to_dict()
     taken["chosen"] = [text[len(prompt) :] for text, prompt in zip(taken["chosen"], prompts, strict=True)]
     taken["rejected"] = [text[len(prompt) :] for text, prompt in zip(taken["rejected"], prompts, strict=True)]
-    return Dataset.from_dict({"prompt": prompts, **taken})
+    return exact({"prompt": prompts, **taken})
 
 
 def _split_messages(rows: Dataset, kind: str) -> Dataset:
     if kind != "prompts":
         return rows  # TRL takes whole conversations as they are
-    return Dataset.from_dict({"prompt": [chosen[:-1] for chosen in rows["chosen"] if len(chosen) > 1]})
+    return exact({"prompt": [chosen[:-1] for chosen in rows["chosen"] if len(chosen) > 1]})
 
 
 def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -331,6 +342,8 @@ def show_examples(
 
     lengths = measure(train, name)
     also = measure(heldout, f"{name} (held out)") if kind == "prompts" and heldout is not None else []
+    if are_messages(train[0]) and kind != "preference" and (note := without_end(tokenizer)):
+        tell(note)
     ranked = sorted(lengths)
     line = f"tokens a row: median {ranked[len(ranked) // 2]}, longest {ranked[-1]}"
     if max_length is not None:

@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict
 
+from pipeline.data.exact_rows import MISFITS, exact, exact_rows
 from pipeline.data.parallel_text import pair_of, read_pair
 from pipeline.errors import UserError
 from pipeline.models.folders import is_hub_name
@@ -83,11 +84,12 @@ def read_file(path: Path) -> Dataset:
 
 
 def to_dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
-    """Rows as a `Dataset`; a column that a row lacks is None there. Columns of mixed types are named."""
+    """Rows as a `Dataset`, each value as it was; a column that a row lacks is None there. Columns of mixed types are
+    named."""
     columns = dict.fromkeys(key for row in rows for key in row)
     try:
-        return Dataset.from_dict({key: [row.get(key) for row in rows] for key in columns})
-    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
+        return exact_rows(rows)
+    except MISFITS:
         pass
     for key in columns:
         first = next((row[key] for row in rows if row.get(key) is not None), None)
@@ -113,8 +115,8 @@ def to_dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
 def _misfit(values: list[Any]) -> str | None:
     """Why the values do not make one column, or None."""
     try:
-        Dataset.from_dict({"column": values})
-    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        exact({"column": values})
+    except MISFITS as error:
         return str(error).splitlines()[0]
     return None
 

@@ -25,8 +25,8 @@ from pipeline.config import (
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.eval.candidates import adapter_name, load_group, read_candidates, speaking, template_kwargs
-from pipeline.exam.evaluation import complete
-from pipeline.models.generation import eos_token_ids
+from pipeline.exam.evaluation import complete, texts_of
+from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.runs.folder import say, write_aside
 
@@ -86,7 +86,7 @@ def run(args: SampleArguments) -> Path:
     longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
     check_room(model, longest, args.max_completion_length)
     rows = [row for row in rows for _ in range(args.samples_per_prompt)]
-    ends = eos_token_ids(model, candidate.tokenizer)
+    ends = stop_token_ids(model, candidate.tokenizer)
     with speaking(model, adapter_name(0) if candidate.stage.adapter else None):
         found = complete(
             model,
@@ -98,7 +98,7 @@ def run(args: SampleArguments) -> Path:
             args.batch_size,
             args.seed,
         )
-    texts = candidate.tokenizer.batch_decode(found, skip_special_tokens=True)
+    texts = texts_of(candidate.tokenizer, [row["prompt"] for row in rows], found, ends)
     conversational = is_conversational({"prompt": rows[0]["prompt"]})
     lines = [
         row

@@ -40,7 +40,7 @@ from pipeline.eval.tables import TABLE, markdown, show
 from pipeline.exam.evaluation import ScoredAnswers, answer_and_score, logprobs
 from pipeline.exam.exam import random_state_kept
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
-from pipeline.models.generation import eos_token_ids
+from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder, say
@@ -300,7 +300,7 @@ def answer(
             rewards or {},
             referee,
             max_new_tokens=args.max_completion_length,
-            eos_token_ids=eos_token_ids(model, candidate.tokenizer),
+            eos_token_ids=stop_token_ids(model, candidate.tokenizer),
             temperature=args.temperature if decoding == SAMPLED else 0,
             batch_size=args.eval_batch_size,
             seed=args.seed,

@@ -1,6 +1,6 @@
 """Before and after, on prompts held out from training: completions, scores by every reward and by the referee, KL."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from trl import is_conversational
 
 from pipeline.metrics import load_metric
+from pipeline.models.ends import said, turn_of
 from pipeline.models.prompts import Asked, tokenize_prompts
 from pipeline.models.structure import eval_mode, last_logits, positions
 from rewards.asking import asked, columns_of
@@ -58,7 +59,7 @@ def answer_and_score(
         batch_size: prompts at once. seed: of the sampling; the caller's random state is left as it was.
     """
     ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed)
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = texts_of(tokenizer, rows, ids, eos_token_ids)
     question = question_about(rows, texts)
     scores = {name: asked(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
     if referee is not None:
@@ -138,6 +139,18 @@ def logprobs(
             each = torch.log_softmax(logits[:, -longest - 1 : -1].float() / temperature, dim=-1).gather(2, chosen)
             found += [row[longest - len(answer) :, 0].cpu() for row, answer in zip(each, answers, strict=True)]
     return found
+
+
+def texts_of(
+    tokenizer, prompts: Sequence[Asked], completion_ids: list[list[int]], eos_token_ids: list[int]
+) -> list[str]:
+    """What the completion ids of every prompt say, as the rewards read it in training.
+
+    Args: prompts: as in `complete`.
+    """
+    first = prompts[0]["prompt"] if isinstance(prompts[0], Mapping) else prompts[0]
+    turn = turn_of(tokenizer) if is_conversational({"prompt": first}) else None
+    return said(tokenize_prompts(tokenizer, prompts), completion_ids, tokenizer, eos_token_ids, turn)
 
 
 def _left_pad(rows: list[list[int]], pad_token_id: int, device) -> dict[str, torch.Tensor]:

@@ -13,9 +13,11 @@ from trl import is_conversational
 
 from pipeline.config import DataArguments
 from pipeline.data import loading as data
+from pipeline.data.exact_rows import exact_rows
 from pipeline.data.loading import COLUMNS
 from pipeline.errors import UserError
 from pipeline.exam.evaluation import question_about
+from pipeline.models.ends import end_of_turn, ids_behind
 from pipeline.models.prompts import ids as ids_of
 from pipeline.models.prompts import tokenize_prompts
 from pipeline.ppo import math
@@ -23,7 +25,6 @@ from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.runs.folder import say
 from rewards import WeightedReward, log_name_of, text_of
 from rewards.mixture import Shaped, at_rest, every_in
-from rewards.rendering import encode
 
 FINISHED = "finished"  # column: false where the completion was cut at a limit
 CHUNK = 256  # completions scored at once
@@ -80,14 +81,16 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
     found = rows.to_list()
     conversational = is_conversational({"prompt": found[0]["prompt"]})
     prompts = tokenize_prompts(tokenizer, found)
-    keep = []
+    keep, end = [], end_of_turn(tokenizer) if conversational else tokenizer.eos_token_id
+    ends = (tokenizer.eos_token_id, end)
     for number, (row, prompt_ids) in enumerate(zip(found, prompts, strict=True), start=1):
         finished = row.get(FINISHED)
         if not isinstance(finished, bool | None):
             raise UserError(f"row {number}: {FINISHED} is {finished!r:.100}, but wants true or false")
         ids = _completion_ids(row, prompt_ids, tokenizer, conversational)
-        if finished is not False and ids[-1:] != [tokenizer.eos_token_id]:
-            ids = [*ids, tokenizer.eos_token_id]
+        ids = next((ids[: t + 1] for t, token in enumerate(ids) if token in ends), ids)
+        if finished is not False and (not ids or ids[-1] not in ends):
+            ids = [*ids, end]
         row |= {"prompt_ids": prompt_ids, "completion_ids": ids}
         if ids and len(prompt_ids) + len(ids) <= max_length:
             keep.append(row)
@@ -95,7 +98,7 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
         raise UserError(f"no row is left: every one has more than max_length {max_length} tokens; raise it")
     if len(keep) < len(found):
         say(f"{len(found) - len(keep):,} rows left out: more than max_length {max_length} tokens")
-    return Dataset.from_list(keep, on_mixed_types="use_json")
+    return exact_rows(keep)
 
 
 def _completion_ids(row: dict, prompt_ids: list[int], tokenizer, conversational: bool) -> list[int]:
@@ -103,13 +106,9 @@ def _completion_ids(row: dict, prompt_ids: list[int], tokenizer, conversational:
     if conversational:
         turns = completion if isinstance(completion, list) else [_turn(completion)]
         [whole] = ids_of(row | {"completion": turns}, "sft", tokenizer)
-    else:
-        [whole] = encode(tokenizer, [prompt + completion], rendered=False)
-    ids = whole[len(prompt_ids) :]
-    if whole[: len(prompt_ids)] != prompt_ids:  # prompt and completion have grown together
-        [ids] = encode(tokenizer, [text_of(completion)], rendered=True)
-    end = tokenizer.eos_token_id
-    return ids[: ids.index(end) + 1] if end in ids else ids
+        if whole[: len(prompt_ids)] == prompt_ids:
+            return whole[len(prompt_ids) :]
+    return ids_behind(prompt, prompt_ids, text_of(completion), tokenizer)
 
 
 def _turn(text: str) -> dict[str, str]:

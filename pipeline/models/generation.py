@@ -1,17 +1,10 @@
-"""How a model generates here: what ends a completion, plain sampling, positions that padding does not shift."""
+"""How a model generates here: plain sampling, positions that padding does not shift. What ends a text: ends.py."""
 
 import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from pipeline.models import structure
-
-
-def eos_token_ids(model: torch.nn.Module, tokenizer) -> list[int]:
-    """The tokens that end a completion, as in training: the tokenizer's and those of the model's generation_config."""
-    named = model.generation_config.eos_token_id
-    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
 
 
 def sample_plainly(model: PeftModel, eos_token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -40,12 +40,14 @@ from pipeline.config import ModelArguments, check
 from pipeline.errors import UserError, shortened
 from pipeline.models import chat_templates
 from pipeline.models.auto_class import auto_class
+from pipeline.models.ends import end_of_turn, say_stops
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
 from pipeline.runs.folder import say
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_WEIGHTS, check_safetensors, read_adapter_config
+from rewards import open_ended
 from rewards.model_based import HEADS, is_head
 
 _HEAD = (
@@ -58,7 +60,8 @@ PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endof
 def load_tokenizer(
     stage: Stage | str, args: ModelArguments | None = None, config: Any = None, needs_end: bool = True
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a stage (its own when it has one, otherwise its base's), with a pad token.
+    """The tokenizer of a stage (its own when it has one, otherwise its base's), with a pad token. It ends no text by
+    itself: a prompt is to be gone on with.
 
     Args: config: of a trainer; what it says of eos_token and pad_token is done.
 
@@ -84,6 +87,7 @@ def load_tokenizer(
             f"the tokenizer in {path} has no end-of-sequence token, so a model could never learn to stop: "
             "set eos_token in its tokenizer_config.json"
         )
+    open_ended(tokenizer, [end_of_turn(tokenizer)])
     if tokenizer.pad_token is None:
         vocabulary = tokenizer.get_vocab()
         free = [token for token in PAD_TOKENS if token in vocabulary and token != tokenizer.eos_token]
@@ -162,6 +166,8 @@ def load_base(
         if len(tokenizer) > rows:
             raise UserError(f"{base}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings")
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        if for_ == "causal":
+            say_stops(model, tokenizer)
     return model
 
 

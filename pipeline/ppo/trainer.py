@@ -47,6 +47,7 @@ from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.rollouts.row_prompts import RowPrompts
 from pipeline.rollouts.scoring import Scoring, check_finite, weigh
+from pipeline.rollouts.text_ends import TextEnds
 from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -56,7 +57,7 @@ from rewards import RewardFunction, set_training
 
 
 # TRL and transformers set `_buffered_inputs` and `hub_model_id` to None at first, which mypy takes for all they can be
-class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, GRPOTrainer):  # type: ignore[misc]
+class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, TextEnds, GRPOTrainer):  # type: ignore[misc]
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from pipeline.errors import UserError
+from pipeline.models.ends import end_of_turn, ids_behind
 from rewards import RewardError
 
 
@@ -60,16 +61,18 @@ class OwnLoop:
             prompts: texts or lists of messages; as many as one process takes for a rollout,
                 `per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches`.
             completions: for each prompt what `generate` gave, or token ids, or a text (which then ends with the
-                end-of-text token). Ids are best: the policy is trained on exactly them.
+                end-of-text token, or as the chat template ends a turn). Ids are best: the policy is trained on
+                exactly them.
             scores: for each completion a number, or a list with a number for each of its tokens, or None (it is left
                 out). Tensors are taken as well.
 
         Raises:
             UserError: when the numbers of rows or tokens do not fit, or when `total_episodes` are used up.
         """
-        ids = [self._ids_of(completion) for completion in completions]
+        self._check_counts(prompts=prompts, completions=completions, scores=scores)
+        ids = [self._ids_of(completion, prompt) for prompt, completion in zip(prompts, completions, strict=True)]
         scores = scores.tolist() if isinstance(scores, torch.Tensor) else list(map(_plain, scores))
-        self._check(prompts, ids, scores)
+        _check_rows(ids, scores)
         if not self._started:
             self._start()
         if self.state.global_step >= self.args.max_steps:
@@ -105,32 +108,25 @@ class OwnLoop:
         self._tr_loss, self._total_loss_scalar = torch.tensor(0.0, device=self.args.device), 0.0
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
-    def _ids_of(self, completion) -> list[int]:
+    def _ids_of(self, completion, prompt: str | list[dict] = "") -> list[int]:
         if isinstance(completion, Completion):
             return list(completion.ids)
         if isinstance(completion, str):
-            ids = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
-            return [*ids, self._tokenizer.eos_token_id]
+            [prompt_ids] = self._tokenize_prompts([prompt])[0]
+            tokenizer = self._tokenizer
+            end = tokenizer.eos_token_id if isinstance(prompt, str) else end_of_turn(tokenizer)
+            return [*ids_behind(prompt, prompt_ids, completion, tokenizer), end]
         return [int(token) for token in completion]
 
-    def _check(self, prompts: Sequence, ids: list[list[int]], scores: list) -> None:
+    def _check_counts(self, **given: Sequence) -> None:
         expected = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        for name, given in (("prompts", prompts), ("completions", ids), ("scores", scores)):
-            if len(given) != expected:
+        for name, rows in given.items():
+            if len(rows) != expected:
                 raise UserError(
-                    f"step() got {len(given)} {name}, but a rollout of one process has {expected}: "
+                    f"step() got {len(rows)} {name}, but a rollout of one process has {expected}: "
                     f"per_device_train_batch_size {self.args.per_device_train_batch_size} x "
                     f"gradient_accumulation_steps {self.args.gradient_accumulation_steps} x num_mini_batches "
                     f"{self.args.num_mini_batches}."
-                )
-        per_token = any(isinstance(score, list) for score in scores)
-        for row, (tokens, score) in enumerate(zip(ids, scores, strict=True)):
-            if not tokens:
-                raise UserError(f"completions[{row}] has no tokens; a completion has at least the end-of-text token.")
-            if per_token and score is not None and not (isinstance(score, list) and len(score) == len(tokens)):
-                given = f"{len(score)} numbers" if isinstance(score, list) else "one number"
-                raise UserError(
-                    f"scores[{row}] has {given}, but its completion has {len(tokens)} tokens: give one each."
                 )
 
     @contextmanager
@@ -157,6 +153,16 @@ class OwnLoop:
         if self._no_prompts:
             raise UserError("PPOTrainer has no train_dataset: give one, or call step(prompts, completions, scores).")
         return super().get_train_dataloader()
+
+
+def _check_rows(ids: list[list[int]], scores: list) -> None:
+    per_token = any(isinstance(score, list) for score in scores)
+    for row, (tokens, score) in enumerate(zip(ids, scores, strict=True)):
+        if not tokens:
+            raise UserError(f"completions[{row}] has no tokens; a completion has at least the end-of-text token.")
+        if per_token and score is not None and not (isinstance(score, list) and len(score) == len(tokens)):
+            given = f"{len(score)} numbers" if isinstance(score, list) else "one number"
+            raise UserError(f"scores[{row}] has {given}, but its completion has {len(tokens)} tokens: give one each.")
 
 
 def placeholder() -> Dataset:

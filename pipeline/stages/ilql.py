@@ -15,8 +15,8 @@ from pipeline.ilql.trainer import ILQLTrainer
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models import probe
+from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage
-from pipeline.models.generation import eos_token_ids
 from pipeline.models.prompts import check_context, tokenize_prompts
 from pipeline.runs import claim
 from pipeline.runs.folder import say
@@ -53,7 +53,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
     torch.manual_seed(config.seed)
     network, scored = load(model_args, config, start, tokenizer, train, heldout, weighted)
     trainer = ILQLTrainer(network, config, scored.rows, tokenizer, [folder.metrics_callback()])
-    trainer.eos_token_ids = eos_token_ids(network.lm, tokenizer)
+    trainer.eos_token_ids = stop_token_ids(network.lm, tokenizer)
     rows = heldout.select(range(min(reward_args.eval_samples, len(heldout)))).to_list()
     exam = ShiftedExam(
         trainer,

@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.hub.card import write_card
 from pipeline.ilql.network import has_shift
 from pipeline.models import loading as models
+from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage, check_fingerprint, resolve_stage
 from pipeline.runs import claim
 from pipeline.runs.folder import CONFIG, SUMMARY, RunFolder, say
@@ -169,10 +170,7 @@ def prepare_generation(model: PreTrainedModel, tokenizer) -> None:
     config = getattr(model, "generation_config", None)
     if not model.can_generate() or config is None:
         return
-    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stops = [stop for stop in stops if stop is not None]
-    if tokenizer.eos_token_id not in stops:
-        stops.append(tokenizer.eos_token_id)
+    stops = stop_token_ids(model, tokenizer)
     config.eos_token_id = stops[0] if len(stops) == 1 else stops
     config.pad_token_id = tokenizer.pad_token_id
     try:

@@ -16,6 +16,7 @@ from trl import RewardTrainer
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage
 from pipeline.data import loading as data
+from pipeline.data.exact_rows import begin_once
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
@@ -130,7 +131,10 @@ def load_pairs(data_args: DataArguments, config: RewardStage, tokenizer: PreTrai
     kept += TEMPLATE_COLUMNS if are_messages(train[0]) else ()
     for name, rows in (("training", train), ("held-out", heldout)):
         _check_margins(rows, name)
-    return tuple(rows.select_columns([c for c in kept if c in rows.column_names]) for rows in (train, heldout))
+    return tuple(
+        begin_once(rows.select_columns([c for c in kept if c in rows.column_names]), tokenizer)
+        for rows in (train, heldout)
+    )
 
 
 def _check_margins(rows, name: str) -> None:

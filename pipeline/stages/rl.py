@@ -35,7 +35,7 @@ from pipeline.watching.terminal import visible
 from pipeline.watching.watch import WatchCallback
 from pipeline.worlds import lower_is_better
 from pipeline.worlds import referee as world_referee
-from rewards import WeightedReward, build_rewards, prepare
+from rewards import WeightedReward, build_rewards, prepare, text_of
 
 
 class Start(NamedTuple):
@@ -212,7 +212,7 @@ def _show(summary, rows, before_answers, after_answers, count, folder: Path, rep
     console.print(table)
     pairs = zip(rows, before_answers.completions, after_answers.completions, strict=True)
     for row, before, after in list(pairs)[:count]:
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else text_of(row["prompt"][-1:])
         console.print(f"[bold]{escape(visible(prompt.strip()))}[/bold]")
         console.print(f"  {'SFT':<{len(name)}}  {escape(visible(before.strip()))}")
         console.print(f"  {name}  {escape(visible(after.strip()))}\n")

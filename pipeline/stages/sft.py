@@ -15,6 +15,7 @@ from trl import SFTTrainer
 
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.data import loading as data
+from pipeline.data.exact_rows import begin_once, exact
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
@@ -47,7 +48,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     # 1. What can fail cheaply fails first
     stage, tokenizer = frame.begin("SFT", model_args, config)
     train, heldout = data.load(data_args, "sft", config.seed, say)
-    train, heldout = (rows and to_prompt_completion(rows, config, say) for rows in (train, heldout))
+    train, heldout = (
+        rows and begin_once(to_prompt_completion(rows, config, say), tokenizer) for rows in (train, heldout)
+    )
     template = chat_templates.marking_assistants(tokenizer) if config.assistant_only_loss else None
     longest = data.show_examples(train, heldout, tokenizer, "sft", config.max_length, data_args.dataset, say, template)
     folder = open_run(model_args, data_args, config)
@@ -136,9 +139,9 @@ def to_prompt_completion(rows: Dataset, config: SFTStage, tell) -> Dataset:
     if len(good) < len(rows):
         tell(f"messages: {len(rows) - len(good):,} rows dropped: they do not end with an assistant turn")
     tell("messages: the loss is on the last assistant turn (assistant_only_loss: true takes all of them)")
-    return rows.select(good).map(
-        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
-    )
+    columns = rows.select(good).to_dict()
+    turns = columns.pop("messages")
+    return exact(columns | {"prompt": [each[:-1] for each in turns], "completion": [each[-1:] for each in turns]})
 
 
 def _with_assistants(rows: Dataset, wanted: tuple[str, ...], config: SFTStage, tell) -> Dataset:

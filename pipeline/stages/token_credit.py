@@ -270,7 +270,10 @@ class Shifts:
         def entry(token: int, direction: int) -> dict:
             completion, position = self._place[direction, token].tolist()
             side, row = divmod(completion, len(exam.rows))
-            said = tokenizer.decode(sides[side].completion_ids[row][:position], skip_special_tokens=True)
+            before_it = sides[side].completion_ids[row][:position]
+            [said] = evaluation.texts_of(
+                tokenizer, [exam.rows[row]["prompt"]], [before_it], exam.trainer.eos_token_ids
+            )
             p, q = self._probs[direction, token].tolist()
             return {
                 "token": token_text(tokenizer, token),

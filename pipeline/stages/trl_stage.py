@@ -22,6 +22,7 @@ from pipeline.models.structure import freeze_idle
 from pipeline.rollouts import vllm_server
 from pipeline.rollouts.row_prompts import RowPrompts
 from pipeline.rollouts.scoring import check_finite
+from pipeline.rollouts.text_ends import TextEnds
 from pipeline.runs import claim
 from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -36,7 +37,7 @@ START = "ref"  # TRL's own name for the frozen copy of the adapter that the poli
 _STATE = "stage_state.json"  # in a checkpoint
 
 
-class Counted(SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts):
+class Counted(SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, TextEnds):
     """Mixed into TRL's trainers: counts what they sample, and saves the policy's adapter alone."""
 
     def __init__(self, *args, **kwargs):

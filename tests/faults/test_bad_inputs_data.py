@@ -155,8 +155,8 @@ COLUMNS = [
     ),
     data(
         "content of two kinds",
-        "bad.jsonl, row 2: the values of column messages",
-        "same kind",
+        "bad.jsonl, row 2: messages has a message whose role or content is no text",
+        "wants text in both",
         content=[{"messages": [USER, BOT]}, {"messages": [USER | {"content": 3}, BOT]}],
     ),
     data(

@@ -204,10 +204,10 @@ from pipeline.config import DataArguments, ModelArguments, SFTStage
 from safetensors.torch import save
 base, out, batch = sys.argv[1:]
 trainers = []
-class Spy(sft.SFTTrainer):
+class Spy(sft.SFT):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs); trainers.append(self)
-sft.SFTTrainer = Spy
+sft.SFT = Spy
 sft.run(
     ModelArguments(model_name_or_path=base, lora_r=4), DataArguments(dataset="rows.jsonl"),
     SFTStage(output_dir=out, num_train_epochs=1, save_strategy="no", use_cpu=True, max_length=64, optim="sgd",

@@ -1,0 +1,81 @@
+"""Columns that read back as they were written, whatever stands in them.
+
+Arrow gives every row of a column one type: of `{"city": "Oslo"}` and `{"a": 2}` it makes two dicts with both keys, the
+other one null, and of 1 and 0.5 two floats. The nulls would stand in the loss, and in what rewards read. A column that
+Arrow would change so is kept as JSON, in the type that datasets has for it; all others stay as they are.
+"""
+
+import importlib
+import json
+from typing import Any
+
+import pyarrow
+from datasets import Dataset, Features, Json, Value
+
+MISFITS = (pyarrow.ArrowException, TypeError, ValueError, OverflowError)  # what datasets raises for values of no type
+
+
+def exact(columns: dict[str, list]) -> Dataset:
+    """A data set of these columns in which every value reads back as it is: keys, their order, kinds of number.
+
+    Raises one of `MISFITS` for values that have no common type and no dicts in them.
+    """
+    return Dataset.from_dict(columns, Features({name: _type(values) for name, values in columns.items()}))
+
+
+def exact_rows(rows: list[dict[str, Any]]) -> Dataset:
+    """`exact` of rows; a column that a row lacks is None there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return exact({name: [row.get(name) for row in rows] for name in names})
+
+
+def _type(values: list) -> Any:
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {str}:
+        return Value("string")
+    try:
+        plain = Dataset.from_dict({"column": values})
+        if len(kinds) < 2 and not kinds & {list, dict}:
+            return plain.features["column"]
+        kept = all(map(_same, values, plain["column"]))
+    except UnicodeError:  # half a character, of which no tokenizer makes anything
+        raise
+    except MISFITS:
+        if len(kinds) > 1 or not any(map(_has_dict, values)):
+            raise
+        kept = False
+    return plain.features["column"] if kept else Json()
+
+
+def _same(written: Any, read: Any) -> bool:
+    return json.dumps(written) == json.dumps(read)  # unlike ==, it tells 1 from 1.0 and sees the order of keys
+
+
+def _has_dict(value: Any) -> bool:
+    return isinstance(value, dict) or isinstance(value, list) and any(map(_has_dict, value))
+
+
+def _dumps(value: Any, **options: Any) -> str:
+    return json.dumps(value, default=_plain, **options)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+# datasets writes this type with pandas' ujson, which keeps ten digits of a number and reads back half of all numbers
+# with another last bit. Python's own json keeps all of them.
+for _name in ("utils.json", "features.features", "arrow_writer", "packaged_modules.json.json"):
+    _module = importlib.import_module(f"datasets.{_name}")
+    _module.ujson_dumps, _module.ujson_loads = _dumps, json.loads
+
+
+def begin_once(rows: Dataset, tokenizer) -> Dataset:
+    """The rows without the begin-of-text token before their texts, where the tokenizer itself puts one there too."""
+    bos = tokenizer.bos_token
+    if not bos or tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return rows
+    first = ("prompt",) if "prompt" in rows.column_names else ("text", "chosen", "rejected")
+    texts = {name: list(rows[name]) for name in first if name in rows.column_names}
+    once = {name: [x.removeprefix(bos) if isinstance(x, str) else x for x in column] for name, column in texts.items()}
+    return rows if once == texts else exact(rows.to_dict() | once)

@@ -257,9 +257,9 @@ def test_a_vllm_server_is_told(tmp_path, without_nccl):  # noqa: F811
         server.complete = lambda prompt, settings: asked.append(settings) or complete(prompt, settings)
         without_nccl.setattr(vllm_client.VLLMClient, "server", server, raising=False)
         server_is = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url}
-        trainer = ppo(tmp_path, generation_kwargs={"stop_token_ids": [5], "min_tokens": 1}, **server_is)
+        trainer = ppo(tmp_path, **server_is)
         trainer.generate(PROMPTS)
-    assert [(each["stop_token_ids"], each["min_tokens"]) for each in asked] == [([5, EOS, END], 1)] * len(PROMPTS)
+    assert [each["stop_token_ids"] for each in asked] == [[EOS, END]] * len(PROMPTS)
 
 
 def test_a_text_of_ones_own_ends_as_a_turn(tmp_path):

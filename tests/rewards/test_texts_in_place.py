@@ -5,22 +5,22 @@ import json
 
 import pytest
 import torch
+from byte_tokens import byte_level
 from conftest import build_model
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rewards_tokens import byte_fallback, byte_level, metaspace, word_piece
+from test_rewards_tokens import byte_fallback, metaspace, word_piece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy import with_sft_adapter
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from trl import GRPOConfig, RLOOConfig
 
-from pipeline.ends import ids_behind, turn_of
 from pipeline.exam import evaluation
 from pipeline.exam.exam import Exam
 from pipeline.ilql import data as ilql_data
+from pipeline.models.ends import ids_behind, turn_of
 from pipeline.ppo import PPOConfig, PPOTrainer
-from pipeline.stages import token_credit
 from pipeline.stages.trl_stage import CountedGRPO, CountedRLOO
 from rewards import Instant, Keyword, text_of, texts_after, token_ends
 
@@ -242,10 +242,10 @@ def test_the_exam_the_samples_and_the_explanation(tmp_path):
             whole = [*tokenizer(row["prompt"])["input_ids"], *row_ids]
             assert row["prompt"] + text == tokenizer.decode(whole, skip_special_tokens=True)
     assert [text for each in judged for text in each.completions] == [text for text, _ in read]
-    explain.write(exam, judged[0], judged[0], tmp_path)
-    for line in map(json.loads, (tmp_path / explain.TOKENS).read_text().splitlines()):
+    token_credit.write(exam, judged[0], judged[0], tmp_path)
+    for line in map(json.loads, (tmp_path / token_credit.TOKENS).read_text().splitlines()):
         assert "".join(line["tokens"]) == judged[0].completions[line["row"]]
-    shifts = json.loads((tmp_path / explain.SHIFTS).read_text())
+    shifts = json.loads((tmp_path / token_credit.SHIFTS).read_text())
     texts = [text_of(row["prompt"]) + text for row, text in zip(rows, judged[0].completions, strict=True)]
     for entry in shifts["gains"] + shifts["losses"]:
         said = entry["example"]["prompt"] + entry["example"]["context"]

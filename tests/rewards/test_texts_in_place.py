@@ -21,6 +21,7 @@ from pipeline.exam.exam import Exam
 from pipeline.ilql import data as ilql_data
 from pipeline.models.ends import ids_behind, turn_of
 from pipeline.ppo import PPOConfig, PPOTrainer
+from pipeline.stages import token_credit
 from pipeline.stages.trl_stage import CountedGRPO, CountedRLOO
 from rewards import Instant, Keyword, text_of, texts_after, token_ends
 

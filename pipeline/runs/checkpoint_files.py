@@ -6,6 +6,7 @@ is killed on the way leaves `.partial` behind, which nobody reads.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.runs.folder import HELDOUT, METRICS, SUMMARY
+from pipeline.runs.folder import CONFIG, HELDOUT, METRICS, RESUMED, SUMMARY, UNFINISHED
 
 PARTIAL, MANIFEST = ".partial", "manifest.json"
 APPENDED = (METRICS, HELDOUT)  # files of a run that grow line by line
+ASIDE = "before-restart"  # folder for what a run had written that had no checkpoint to go on from
+STAYS = (CONFIG, RESUMED, UNFINISHED)
 # A file of these kinds that the manifest does not name was put there by somebody else, and could be loaded.
 LOADABLE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -126,13 +129,28 @@ def clear(run: Path) -> None:
     shutil.rmtree(run / PARTIAL, ignore_errors=True)
 
 
-def cut(run: Path, checkpoint: Path | None) -> None:
-    """Cuts the files that grow line by line back to where `checkpoint` found them (None: to nothing).
+def set_aside(run: Path) -> Path | None:
+    """Moves what a run has written into a new folder in its own, for a start from the beginning; returns that folder.
+
+    What `--resume` reads stays. None: there is nothing to move.
+    """
+    names = sorted(path.name for path in run.iterdir())
+    moved = [name for name in names if name not in STAYS and not name.startswith((".", ASIDE))]
+    if not moved:
+        return None
+    aside = next(run / name for name in (ASIDE, *map(f"{ASIDE}-{{}}".format, itertools.count(2))) if name not in names)
+    aside.mkdir()
+    for name in moved:
+        os.rename(run / name, aside / name)
+    return aside
+
+
+def cut(run: Path, checkpoint: Path) -> None:
+    """Cuts the files that grow line by line back to where `checkpoint` found them; the run makes the rest again.
 
     Of another run's checkpoint only its step is used: rows of later steps go.
     """
-    manifest = read_manifest(checkpoint) if checkpoint is not None else {"step": -1, "appended": {}}
-    own = checkpoint is None or checkpoint.resolve().parent == run.resolve()
+    manifest, own = read_manifest(checkpoint), checkpoint.resolve().parent == run.resolve()
     for name in APPENDED:
         path = run / name
         if not path.is_file():

@@ -69,8 +69,8 @@ def open_run(*settings: Any) -> RunFolder:
     folder.inputs, folder.is_stage = inputs_of(*settings), True
     if not folder.finished and is_main():
         checkpoint_files.clear(folder.path)
-        if folder.checkpoint is None:
-            checkpoint_files.cut(folder.path, None)
+        if folder.checkpoint is None and (aside := checkpoint_files.set_aside(folder.path)):
+            say(f"No checkpoint there can be used. What the run had written is kept in {aside}.")
     return folder
 
 

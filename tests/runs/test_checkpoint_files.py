@@ -113,8 +113,22 @@ def test_files_that_grow_are_cut_to_where_the_checkpoint_found_them(tmp_path):
     heldout.write_text('{"step": 3}\n')
     checkpoint_files.cut(tmp_path, folder)
     assert metrics.read_text() == '{"step": 1}\n{"step": 2}\n' and heldout.read_text() == ""
-    checkpoint_files.cut(tmp_path, None)
-    assert metrics.read_text() == ""
+
+
+def test_a_start_from_the_beginning_sets_aside_what_was_written(tmp_path):
+    kept = {"config.yaml": "a: 1", "resumed.jsonl": "{}", ".unfinished": ""}
+    written = {"metrics.jsonl": "first", "checkpoint-2/optimizer.pt": "torn", "completions/1.parquet": "x"}
+    for name, text in (kept | written).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert checkpoint_files.set_aside(tmp_path) == tmp_path / "before-restart"
+    assert {name: (tmp_path / "before-restart" / name).read_text() for name in written} == written
+    assert checkpoint_files.set_aside(tmp_path) is None
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == kept
+    (tmp_path / "metrics.jsonl").write_text("second")
+    assert checkpoint_files.set_aside(tmp_path) == tmp_path / "before-restart-2"
+    assert (tmp_path / "before-restart/metrics.jsonl").read_text() == "first"
+    assert (tmp_path / "before-restart-2/metrics.jsonl").read_text() == "second"
 
 
 def test_rows_of_another_folders_checkpoint_are_cut_by_its_step(tmp_path):

@@ -201,6 +201,29 @@ def test_a_kill_while_the_summary_is_written(stage):
     assert summary["train_loss"] == next(row["train_loss"] for row in rows if "train_loss" in row)
 
 
+def test_when_every_checkpoint_is_damaged_nothing_is_lost(stage, capsys):
+    """It starts from the beginning, says so, and what the run had written lies aside as it was, checkpoints too."""
+    stage(save_steps=1)
+    Path("out/.unfinished").touch()
+    Path("out/heldout.jsonl").write_text('{"step": 0}\n')
+    for folder in checkpoint_files.of(Path("out")):
+        os.truncate(folder / "optimizer.pt", (folder / "optimizer.pt").stat().st_size - 1)
+    written = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    written = {path.relative_to("out"): content for path, content in written.items()}
+    rows = read_metrics("out")
+    capsys.readouterr()
+    assert stage(resume=True, save_steps=1)["steps"] == 3
+    said = capsys.readouterr().out
+    assert said.count("is damaged (optimizer.pt has") == 2 and "starts from the beginning" in said
+    assert "What the run had written is kept in out/before-restart." in said
+    stays = {Path(name) for name in ("config.yaml", ".unfinished")}
+    for path in written.keys() - stays:
+        assert (Path("out/before-restart") / path).read_bytes() == written[path], path
+    assert Path("out/adapter_model.safetensors").read_bytes() == written[Path("adapter_model.safetensors")]
+    assert without_clocks(read_metrics("out")) == without_clocks(rows)
+    assert not Path("out/heldout.jsonl").exists()  # SFT writes none
+
+
 def open_run(**changes):
     return resume.open_run(SFTStage(**{"output_dir": "out", "use_cpu": True, "resume": True} | changes))
 

@@ -174,10 +174,13 @@ $(AFTER): | ppo
 endif
 
 # --- tests and style ------------------------------------------------------------------------------------------------
-PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" -m pytest
+PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 "$(PY)" -m pytest
+# Two processes, unless ARGS names test files. The tests of a file stay together, and with them what they share; files
+# run in the order of their names, so that a long one does not come last.
+TWO    := $(if $(findstring .py,$(ARGS)),,-n 2 --dist loadfile --no-loadscope-reorder)
 
 test: $(STAMP)  ## the tests, without those that take long; no network
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) $(TWO) -m "not slow" $(ARGS)
 
 test-all: $(STAMP)  ## every test, also the long ones, and the mutants
 	$(PYTEST) $(ARGS)
@@ -187,7 +190,7 @@ test-latest: $(STAMP)  ## the tests with the newest trl, transformers and kin, i
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/tools/latest.py $(ARGS)
 
 test-cov: $(STAMP)  ## the tests, with the lines that none of them runs; PPO and the rewards must have 95%
-	$(PYTEST) -m "not slow" --cov --cov-report=term-missing $(ARGS)
+	$(PYTEST) $(TWO) -m "not slow" --cov --cov-report=term-missing $(ARGS)
 	"$(PY)" -m coverage report --include="pipeline/ppo/*,rewards/*" --fail-under=95
 
 mutants: $(STAMP)  ## small wrong edits to PPO, one at a time: the tests must catch each

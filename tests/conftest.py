@@ -1,5 +1,6 @@
 """Fixtures for all tests: a byte-level tokenizer and a random two-layer Llama, made on the spot."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 # A shell starts what runs in its background with Ctrl-C ignored, and a program started from here would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays. Without this, `gc.collect()`, which every `Trainer.train()` calls, would walk
+    through all of it and take longer than the few steps that a test trains."""
+    gc.collect()
+    gc.freeze()
+
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (

@@ -6,6 +6,7 @@ environment while it imports it does not read again: tests of that start a Pytho
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -103,6 +104,8 @@ def _serve() -> dict | None:
     """Answers until standard input ends; in a forked process it returns that process's job."""
     for name in STACK:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # `gc.collect()` in a fork would walk through, and copy, the pages of all that was imported
     for line in sys.stdin:
         question = json.loads(line)
         if "wait" in question:

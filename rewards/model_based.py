@@ -15,11 +15,10 @@ from transformers import AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from .base import Reward, RewardError, choice, number
-from .foreign import ADAPTER_WEIGHTS, adapter_problem, is_missing_folder
+from .foreign import ADAPTER_WEIGHTS, HEADS, adapter_problem, is_missing_folder
 from .rendering import TemplateError, render
 from .text import Message
 
-HEADS = ("score", "classifier")  # what transformers calls the last layer of a sequence classifier
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

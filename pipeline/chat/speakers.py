@@ -17,6 +17,7 @@ from pipeline.exam import evaluation
 from pipeline.ilql.decoding import Shift, load_shift, shifted
 from pipeline.ilql.network import TARGET, has_shift, values_folder
 from pipeline.models import loading as models
+from pipeline.models.adapter_files import check_task, does_not_fit
 from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage, check_same_base, resolve_model
@@ -27,6 +28,7 @@ from pipeline.safety.reading import checked, read_json, read_yaml
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_adapter_config
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
 from rewards.asking import ask, ask_async, is_async
+from rewards.foreign import stays_on
 from rewards.rendering import TEMPLATE_COLUMNS
 
 MAX_TOKENS = 256  # of an answer, where the run names no limit
@@ -87,9 +89,15 @@ def load_run(path: str, own_code: bool = False) -> Run:
     if read_adapter_config(folder).get("task_type") == "SEQ_CLS":
         raise UserError(f"{folder} is a reward model, which scores but does not answer: give the folder of SFT or PPO")
     check_safetensors(folder, "adapter")
+    start = resolve_model(model_args)
+    for adapter in filter(None, (str(folder), start.adapter)):
+        if setting := stays_on(read_json(Path(adapter, ADAPTER_CONFIG))):
+            raise UserError(
+                f"{adapter} has {setting}, which changes the base, so that the base cannot speak beside it: compare "
+                "them by recipes/eval.py, which gives each its own base"
+            )
 
     # 1. One base; the policy's adapter and the one that it started from
-    start = resolve_model(model_args)
     check_same_base(start.base, str(folder))
     tokenizer = models.load_tokenizer(Stage(start.base, str(folder)), model_args)
     model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
@@ -98,10 +106,11 @@ def load_run(path: str, own_code: bool = False) -> Run:
     speakers = [Speaker("base", None), Speaker(_name_of(folder, settings), POLICY, shift)]
     on_rewards = "rewards" in settings
     if start.adapter is not None:
+        check_task(start.adapter)
         try:
             model.load_adapter(start.adapter, adapter_name=REFERENCE)
         except Exception as error:  # half a file fails in many ways
-            raise models.does_not_fit(start.adapter, model, error) from None
+            raise does_not_fit(start.adapter, model, error) from None
         speakers.insert(1, Speaker("SFT" if on_rewards else "start", REFERENCE))
     if models.quantization(model_args) is None:
         model.to(PartialState(cpu=bool(settings.get("use_cpu"))).device)

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.ilql.decoding import load_shift, shifted
 from pipeline.ilql.network import has_shift, values_folder
 from pipeline.models import loading as models
+from pipeline.models.adapter_files import check_task, does_not_fit, needs_own_base
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.prompts import KWARGS
 from pipeline.runs.folder import CONFIG
@@ -95,11 +96,15 @@ def _trained_with(candidate: Candidate) -> dict | None:
 
 
 def by_base(candidates: Sequence[Candidate], last: str) -> list[list[Candidate]]:
-    """The candidates grouped by the base that they stand on; the group of the one called `last` at the end."""
-    groups: dict[str, list[Candidate]] = {}
+    """The candidates grouped by the base that they stand on; the group of the one called `last` at the end.
+
+    An adapter that changes the base itself has one of its own.
+    """
+    groups: dict[tuple[str, str], list[Candidate]] = {}
     for candidate in candidates:
-        base = candidate.stage.base
-        groups.setdefault(str(Path(base).resolve()) if is_folder(base) else base, []).append(candidate)
+        base, adapter = candidate.stage
+        alone = candidate.name if adapter and needs_own_base(adapter) else ""
+        groups.setdefault((str(Path(base).resolve()) if is_folder(base) else base, alone), []).append(candidate)
     return sorted(groups.values(), key=lambda group: last in [candidate.name for candidate in group])
 
 
@@ -132,12 +137,13 @@ def adapter_name(place: int) -> str:
 
 
 def _add_adapter(model: PeftModel, adapter: str, name: str) -> None:
+    check_task(adapter)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         try:
             model.load_adapter(adapter, adapter_name=name)
         except Exception as error:  # half a file fails in many ways
-            raise models.does_not_fit(adapter, model, error) from None
+            raise does_not_fit(adapter, model, error) from None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from pipeline.ilql import math
 from pipeline.ilql.network import Heads, check_embeddings, embeddings_of, put_weights, read_settings
-from pipeline.models import loading as models
+from pipeline.models.adapter_files import does_not_fit
 from pipeline.models.adapters import use_adapter
 from pipeline.models.structure import look, trunk_of
 
@@ -48,7 +48,7 @@ def load_shift(model: PeftModel, folder: str | Path, name: str) -> Shift:
     try:
         model.load_adapter(str(folder), adapter_name=name)
     except Exception as error:  # half a file fails in many ways
-        raise models.does_not_fit(str(folder), model, error) from None
+        raise does_not_fit(str(folder), model, error) from None
     heads = Heads(settings["hidden"])
     put_weights(model, folder, name, heads)
     return Shift(name, heads.to(model.device).eval().requires_grad_(False), settings["beta"])

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.ilql import math
+from pipeline.models.adapter_files import add_adapter, read_weights
 from pipeline.models.adapters import POLICY, copy_adapter, use_adapter
-from pipeline.models.loading import read_weights
 from pipeline.models.structure import freeze_idle
 from pipeline.models.trunk import Trunk
 from pipeline.safety.reading import read_json
@@ -98,16 +98,17 @@ class Network(nn.Module):
 
     Raises:
         UserError: the model has no output embeddings of the width of its hidden states, or the adapter in `path` is
-            not of the policy's shape.
+            none that can stand on its base.
     """
 
     def __init__(self, lm: PeftModel, path: str | None = None):
         super().__init__()
         self.lm = lm
-        copy_adapter(lm, POLICY, VALUES)
-        if path is not None:
+        if path is None:
+            copy_adapter(lm, POLICY, VALUES)
+        else:
             start_from(lm, VALUES, Path(path))
-        copy_adapter(lm, VALUES, TARGET)
+        copy_adapter(lm, VALUES, TARGET, dropout=0.0)
         self._trunk = Trunk(lm)
         check_embeddings(lm, self._trunk.width)
         self.heads, self.target_heads = (Heads(self._trunk.width).to(lm.device) for _ in range(2))
@@ -173,17 +174,14 @@ class Network(nn.Module):
 
 
 def start_from(lm: PeftModel, adapter: str, folder: Path) -> None:
-    """Gives `adapter` the LoRA weights in `folder`; a score head in there stays behind."""
+    """Adds `adapter` with the settings and the LoRA weights in `folder`; a score head in there stays behind."""
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"values_path {folder} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
     check_safetensors(folder, "adapter")
-    weights = {key: tensor for key, tensor in read_weights(folder / ADAPTER_WEIGHTS).items() if ".lora_" in key}
-    own = get_peft_model_state_dict(lm, adapter_name=adapter)
-
-    odd = sorted(weights.keys() ^ own.keys()) + [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if odd:
-        raise UserError(f"values_path {folder} has not the shape of the policy's adapter (first difference: {odd[0]})")
-    set_peft_model_state_dict(lm, weights, adapter_name=adapter)
+    try:
+        add_adapter(lm, folder, adapter)
+    except UserError as error:
+        raise UserError(f"values_path: {error}") from None
 
 
 def values_folder(run: str | Path) -> Path:

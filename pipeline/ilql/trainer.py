@@ -18,11 +18,11 @@ from pipeline.ilql import math
 from pipeline.ilql.config import ILQLStage
 from pipeline.ilql.data import Collator
 from pipeline.ilql.network import FOLDER, ONLINE, Network
+from pipeline.models.adapter_files import read_weights
 from pipeline.models.adapters import POLICY
 from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.models.lean import lean
-from pipeline.models.loading import read_weights
 from pipeline.models.sharding import check_launcher
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import Resumable

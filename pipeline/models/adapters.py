@@ -11,7 +11,9 @@ from typing import cast
 
 import torch
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 POLICY = "default"  # the name that TRL, PEFT and vLLM expect for the adapter that is trained and saved
@@ -31,16 +33,24 @@ def base_of(model: PeftModel) -> PreTrainedModel:
 
 @contextmanager
 def use_adapter(model: torch.nn.Module, name: str | None) -> Iterator[None]:
-    """Inside the block every LoRA layer applies adapter `name` (None: the raw base). Nothing else changes."""
-    layers = adapter_layers(model)
+    """Inside the block every part of the model that has adapters applies `name` (None: the raw base). Nothing else
+    changes."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     before = [layer._active_adapter for layer in layers]
     for layer in layers:
-        layer._active_adapter = [] if name is None else [name]
+        layer._active_adapter = [name] if name is not None and _knows(layer, name) else []
     try:
         yield
     finally:
         for layer, active in zip(layers, before, strict=True):
             layer._active_adapter = active
+
+
+def _knows(layer: torch.nn.Module, name: str) -> bool:
+    """LoRA layers pass over adapters that they have not; what replaces a module or rows of it as a whole does not."""
+    if isinstance(layer, TrainableTokensLayer):
+        return name in layer.token_indices
+    return not isinstance(layer, AuxiliaryTrainingWrapper) or name in layer._get_available_adapters()
 
 
 def train_only(model: PeftModel, adapters: Iterable[str], extra: Iterable[torch.nn.Parameter] = ()) -> None:
@@ -55,9 +65,11 @@ def train_only(model: PeftModel, adapters: Iterable[str], extra: Iterable[torch.
         parameter.requires_grad_(True)
 
 
-def copy_adapter(model: PeftModel, source: str, target: str) -> None:
-    """Adds the adapter `target` with the settings and the weights of `source`."""
+def copy_adapter(model: PeftModel, source: str, target: str, dropout: float | None = None) -> None:
+    """Adds the adapter `target` with the weights of `source` and its settings, but for `dropout` where it is given."""
     config = copy.copy(model.peft_config[source])
+    if dropout is not None:
+        config.lora_dropout = dropout
     config.init_lora_weights = True  # PiSSA and the like would change the base once more
     model.add_adapter(target, config)
     parameters = dict(model.named_parameters())

@@ -23,7 +23,6 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -39,6 +38,18 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from pipeline.config import ModelArguments, check
 from pipeline.errors import UserError, shortened
 from pipeline.models import chat_templates
+from pipeline.models.adapter_files import (
+    HEAD,
+    check_shares_base,
+    check_task,
+    difference,
+    does_not_fit,
+    leave_output,
+    of_lora,
+    read_head,
+    read_settings,
+    read_weights,
+)
 from pipeline.models.auto_class import auto_class
 from pipeline.models.ends import end_of_turn, say_stops
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
@@ -46,9 +57,10 @@ from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
 from pipeline.runs.folder import say
 from pipeline.safety.reading import read_json
-from pipeline.safety.weights import ADAPTER_WEIGHTS, check_safetensors, read_adapter_config
+from pipeline.safety.weights import ADAPTER_WEIGHTS, check_safetensors
 from rewards import open_ended
-from rewards.model_based import HEADS, is_head
+from rewards.foreign import HEADS
+from rewards.model_based import is_head
 
 _HEAD = (
     "is the model's output layer, whose weights TRL multiplies by itself, so that LoRA matrices on it would not learn"
@@ -245,46 +257,32 @@ def quantization(args: ModelArguments) -> BitsAndBytesConfig | None:
     )
 
 
-def lora_config(args: ModelArguments, task_type: str | TaskType = "CAUSAL_LM", like: str | None = None) -> LoraConfig:
-    """LoRA settings for `CAUSAL_LM`, `SEQ_CLS` or `TOKEN_CLS`; the latter two save the score head with the adapter.
-
-    Args:
-        args: rank, scale, dropout and target modules.
-        task_type: PEFT's name of the task.
-        like: an adapter folder whose rank, scale and modules are taken instead, so that its weights fit.
-    """
+def lora_config(args: ModelArguments, task_type: str | TaskType = "CAUSAL_LM") -> LoraConfig:
+    """LoRA settings for `CAUSAL_LM`, `SEQ_CLS` or `TOKEN_CLS`; the latter two save the score head with the adapter."""
     targets = args.lora_target_modules
-    shape = {
-        "r": args.lora_r,
-        "lora_alpha": args.lora_alpha,
-        "target_modules": targets[0] if targets == ["all-linear"] else list(targets),
-    }
-    if like is not None:
-        found = read_adapter_config(like)
-        names = (
-            "r",
-            "lora_alpha",
-            "target_modules",
-            "use_rslora",
-            "use_dora",
-            "rank_pattern",
-            "alpha_pattern",
-            "target_parameters",
-        )
-        shape = {name: found[name] for name in names if found.get(name) is not None}
     # PEFT itself adds the score head to modules_to_save for SEQ_CLS and TOKEN_CLS (a test holds it to that).
-    return LoraConfig(task_type=TaskType(task_type), lora_dropout=args.lora_dropout, bias="none", **shape)
+    return LoraConfig(
+        task_type=TaskType(task_type),
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=targets[0] if targets == ["all-linear"] else list(targets),
+        bias="none",
+    )
 
 
 def load_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False, name: str = "default") -> PeftModel:
     """Puts the adapter in a stage folder on `model`.
 
     Raises:
-        UserError: it does not fit the base, weights are missing, or a score head is wanted and not in the file.
+        UserError: it does not fit the base, weights are missing, it is for another task, or a score head is wanted and
+            not in the file.
     """
     check_safetensors(Path(adapter), "adapter")
     if "SequenceClassification" in type(model).__name__:
         check_score_head(adapter)
+    else:
+        check_task(adapter)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         try:
@@ -294,22 +292,6 @@ def load_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False, 
     if trainable and isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise UserError(f"adapter {adapter} has LoRA matrices on what {_HEAD}: start from one without them")
     return model
-
-
-def does_not_fit(adapter: str, model: PreTrainedModel, error: Exception) -> Exception:
-    """What to raise when `adapter` could not be put on `model`."""
-    if "out of memory" in str(error):
-        return error
-    last = shortened((str(error).strip().splitlines() or [type(error).__name__])[-1], 300)
-    return UserError(f"adapter {adapter} does not fit its base {model.name_or_path}, or is damaged: {last}")
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of safetensors, or a `UserError` that names it."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({str(error)[:200]}): save it again") from None
 
 
 def check_score_head(adapter: str) -> None:
@@ -328,20 +310,37 @@ def check_score_head(adapter: str) -> None:
 
 
 def start_score_adapter(model: PreTrainedModel, args: ModelArguments, start: str | None) -> PeftModel:
-    """A new SEQ_CLS LoRA adapter with a score head on `model`, its LoRA weights taken from the adapter `start`."""
-    config = lora_config(args, TaskType.SEQ_CLS, like=start)
-    config.modules_to_save = sorted(set(model.fresh_parts) - {*HEADS}) or None  # PEFT adds these by itself
-    peft_model = get_peft_model(model, config)
+    """A new SEQ_CLS LoRA adapter with a score head on `model`, which starts as the adapter `start`: that of a language
+    model, or of a reward model, whose head is then gone on from as well.
+
+    Raises:
+        UserError: `start` cannot share a base, or is of another model.
+    """
+    whole = sorted(set(model.fresh_parts) - {*HEADS}) or None  # PEFT adds the heads by itself
     if start is None:
-        return peft_model
+        config = lora_config(args, TaskType.SEQ_CLS)
+        config.modules_to_save = whole
+        return get_peft_model(model, config)
     check_safetensors(Path(start), "adapter")
-    weights = {key: value for key, value in read_weights(Path(start) / ADAPTER_WEIGHTS).items() if ".lora_" in key}
-    own = get_peft_model_state_dict(peft_model)
-    odd = {key for key in own if ".lora_" in key} ^ set(weights)
-    odd |= {key for key in weights if key in own and own[key].shape != weights[key].shape}
-    if odd:
-        raise UserError(f"adapter {start} does not fit the base {model.name_or_path}: they differ at {min(odd)}")
-    set_peft_model_state_dict(peft_model, own | weights)
+    check_shares_base(start)
+    check_task(start, "SEQ_CLS")
+    head = {f"{HEAD}{name}": value for name, value in read_head(start).items()}
+    if head and {name: x.shape for name, x in head.items()} != {f"{HEAD}weight": model.score.weight.shape}:
+        raise UserError(f"{start} has a score head of other outputs than one: give a reward model, or an SFT adapter")
+    weights = read_weights(Path(start) / ADAPTER_WEIGHTS)
+    weights = of_lora({key: x for key, x in weights.items() if key not in head}, model, start)
+    config = read_settings(start, "SEQ_CLS", args.lora_dropout)
+    config.modules_to_save = whole
+    if left := leave_output(config, weights, model):
+        say(f"note: {start} adapts {left} too, which a reward model does not have: that part is left out")
+    try:
+        peft_model = get_peft_model(model, config)
+    except (TypeError, ValueError) as error:
+        raise does_not_fit(start, model, error) from None
+    if odd := difference(peft_model, weights):
+        raise UserError(f"adapter {start} does not fit the base {model.name_or_path}: they differ at {odd}")
+    own = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    set_peft_model_state_dict(peft_model, own | weights | head)
     return peft_model
 
 

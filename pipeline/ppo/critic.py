@@ -12,19 +12,17 @@ import json
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.models.adapter_files import HEAD, add_adapter, difference, read_head, read_weights
 from pipeline.models.adapters import CRITIC, use_adapter
 from pipeline.models.folders import check_same_base
-from pipeline.models.loading import read_weights
 from pipeline.models.trunk import Trunk
 from pipeline.runs.folder import say
 from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-
-HEAD = "base_model.model.score."  # where PEFT keeps the head of a SEQ_CLS or TOKEN_CLS adapter
 
 
 class Critic:
@@ -142,7 +140,7 @@ class Critic:
         config = LoraConfig(**{**self.model.peft_config[CRITIC].to_dict(), "modules_to_save": ["score"]})
         config.task_type, config.inference_mode = "TOKEN_CLS", True
         config.save_pretrained(str(folder))
-        weights = get_peft_model_state_dict(self.model, adapter_name=CRITIC)
+        weights = get_peft_model_state_dict(self.model, adapter_name=CRITIC, save_embedding_layers=False)
         weights |= {f"{HEAD}{name}": tensor for name, tensor in self.head.state_dict().items()}
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"}
@@ -150,7 +148,12 @@ class Critic:
 
     def load_weights(self, folder: Path) -> None:
         """Puts the weights of a critic saved with `save` back, for resuming."""
-        self._set_weights(read_weights(folder / ADAPTER_WEIGHTS), folder)
+        head, weights = self._checked(read_head(folder), folder), read_weights(folder / ADAPTER_WEIGHTS)
+        weights = {key: value for key, value in weights.items() if not key.startswith(HEAD)}
+        if odd := difference(self.model, weights, CRITIC):
+            raise UserError(f"The critic in {folder} is not that of this run (first difference: {odd}).")
+        set_peft_model_state_dict(self.model, weights, adapter_name=CRITIC)
+        self._set_head(head)
 
     def _load(self, folder: Path) -> None:
         if not (folder / ADAPTER_CONFIG).is_file():
@@ -159,13 +162,11 @@ class Critic:
                 "Give the folder of a reward-model stage, or leave critic_path out to start from the base."
             )
         check_same_base(self.model.get_base_model().name_or_path, str(folder))
-        config = PeftConfig.from_pretrained(str(folder))
-        config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", None, False
-        self.model.add_adapter(CRITIC, config)
-        self._set_weights(read_weights(folder / ADAPTER_WEIGHTS), folder)
+        head = self._checked(read_head(folder), folder)
+        add_adapter(self.model, folder, CRITIC)
+        self._set_head(head)
 
-    def _set_weights(self, weights: dict[str, Tensor], folder: Path) -> None:
-        head = {key.removeprefix(HEAD): weights.pop(key) for key in list(weights) if key.startswith(HEAD)}
+    def _checked(self, head: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
         if "weight" not in head:
             raise UserError(
                 f"The adapter in {folder} has no score head, so it can't be a critic's start. Train it with the "
@@ -177,14 +178,12 @@ class Critic:
                 f"The score head in {folder} is for hidden size {hidden_size} and {labels} label(s), but the policy's "
                 f"base has hidden size {self.head.weight.shape[1]} and a critic one label: it is of another model."
             )
-        expected = set(get_peft_model_state_dict(self.model, adapter_name=CRITIC))
-        if expected != set(weights):
-            odd = sorted(expected ^ set(weights))[0]
-            raise UserError(f"The adapter in {folder} does not fit the policy's base (first difference: {odd}).")
-        set_peft_model_state_dict(self.model, weights, adapter_name=CRITIC)
-        with torch.no_grad():
-            self.head.weight.copy_(head["weight"])
-            self.head.bias.copy_(head.get("bias", torch.zeros(1)))
+        return head
+
+    @torch.no_grad()
+    def _set_head(self, head: dict[str, Tensor]) -> None:
+        self.head.weight.copy_(head["weight"])
+        self.head.bias.copy_(head.get("bias", torch.zeros(1)))
 
 
 def _like_policy(model: PeftModel) -> LoraConfig:

@@ -12,20 +12,18 @@ from types import SimpleNamespace
 from typing import cast
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from pipeline.errors import UserError
+from pipeline.models.adapter_files import add_adapter, check_shares_base, read_head
 from pipeline.models.adapters import base_of, use_adapter
 from pipeline.models.folders import check_same_base, resolve_stage
 from pipeline.models.trunk import Trunk
-from pipeline.ppo.critic import HEAD
 from pipeline.runs.folder import say
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors
 from rewards import Learned, RewardFunction, every_in
-from rewards.foreign import ADAPTER_WEIGHTS
 from rewards.model_based import ModelBased
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -50,19 +48,11 @@ class RewardAdapter:
         self.config = copy.deepcopy(base_of(model).config)  # Learned writes the pad id into it
         self.config.num_labels = 1
         self.device = model.device
-        weights = load_file(folder / ADAPTER_WEIGHTS)
-        head = {key.removeprefix(HEAD): weights.pop(key) for key in list(weights) if key.startswith(HEAD)}
+        head = read_head(folder)
         hidden_size = self._trunk.width
         if "weight" not in head or head["weight"].shape != (1, hidden_size):
             raise UserError(f"{folder} has no score head of one output for hidden size {hidden_size}")
-        config = PeftConfig.from_pretrained(str(folder))
-        config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", None, True
-        model.add_adapter(name, config)
-        own = get_peft_model_state_dict(model, adapter_name=name)
-        if {key: x.shape for key, x in own.items()} != {key: x.shape for key, x in weights.items()}:
-            model.delete_adapter(name)
-            raise UserError(f"the adapter {folder} has other layers than the policy's base")
-        set_peft_model_state_dict(model, weights, adapter_name=name)
+        add_adapter(model, folder, name)
         self.head = nn.Linear(hidden_size, 1, bias="bias" in head, dtype=torch.float32, device=model.device)
         self.head.load_state_dict({key: x.float() for key, x in head.items()})
         self.head.requires_grad_(False)
@@ -117,6 +107,7 @@ def _why_not(reward: Learned, base: str) -> str | None:
         return "its dtype or device is set"
     try:
         check_safetensors(folder, "adapter")
+        check_shares_base(folder)
         check_same_base(base, str(folder))
     except UserError as error:
         return str(error)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArgument
 from trl import GRPOConfig
 
 from pipeline.errors import UserError
+from pipeline.models.adapter_files import check_settings
 from pipeline.models.adapters import CRITIC, POLICY, checkpoint_contexts
 from pipeline.models.quantized import never_repack
 from pipeline.ppo import math
@@ -45,8 +46,10 @@ def with_policy_adapter(
                 f"model has the adapters {', '.join(model.peft_config)}; PPO starts from a model with one, "
                 f"called {POLICY!r}."
             )
+        check_settings(model.peft_config[POLICY].to_dict())
         return model
     peft_config = peft_config or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    check_settings(peft_config.to_dict())
     return get_peft_model(model, peft_config)
 
 
@@ -100,16 +103,6 @@ def checkpoint_through_adapters(args: Settings, model: PeftModel) -> Settings:
         "context_fn": checkpoint_contexts(model),
     }
     return args
-
-
-def check_all_learns(model: nn.Module) -> None:
-    """An adapter with parts that stay frozen here would be half trained without a word."""
-    for name, parameter in model.named_parameters():
-        if POLICY in name.split(".") and not parameter.requires_grad:
-            raise UserError(
-                f"The policy's adapter has {name}, which PPO does not train: use a LoRA adapter without "
-                "modules_to_save (merge that one into the base with merge_and_unload, or train without it)."
-            )
 
 
 def switch_dropout_off(model: nn.Module) -> None:

@@ -128,7 +128,6 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         probe.check(model, self._tokenizer, self._name, writes=True)
         put_on_base(self.reward_funcs, model, self.accelerator.autocast)
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
-        setup.check_all_learns(model)
         freeze_idle(model)
         setup.switch_dropout_off(model)
         lean(model)

@@ -27,7 +27,7 @@ def check_safetensors(folder: Path, what: str) -> None:
     load."""
     if (folder / ADAPTER_CONFIG).is_file():
         if problem := adapter_problem(read_adapter_config(folder)):
-            raise UserError(f"{folder / ADAPTER_CONFIG} {problem}: give a LoRA adapter")
+            raise UserError(f"{folder / ADAPTER_CONFIG} {problem}")
         if (folder / ADAPTER_WEIGHTS).is_file():
             check_whole(folder / ADAPTER_WEIGHTS)
             return

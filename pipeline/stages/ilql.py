@@ -15,6 +15,7 @@ from pipeline.ilql.trainer import ILQLTrainer
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models import probe
+from pipeline.models.adapter_files import check_brought, check_shares_base
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage
 from pipeline.models.prompts import check_context, tokenize_prompts
@@ -41,6 +42,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
     start, tokenizer = frame.begin("ILQL", model_args, config)
     if start.adapter is None:
         raise UserError("adapter_path is not set: ILQL shifts the logits of a policy, say the folder of the SFT stage")
+    check_shares_base(start.adapter)
     weighted = build_rewards(reward_args.rewards)
     referee = world_referee(reward_args.referee) if reward_args.referee else None
     train, heldout = data.load(data_args, config.seed)
@@ -98,6 +100,7 @@ def load(
     used = max(longest, prompt + config.max_completion_length)
     what = f"the longest row, or prompt with max_completion_length, has {used} tokens"
     check_context(model, used, what, "lower max_length or max_completion_length")
+    check_brought(model, start.adapter)
     model = models.load_adapter(model, start.adapter)
     probe.check(model, tokenizer, "ILQL", writes=True)
     memory_report.tell(memory.of_ilql, model, model_args, config, longest, prompt)

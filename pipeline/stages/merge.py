@@ -82,20 +82,23 @@ def merge(args: MergeArguments) -> Merged:
     trained_in = models.resolve_dtype(run_args) if quantized else next(base.parameters()).dtype
     dtype = trained_in if args.dtype == "auto" else getattr(torch, args.dtype)
     texts = sample_ids(len(tokenizer))
+    tied = is_tied_where_changed(base, stage.adapter)
+    model = models.load_adapter(base, stage.adapter).eval()
+    wanted = outputs(model, texts)
     if quantized:
-        wanted = outputs(models.load_adapter(base, stage.adapter).eval(), texts)
         say("warning: the base was quantized in training. It is de-quantized here: the result is several times as big")
         say("         as that base, and no finer.")
-        base = models.load_base(run_args, kind, base=stage.base, tokenizer=tokenizer).dequantize()
-    untie(base, stage.adapter)
-    model = models.load_adapter(base, stage.adapter).eval()
-    if not quantized:
-        wanted = outputs(model, texts)
+    if quantized or tied:
+        base = models.load_base(run_args, kind, base=stage.base, tokenizer=tokenizer)
+        base = base.dequantize() if quantized else base
+        if tied:
+            untie(base)
+        model = models.load_adapter(base, stage.adapter).eval()
 
     # 3. The sum in float32, rounded once at the end
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tied.*")  # see `untie`
-        merged = model.float().merge_and_unload(safe_merge=True).to(dtype)
+        merged = _one_model(model.float(), stage.adapter).to(dtype)
     prepare_generation(merged, tokenizer)
     with tempfile.TemporaryDirectory(prefix=".merging-", dir=output.parent) as aside:
         merged.save_pretrained(aside)
@@ -134,7 +137,7 @@ def find(args: MergeArguments) -> tuple[Stage, str]:
         )
     check_fingerprint(stage)
     kinds = {"CAUSAL_LM": "causal", "SEQ_CLS": "scores"}
-    task = read_adapter_config(args.run).get("task_type")
+    task = read_adapter_config(args.run).get("task_type") or "CAUSAL_LM"
     if task not in kinds:
         raise UserError(f"{args.run} is an adapter for {task}: a policy or a reward model can be merged, no other")
     return stage, kinds[task]
@@ -151,18 +154,31 @@ def run_arguments(run: Path, args: MergeArguments) -> ModelArguments:
     return dataclasses.replace(ModelArguments(**kept), trust_remote_code=args.trust_remote_code)
 
 
-def untie(base: PreTrainedModel, adapter: str) -> None:
-    """Gives the base an output layer of its own where that is its embeddings and the adapter changes one of the two:
-    merging would change the other as well."""
+def is_tied_where_changed(base: PreTrainedModel, adapter: str) -> bool:
+    """Whether the base's output layer is its embeddings, and the adapter changes one of the two."""
     config = read_adapter_config(adapter)
     changed = [*(config.get("target_modules") or []), *(config.get("modules_to_save") or [])]
     head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
     if head is None or head.weight is not embeddings.weight:
-        return
+        return False
     names = {name.split(".")[-1] for name, module in base.named_modules() if module is head or module is embeddings}
-    if names.intersection(changed):
-        head.weight = torch.nn.Parameter(embeddings.weight.detach().clone(), requires_grad=False)
-        base.config.get_text_config().tie_word_embeddings = False
+    return bool(names.intersection(changed))
+
+
+def untie(base: PreTrainedModel) -> None:
+    """Gives the base an output layer of its own: merging into its embeddings would change both."""
+    head = base.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    base.config.get_text_config().tie_word_embeddings = False
+
+
+def _one_model(model: PeftModel, adapter: str) -> PreTrainedModel:
+    try:
+        return model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        if "out of memory" in str(error):
+            raise
+        raise UserError(f"PEFT cannot merge {adapter} into its base: {' '.join(str(error).split())[:300]}") from None
 
 
 def prepare_generation(model: PreTrainedModel, tokenizer) -> None:

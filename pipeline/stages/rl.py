@@ -20,6 +20,7 @@ from pipeline.exam.exam import Exam, ExamCallback, RewardArguments, random_state
 from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
+from pipeline.models.adapter_files import check_brought, check_output_layer, check_shares_base
 from pipeline.models.adapters import POLICY
 from pipeline.models.prompts import check_room
 from pipeline.ppo.reward_adapter import stands_on
@@ -63,6 +64,8 @@ def load(
     say_once(data_args, config, "chat_template_kwargs")
     check(model_args.use_peft, "use_peft", False, f"{who} trains LoRA adapters on a frozen base")
     start, tokenizer = frame.begin(who, model_args, config)
+    if start.adapter is not None:
+        check_shares_base(start.adapter)
     weighted = build_rewards(reward_args.rewards)
     referee = world_referee(reward_args.referee) if reward_args.referee else None
     train, heldout = data.load(data_args, "prompts", config.seed, say)
@@ -78,7 +81,9 @@ def load(
     model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
     check_room(model, longest, config.max_completion_length)
     if start.adapter is not None:
+        check_brought(model, start.adapter)
         model = models.load_adapter(model, start.adapter, trainable=True)
+        check_output_layer(model, start.adapter)
     exam_rows = min(reward_args.eval_batch_size, reward_args.eval_samples)
     shared = sum(who == "PPO" and stands_on(reward, start.base) for reward, _ in weighted)
     memory_report.tell(memory_report.of_rollouts, model, model_args, config, longest, exam_rows, shared)

@@ -21,6 +21,7 @@ from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
 from pipeline.models import chat_templates, probe, prompts
 from pipeline.models import loading as models
+from pipeline.models.adapter_files import check_output_layer
 from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
 from pipeline.runs.folder import say
@@ -63,6 +64,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     check_context(model, longest, config.max_length)
     if stage.adapter:
         model = models.load_adapter(model, stage.adapter, trainable=True)
+        check_output_layer(model, stage.adapter)
     probe.check(model, tokenizer, "SFT")
     memory_report.tell(memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest))
     with in_one_sentence(model):

@@ -20,7 +20,6 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -289,8 +288,6 @@ def load_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False, 
             model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, adapter_name=name)
         except Exception as error:  # half a file fails in many ways
             raise does_not_fit(adapter, model, error) from None
-    if trainable and isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise UserError(f"adapter {adapter} has LoRA matrices on what {_HEAD}: start from one without them")
     return model
 
 
@@ -362,6 +359,8 @@ def train_in_float32(model: torch.nn.Module) -> None:
 
 
 def _in_its_precision(layer: nn.Module, inputs: tuple) -> tuple:
+    if not inputs[0].is_floating_point():  # ids, which embeddings read
+        return inputs
     return inputs[0].to(next(layer.parameters()).dtype), *inputs[1:]
 
 

@@ -22,7 +22,7 @@ from pipeline.models.adapters import CRITIC, use_adapter
 from pipeline.models.folders import check_same_base
 from pipeline.models.trunk import Trunk
 from pipeline.runs.folder import say
-from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
 
 
 class Critic:
@@ -161,6 +161,7 @@ class Critic:
                 f"critic_path is {folder}, but there is no LoRA adapter ({ADAPTER_CONFIG} is missing) in it. "
                 "Give the folder of a reward-model stage, or leave critic_path out to start from the base."
             )
+        check_safetensors(folder, "adapter")
         check_same_base(self.model.get_base_model().name_or_path, str(folder))
         head = self._checked(read_head(folder), folder)
         add_adapter(self.model, folder, CRITIC)

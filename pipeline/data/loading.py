@@ -209,7 +209,9 @@ def for_the_template(rows: Dataset, kwargs: dict[str, Any] | None, name: str) ->
         found = [(kwargs or {}) | (value or {}) if form is dict else value or None for value in found]
         if column not in rows.column_names or found != list(values):
             rows = rows.remove_columns(column) if column in rows.column_names else rows
-            rows = rows.add_column(column, found, feature=Json())  # a struct would fill up other rows' keys with null
+            # as JSON, since Arrow's structs fill up the keys of other rows with null
+            texts = [None if value is None else json.dumps(value) for value in found]
+            rows = rows.add_column(column, texts, feature=Json())
     return rows
 
 

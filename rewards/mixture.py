@@ -157,7 +157,7 @@ class WeightedSum(Reward):
 
     def __init__(self, parts: Iterable[WeightedReward], log_name: str):
         super().__init__(log_name)
-        self.parts = list(parts)
+        self.parts = [WeightedReward(bound(reward), weight) for reward, weight in parts]
         if not self.parts:
             raise self.error("give at least one reward under `rewards`.")
 

@@ -161,6 +161,7 @@ def test_a_run_of_all_weights_learns_the_new_tokens_and_later_stages_take_them(p
     [
         ("base", "base is no .jinja or .j2 file, and no tokenizer with a chat template"),
         ("nowhere", "nowhere is no .jinja or .j2 file"),
+        ("nowhere.jinja", "nowhere.jinja cannot be read: No such file"),
         ("sft.jsonl", "sft.jsonl is a file, which wants the ending .jinja or .j2"),
     ],
 )

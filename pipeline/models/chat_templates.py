@@ -24,7 +24,7 @@ def take(tokenizer: PreTrainedTokenizerBase, source: str, new_tokens: bool) -> N
         UserError: no template there, or one with tokens that the base lacks.
     """
     file = Path(source)
-    if file.is_file():
+    if file.is_file() or file.suffix in FILES:
         tokenizer.chat_template = _read(file)
         return
     try:
@@ -68,7 +68,8 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"chat_template_path: {file} cannot be read as UTF-8 text: {error}") from None
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"chat_template_path: {file} cannot be read: {reason}") from None
 
 
 def marking_assistants(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -16,7 +16,6 @@ from toy import randomize
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from pipeline import prompts
 from pipeline.chat import speakers
 from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
 from pipeline.data import loading as data
@@ -26,6 +25,7 @@ from pipeline.eval import stage as evaluation_stage
 from pipeline.exam.exam import RewardArguments
 from pipeline.ilql import data as offline
 from pipeline.models import loading as models
+from pipeline.models import prompts
 from pipeline.stages import ppo as ppo_stage
 from pipeline.stages import reward_model, sft, trl_stage
 from rewards import Learned, Perplexity

@@ -14,9 +14,9 @@ from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments
-from pipeline.refusals import in_one_sentence
 from pipeline.stages import ppo as ppo_stage
 from pipeline.stages import reward_model, sft, trl_stage
+from pipeline.stages.refusals import in_one_sentence
 
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no"}
 ROLLOUT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_completion_length": 4}

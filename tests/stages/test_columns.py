@@ -7,7 +7,7 @@ import pytest
 from conftest import build_model
 from datasets import Dataset
 from peft import LoraConfig
-from test_trl_stage import SETTINGS
+from short_runs import SETTINGS
 
 from pipeline.chat import speakers
 from pipeline.data import loading as data
@@ -15,7 +15,7 @@ from pipeline.eval.comparing import ask_judge, read_judges
 from pipeline.exam import evaluation
 from pipeline.ilql import data as offline
 from pipeline.ppo import PPOConfig, PPOTrainer
-from pipeline.stages import explain, trl_stage
+from pipeline.stages import token_credit, trl_stage
 from rewards import Instant, Mixture, Shaped, WeightedReward, build_rewards, token_rewards_of
 from rewards.asking import ask, asked, columns_of
 from rewards.base import RESERVED
@@ -209,5 +209,5 @@ def test_offline_data_and_chat_hand_over_the_same_columns(tiny_tokenizer):
 
 def test_the_exam_and_its_explanation_hand_over_the_same_columns():
     rows = [{"prompt": "p", "facts": "f", **TAKEN, **PICTURES}]
-    assert evaluation.columns_of is explain.columns_of is speakers.columns_of is columns_of
+    assert evaluation.columns_of is token_credit.columns_of is speakers.columns_of is columns_of
     assert columns_of(rows) == {"facts": ["f"], "image": ["a.png"], "images": [["a.png"]]}

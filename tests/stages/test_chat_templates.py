@@ -9,12 +9,12 @@ from conftest import build_model, build_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import chat_templates
 from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.eval import stage as evaluation_stage
 from pipeline.exam.exam import RewardArguments
+from pipeline.models import chat_templates
 from pipeline.models import loading as models
 from pipeline.stages import ppo as ppo_stage
 from pipeline.stages import reward_model, sft, trl_stage

@@ -15,7 +15,7 @@ from pipeline.eval.comparing import ask_judge, read_judges
 from pipeline.exam import evaluation
 from pipeline.ilql import data as offline
 from pipeline.ppo import PPOConfig, PPOTrainer
-from pipeline.stages import token_credit, trl_stage
+from pipeline.stages import trl_stage
 from rewards import Instant, Mixture, Shaped, WeightedReward, build_rewards, token_rewards_of
 from rewards.asking import ask, asked, columns_of
 from rewards.base import RESERVED
@@ -209,5 +209,6 @@ def test_offline_data_and_chat_hand_over_the_same_columns(tiny_tokenizer):
 
 def test_the_exam_and_its_explanation_hand_over_the_same_columns():
     rows = [{"prompt": "p", "facts": "f", **TAKEN, **PICTURES}]
-    assert evaluation.columns_of is token_credit.columns_of is speakers.columns_of is columns_of
-    assert columns_of(rows) == {"facts": ["f"], "image": ["a.png"], "images": [["a.png"]]}
+    asked_about = evaluation.question_about(rows, ["c"])  # as chat and token credit ask, too
+    assert asked_about.pop("prompts") == ["p"] and asked_about.pop("completions") == ["c"]
+    assert asked_about == {"facts": ["f"], "image": ["a.png"], "images": [["a.png"]]}

@@ -35,8 +35,8 @@ def texts_after(prompt_ids: TokenIds, completion_ids: TokenIds, tokenizer: Any) 
     writes_a_space = functools.cache(functools.partial(_writes_a_space_behind, tokenizer))
     special, texts = set(tokenizer.all_special_ids), []
     for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
-        ids = [int(i) for i in completion]
-        opens = special.issuperset(prompt) or writes_a_space(prompt[-1])
+        before, ids = ([int(i) for i in row] for row in (prompt, completion))
+        opens = special.issuperset(before) or writes_a_space(before[-1])
         texts.append((decode if opens else _behind_itself(ids, decode))(ids))
     return texts
 

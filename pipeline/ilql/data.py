@@ -89,7 +89,10 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
             raise UserError(f"row {number}: {FINISHED} is {finished!r:.100}, but wants true or false")
         ids = _completion_ids(row, prompt_ids, tokenizer, conversational)
         ids = next((ids[: t + 1] for t, token in enumerate(ids) if token in ends), ids)
-        if finished is not False and (not ids or ids[-1] not in ends):
+        is_ended = bool(ids) and ids[-1] in ends
+        if finished is False and is_ended:  # by the template, which ends every turn
+            ids = ids[:-1]
+        elif finished is not False and not is_ended:
             ids = [*ids, end]
         row |= {"prompt_ids": prompt_ids, "completion_ids": ids}
         if ids and len(prompt_ids) + len(ids) <= max_length:

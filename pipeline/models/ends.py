@@ -4,6 +4,7 @@ A completion ends at any of three kinds of token: the tokenizer's end-of-text to
 settings name, and the one with which the chat template ends an assistant's turn, which SFT on messages teaches.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from pipeline.runs.folder import say
 from rewards import begun_once, texts_after
 
 _SAID = "said7by7nobody"  # what the assistant says where a chat template is looked at: no template writes that itself
+_MARK = re.compile(r"[<\[].+[>\]]")  # what no one says: an answer that could end at a full stop would end at its first
 
 
 class Turn(NamedTuple):
@@ -23,41 +25,44 @@ class Turn(NamedTuple):
 
 def turn_of(tokenizer) -> Turn | None:
     """How the tokenizer's chat template writes an assistant's turn; None: there is none, or it takes no such turn."""
-    for turns in _probes() if getattr(tokenizer, "chat_template", None) else ():
-        *asked, answer = turns[:-1]
-        try:
-            prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-            last = tokenizer.apply_chat_template([*asked, answer], tokenize=False)
-            inner = tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception:  # a template is a program: it may fail in any way
+    for asked, answer, next_turn in _probes() if getattr(tokenizer, "chat_template", None) else ():
+        prompt = _written(tokenizer, asked, add_generation_prompt=True)
+        before, said_, behind = (_written(tokenizer, [*asked, answer]) or "").partition(_SAID)
+        if prompt is None or not said_ or _SAID in behind:
             continue
-        if last.count(_SAID) == inner.count(_SAID) == 1:
-            before, behind = last.split(_SAID)
-            before = before.removeprefix(prompt) if before.startswith(prompt) else ""
-            end = _end_token(tokenizer, behind)
-            if end is None and not behind.strip():  # GLM's turns end where the next one begins
-                end = next(iter(_added(tokenizer, inner.split(_SAID)[1])), None)
-            return Turn("" if before.strip() else before, end, behind)
+        before = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        end = _end_token(tokenizer, behind)
+        if end is None and not behind.strip():  # GLM's turns end where the next one begins
+            inner = _written(tokenizer, [*asked, answer, next_turn]) or ""
+            end = next(iter(_added(tokenizer, inner.partition(_SAID)[2])), None)
+        return Turn("" if before.strip() else before, end, behind)
     return None
 
 
-def _probes() -> Iterator[list[dict[str, Any]]]:
-    """A question, an answer, another question: some templates want a system's message, or contents in blocks."""
-    for system in ([], [{"role": "system", "content": "a"}]):
-        turns = [("user", "b"), ("assistant", _SAID), ("user", "c")]
-        yield [*system, *({"role": role, "content": text} for role, text in turns)]
-        yield [*system, *({"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns)]
+def _probes() -> Iterator[tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]]:
+    """A question, its answer and a further question: some templates want a system's message, or contents in blocks."""
+    for system in ([], ["system"]):
+        for form in (str, lambda text: [{"type": "text", "text": text}]):
+            turns = [{"role": role, "content": form(role[:2])} for role in [*system, "user", "user"]]
+            yield turns[:-1], {"role": "assistant", "content": form(_SAID)}, turns[-1]
+
+
+def _written(tokenizer, turns: list[dict[str, Any]], **options: Any) -> str | None:
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except Exception:  # a template is a program: it may fail in any way
+        return None
 
 
 def _end_token(tokenizer, behind: str) -> int | None:
     """The token that ends a turn: of the added tokens behind its words the first, or the last of several in one (as
-    Cohere's <|END_RESPONSE|><|END_OF_TURN_TOKEN|>); without any, the one token that stands there."""
+    Cohere's <|END_RESPONSE|><|END_OF_TURN_TOKEN|>); without any, the mark that is a token of the vocabulary."""
     added = _added(tokenizer, behind)
     if not added:
         shown = [
             i for i in ids_of_text(tokenizer, behind) if tokenizer.decode([i]).strip() and i != tokenizer.unk_token_id
         ]
-        return shown[0] if len(shown) == 1 else None
+        return shown[0] if len(shown) == 1 and _MARK.fullmatch(behind.strip()) else None
     names = tokenizer.convert_ids_to_tokens(added)
     last = next((k for k in range(1, len(names)) if names[k - 1] + names[k] not in behind), len(names))
     return added[last - 1]
@@ -126,7 +131,7 @@ def said(
         turn: of the tokenizer's chat template, where prompts are messages; the white space with which it opens an
             answer is none of the answer's.
     """
-    completion_ids = [ids[:-1] if ids and ids[-1] in ends else ids for ids in completion_ids]
+    completion_ids = [ids[:-1] if len(ids) and ids[-1] in ends else ids for ids in completion_ids]
     texts = texts_after(prompt_ids, completion_ids, tokenizer)
     if turn and turn.before:
         alone = [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in completion_ids]

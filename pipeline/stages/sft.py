@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.data import loading as data
 from pipeline.data.exact_rows import begin_once, exact
+from pipeline.models.ends import stop_token_ids
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
@@ -82,6 +83,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     check_optimizer(trainer)
     models.train_in_float32(trainer.model)
     freeze_idle(trainer.model)
+    if not model_args.use_peft:  # saved with the model, for whoever lets it answer
+        model.generation_config.eos_token_id = stop_token_ids(model, tokenizer)
     trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)
 

@@ -1,5 +1,6 @@
 """Where a completion ends: at the end-of-text token and at the end of a turn, in every place that samples."""
 
+import copy
 import json
 import os
 import re
@@ -12,20 +13,22 @@ import toy
 import trl
 from conftest import build_model, build_tokenizer
 from datasets import Dataset
+from test_tool_loop import build as build_tool_loop
+from test_tool_loop import tokenizer as calling  # noqa: F401
 from test_vllm_server import serving, without_nccl  # noqa: F401
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, RLOOConfig
 from trl.generation import vllm_client
 
-from pipeline.config import ModelArguments
+from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.data import loading as data
 from pipeline.exam import evaluation
 from pipeline.exam.exam import Exam
 from pipeline.ilql import data as ilql_data
 from pipeline.models.ends import end_of_turn, say_stops, stop_token_ids, turn_of, without_end
 from pipeline.models.loading import load_base, load_tokenizer
-from pipeline.stages import merge
+from pipeline.stages import merge, sft
 from pipeline.stages.trl_stage import CountedGRPO, CountedRLOO, MissingEOS
 
 PAD, BOS, EOS, A, B, C, D, END, AB = range(9)
@@ -101,7 +104,7 @@ def test_the_end_of_a_turn_in_templates_that_models_have(name, end):
         ),  # a line may end
         ("{% for m in messages %}{{ m.content + '<|im_end|> ' }}{% endfor %}", None),  # no token of this tokenizer
         ("{% for m in messages %}{{ bos_token + m.content }}{% endfor %}", None),
-        ("{% for m in messages %}{{ m.content + '#' }}{% endfor %}", "#"),
+        ("{% for m in messages %}{{ m.content + '.' }}{% endfor %}", None),  # a sentence may end
         ("{% for m in messages %}{{ ' ' + m.content + ' ' + eos_token }}{% endfor %}", "</s>"),
         ("{% for m in messages %}{{ m.content[0].text + eos_token }}{% endfor %}", "</s>"),
         (
@@ -120,7 +123,17 @@ def test_the_end_of_a_turn_in_templates_of_peoples_own(template, end):
     turn = turn_of(tokenizer)
     found = "none" if turn is None else turn.end and tokenizer.convert_ids_to_tokens(turn.end)
     assert found == end
-    assert end_of_turn(tokenizer) == (tokenizer.convert_tokens_to_ids("#") if end == "#" else 2)
+    assert end_of_turn(tokenizer) == 2
+
+
+def test_a_mark_that_is_an_ordinary_word_of_the_vocabulary():
+    words = ["<unk>", "</s>", "[end]", "a", "."]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    for written, end in (("[end]", 2), (".", 1), ("[end] .", 1), ("[END]", 1)):
+        tokenizer.chat_template = f"{{% for m in messages %}}{{{{ m.content + ' {written} ' }}}}{{% endfor %}}"
+        assert end_of_turn(tokenizer) == end
 
 
 def test_what_ends_a_completion():
@@ -268,15 +281,13 @@ def test_a_text_of_ones_own_ends_as_a_turn(tmp_path):
 
 
 # ---------------------------------------------------------------- elsewhere
-@pytest.mark.parametrize(("finished", "cut"), [(True, [END]), (None, [END]), (False, [])])
-def test_ilql_learns_the_end_of_a_turn(finished, cut):
+@pytest.mark.parametrize(("finished", "ended"), [(True, True), (None, True), (False, False)])
+def test_ilql_learns_the_end_of_a_turn_from_what_ended(finished, ended):
     tokenizer = chatml()
-    [end] = ids(tokenizer, "<|im_end|>")
     rows = [{"prompt": PROMPTS[0], "completion": [{"role": "assistant", "content": "ab"}], "finished": finished}]
-    if finished is False:  # the text of a completion that was cut, which no template ends
-        rows[0]["completion"] = "ab"
     [row] = ilql_data.tokenize(Dataset.from_list(rows), tokenizer, 512)
-    assert row["completion_ids"] == [*tokenizer("ab")["input_ids"], end]  # and nothing of the line break behind it
+    # and nothing of the line break behind it
+    assert row["completion_ids"] == tokenizer("ab")["input_ids"] + ids(tokenizer, "<|im_end|>") * ended
     [plain] = ilql_data.tokenize(Dataset.from_list([{"prompt": "a", "completion": "b"}]), tokenizer, 512)
     assert plain["completion_ids"] == [*tokenizer("b")["input_ids"], 2]
 
@@ -304,3 +315,25 @@ def test_sampled_rows_are_finished_there(folder, tmp_path):
     )
     assert [row["finished"] for row in rows] == check_ends(by_hand)[0]
     assert {EOS, END} <= check_ends(by_hand)[1]
+
+
+def test_a_whole_model_is_saved_with_its_ends(folder, tmp_path):
+    turns = [{"messages": [PROMPTS[0][0], {"role": "assistant", "content": "ab"}]}] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turns))
+    sft.run(
+        ModelArguments(str(folder), use_peft=False),
+        DataArguments(str(tmp_path / "rows.jsonl")),
+        SFTStage(output_dir=str(tmp_path / "out"), max_steps=1, save_strategy="no", use_cpu=True, max_length=32),
+    )
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [EOS, END]
+
+
+def test_what_stands_between_a_call_and_its_answer(tmp_path, calling):  # noqa: F811
+    """TRL cuts the template's text behind the tokenizer's own end token alone; the line break must not go."""
+    asked = [{"role": "tool", "name": "lookup", "content": "a grey bird"}]
+    wanted = build_tool_loop(tmp_path / "a", calling, [])[0]._get_tool_suffix_ids(asked)
+    other = copy.deepcopy(calling)
+    other.add_tokens(["<|endoftext|>"], special_tokens=True)
+    other.eos_token = "<|endoftext|>"
+    assert build_tool_loop(tmp_path / "b", other, [])[0]._get_tool_suffix_ids(asked) == wanted
+    assert calling.decode(wanted).startswith("\n<|im_start|>user\n<tool_response>\na grey bird\n</tool_response>")

@@ -16,13 +16,13 @@ from trl import SFTTrainer
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.data import loading as data
 from pipeline.data.exact_rows import begin_once, exact
-from pipeline.models.ends import stop_token_ids
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
 from pipeline.models import chat_templates, probe, prompts
 from pipeline.models import loading as models
 from pipeline.models.adapter_files import check_output_layer
+from pipeline.models.ends import stop_token_ids
 from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
 from pipeline.runs.folder import say

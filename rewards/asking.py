@@ -3,12 +3,12 @@
 import asyncio
 import inspect
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from .base import RESERVED, RewardError, RewardFunction, log_name_of
 from .text import Text, Texts, text_of
+from .values import read
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,12 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
 
 
 def ask(
-    function: Callable[..., Any], prompts: Texts, completions: Texts, columns: dict[str, Any], name: str | None = None
+    function: Callable[..., Any],
+    prompts: Texts,
+    completions: Texts,
+    columns: dict[str, Any],
+    name: str | None = None,
+    tokens: bool = False,
 ) -> list[Any]:
     """What `function` says of each completion; None where it has nothing to say or fails.
 
@@ -30,16 +35,17 @@ def ask(
         function: a reward, or the `token_rewards` of one.
         columns: every column as a list, and what else TRL passes to a reward.
         name: how the reports call it; default: its name in the logs.
+        tokens: it may say a list of numbers of a completion, one for each token.
 
     Raises:
-        RewardError: when it fails for every row, or returns something else than one number (or None) for each. An
-            error of its own kind goes through: it speaks of the settings or the data, not of one row.
+        RewardError: when it fails for every row, or what it returns is no answer (`rewards/values.py`). An error of
+            its own kind goes through: it speaks of the settings or the data, not of one row.
     """
 
     async def at_once(**question: Any) -> Any:
         return function(**question)
 
-    asking = ask_async(at_once, prompts, completions, columns, name or log_name_of(function))
+    asking = ask_async(at_once, prompts, completions, columns, name or log_name_of(function), tokens)
     try:
         asking.send(None)  # nothing in it waits, so it runs to its end without an event loop
     except StopIteration as end:
@@ -53,11 +59,12 @@ async def ask_async(
     completions: Texts,
     columns: dict[str, Any],
     name: str | None = None,
+    tokens: bool = False,
 ) -> list[Any]:
     """`ask` for a coroutine function (TRL's convention for rewards that call a server)."""
     name = name or log_name_of(function)
     try:
-        return _checked(await function(prompts=prompts, completions=completions, **columns), prompts, name)
+        return _checked(await function(prompts=prompts, completions=completions, **columns), prompts, name, tokens)
     except RewardError:
         raise
     except Exception as error:
@@ -67,7 +74,7 @@ async def ask_async(
     for row in range(len(prompts)):
         try:
             answer = await function(**_one_row(row, prompts, completions, columns))
-            answers += _checked(answer, [prompts[row]], name)
+            answers += _checked(answer, [prompts[row]], name, tokens)
         except RewardError:
             raise
         except Exception as error:
@@ -89,37 +96,16 @@ def _one_row(row: int, prompts: Texts, completions: Texts, columns: dict[str, An
     return {"prompts": [prompts[row]], "completions": [completions[row]], **one}
 
 
-def _checked(answers: Any, prompts: Texts, name: str) -> list[Any]:
-    """One number, list of numbers or None for each prompt, with None for NaN."""
-    if not hasattr(answers, "__len__") or isinstance(answers, str | dict):
-        raise RewardError(
-            f"Reward '{name}': it returned {answers!r}; return a list with one number for each completion."
-        )
-    if len(answers) != len(prompts):
-        raise RewardError(
-            f"Reward '{name}': it returned {len(answers)} scores for {len(prompts)} completions; return one for each."
-        )
-    return [_number(answer, row, prompts, name) for row, answer in enumerate(answers)]
+def _checked(answers: Any, prompts: Texts, name: str, tokens: bool) -> list[Any]:
+    """One number or None for each prompt, with `tokens` perhaps a list of numbers; NaN is reported and made None."""
 
+    def of(row: int) -> str:
+        return _excerpt(prompts[row])
 
-def _number(answer: Any, row: int, prompts: Texts, name: str) -> Any:
-    if answer is None:
-        return None
-    if isinstance(answer, list | tuple):  # one number for each token
-        tokens = [_number(x, row, prompts, name) for x in answer]
-        return None if None in tokens else tokens
-    try:
-        if isinstance(answer, str):
-            raise TypeError
-        number = float(answer)
-    except (TypeError, ValueError):
-        raise RewardError(
-            f"Reward '{name}': it returned {answer!r} for {_excerpt(prompts[row])}; return a number, or None."
-        ) from None
-    if math.isnan(number):
-        logger.warning("Reward '%s' returned NaN for %s; the row goes without it.", name, _excerpt(prompts[row]))
-        return None
-    return number
+    def nan(row: int) -> None:
+        logger.warning("Reward '%s' returned NaN for %s; the row goes without it.", name, of(row))
+
+    return read(answers, len(prompts), f"Reward '{name}': it returned", of, tokens, nan)
 
 
 def _report(
@@ -150,18 +136,24 @@ def _excerpt(prompt: Text) -> str:
 
 def asked(function: Callable[..., Any], name: str | None = None) -> RewardFunction:
     """`function` so that a row on which it fails gets None, as in training; an async one is waited for."""
+    alike = asked_alike(function, name)
 
-    def score(prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
-        if is_async(function):
-            scores = asyncio.run(ask_async(function, prompts, completions, columns, name))
-        else:
-            scores = ask(function, prompts, completions, columns, name)
-        for score in scores:
-            if isinstance(score, list):  # numbers for each token are for token_rewards
-                raise RewardError(
-                    f"Reward '{name or log_name_of(function)}': it returned {score!r} for one completion; return a "
-                    "number, or None."
-                )
-        return scores
+    def score(prompts, completions, **columns) -> list[float | None]:
+        return asyncio.run(alike(prompts, completions, **columns))
+
+    return score if is_async(alike) else alike
+
+
+def asked_alike(function: Callable, name: str | None = None) -> Callable:
+    """The same, but async where `function` is."""
+    if is_async(function):
+
+        async def score_later(prompts, completions, **columns) -> list[float | None]:
+            return await ask_async(function, prompts, completions, columns, name)
+
+        return score_later
+
+    def score(prompts, completions, **columns) -> list[float | None]:
+        return ask(function, prompts, completions, columns, name)
 
     return score

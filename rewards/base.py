@@ -4,15 +4,15 @@ A reward is any callable with TRL's signature,
 
     reward(prompts, completions, **columns) -> list[float | None]
 
-one score a completion, None where there is nothing to score. TRL's trainers, ours and a plain Python function all
-speak it. The classes here add checked options, clear errors and a name for the logs.
+one score a completion, None where there is nothing to score (rewards/values.py says what counts as one). TRL's
+trainers, ours and a plain Python function all speak it. The classes here add checked options, clear errors and a name
+for the logs.
 """
 
 import difflib
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from .text import Texts, text_of
 
@@ -153,8 +153,3 @@ def bound(function: Callable) -> Callable:
     if type(function) is not functools.partial:
         return function
     return Bound(function.func, *function.args, **function.keywords)
-
-
-def is_score(score: float | None) -> TypeGuard[float]:
-    """Whether `score` is a number; None and NaN mean that there is none."""
-    return score is not None and not math.isnan(score)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .asking import is_async
-from .base import Reward, RewardFunction, WeightedReward, choice, is_score
+from .base import Reward, RewardFunction, WeightedReward, choice
 from .mixture import Shaped, WeightedSum, Wrapper, silent, token_rewards_of
 from .text import Text, Texts, text_of, word_ends
 from .tokens import PaysTokens, TokenEnds, TokenIds, knows_tokens, settle
+from .values import read
 
 FORMS = ("auto", "words", "tokens")
 PREFIXES_A_CALL = 1024  # bounds the memory that the repeated columns take
@@ -98,8 +99,9 @@ class Instant(Wrapper):
         columns: dict[str, Any],
     ) -> list[list[float] | None]:
         scores = self.raw(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+        scores = self._read(scores, len(completions))
         known = zip(completion_ids, scores, strict=True)
-        paid = {row: [0.0] * len(ids) for row, (ids, score) in enumerate(known) if is_score(score)}
+        paid = {row: [0.0] * len(ids) for row, (ids, score) in enumerate(known) if score is not None}
         prefixes = [
             Prefix(row, token, text_of(completions[row])[:characters])
             for row, ends in enumerate(token_ends)
@@ -109,10 +111,13 @@ class Instant(Wrapper):
         before = dict.fromkeys(paid, 0.0)
         potentials = self._potentials(prefixes, prompts, completions, completion_ids, columns)
         for (row, token, _), potential in zip(prefixes, potentials, strict=True):
-            if is_score(potential):
+            if potential is not None:
                 paid[row][token] = potential - before[row]
                 before[row] = potential
-        return [settle(paid[row], float(score)) if is_score(score) else None for row, score in enumerate(scores)]
+        return [None if score is None else settle(paid[row], score) for row, score in enumerate(scores)]
+
+    def _read(self, answers: Any, count: int) -> list[float | None]:
+        return read(answers, count, f"Reward '{self.__name__}': it returned")
 
     def _cuts(self, text: str, ends: Sequence[int]) -> list[tuple[int, int]]:
         """(token, characters) of the prefixes to score, the whole text not among them."""
@@ -133,7 +138,7 @@ class Instant(Wrapper):
         potential: RewardFunction = getattr(self.raw, "potential", self.raw)
         for start in range(0, len(prefixes), PREFIXES_A_CALL):
             batch = prefixes[start : start + PREFIXES_A_CALL]
-            yield from potential(
+            answers = potential(
                 prompts=[prompts[row] for row, _, _ in batch],
                 completions=[_like(completions[row], text) for row, _, text in batch],
                 completion_ids=[list(completion_ids[row][: token + 1]) for row, token, _ in batch],
@@ -142,6 +147,7 @@ class Instant(Wrapper):
                     for key, value in columns.items()
                 },
             )
+            yield from self._read(answers, len(batch))
 
 
 def _pass_on(reward: RewardFunction, at: str) -> PaysTokens | None:

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from .asking import ask, is_async
-from .base import Reward, RewardError, RewardFunction, WeightedReward, bound, is_score, log_name_of, number
+from .base import Reward, RewardError, RewardFunction, WeightedReward, bound, log_name_of, number
 from .text import Texts
 from .tokens import TokenEnds, TokenIds, pay, pays_tokens, settle
+from .values import read
 
 
 class RunningStats:
@@ -93,8 +95,8 @@ class Shaped(Wrapper):
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         scores = ask(self.raw, prompts, completions, columns)
         if self.stats is not None and self.training:
-            self._see(self.stats, [float(score) for score in scores if is_score(score)])
-        return [self.shape(float(score)) if is_score(score) else None for score in scores]
+            self._see(self.stats, [score for score in scores if score is not None])
+        return [None if score is None else self.shape(score) for score in scores]
 
     def shape(self, score: float) -> float:
         """`score` normalized with the statistics as they are, and clipped."""
@@ -167,8 +169,8 @@ class WeightedSum(Reward):
             scores = ask(reward, prompts, completions, columns)
             self._log(columns.get("log_metric"), log_name_of(reward), scores)
             for row, score in enumerate(scores):
-                if is_score(score):
-                    totals[row] = (totals[row] or 0.0) + weight * float(score)
+                if score is not None:
+                    totals[row] = (totals[row] or 0.0) + weight * score
         return totals
 
     def prepare(self) -> None:
@@ -198,7 +200,7 @@ class WeightedSum(Reward):
         load_state(self.parts, state)
 
     def _log(self, log_metric: Callable[[str, float], None] | None, part: str, scores: list[float | None]) -> None:
-        known = [float(score) for score in scores if is_score(score)]
+        known = [score for score in scores if score is not None]
         if log_metric is not None and known:
             log_metric(f"{self.__name__}/{part}", sum(known) / len(known))
 
@@ -244,14 +246,16 @@ def token_rewards_of(
     rows: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
     columns = silent(columns)
     with at_rest(reward):
-        if not pays_tokens(reward):
-            scores = [float(score) if is_score(score) else None for score in reward(**rows, **columns)]
-            return [pay(score, (), len(ids), None) for score, ids in zip(scores, completion_ids, strict=True)]
-        paid = list(reward.token_rewards(**rows, token_ends=token_ends, **columns))
-    name = log_name_of(reward)
-    if len(paid) != len(completion_ids):
-        raise RewardError(f"Reward '{name}': token_rewards gave {len(paid)} rows for {len(completion_ids)}.")
+        answer = reward if not pays_tokens(reward) else partial(reward.token_rewards, token_ends=token_ends)
+        got = f"Reward '{(name := log_name_of(reward))}': {'token_rewards' if pays_tokens(reward) else 'it'} returned"
+        paid = read(answer(**rows, **columns), len(completion_ids), got, tokens=pays_tokens(reward))
+    if not pays_tokens(reward):
+        return [pay(score, (), len(ids), None) for score, ids in zip(paid, completion_ids, strict=True)]
     for i, (row, ids) in enumerate(zip(paid, completion_ids, strict=True)):
+        if isinstance(row, float):
+            raise RewardError(
+                f"Reward '{name}': token_rewards gave one number for completion {i}; give one for each sampled token."
+            )
         if row is not None and len(row) != len(ids):
             raise RewardError(
                 f"Reward '{name}': token_rewards gave {len(row)} numbers for the {len(ids)} tokens of completion {i}; "

@@ -1,6 +1,5 @@
 """A run folder, loaded to be talked to: one base in memory, its adapters taking turns, and the rewards of the run."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_json, read_yaml
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_adapter_config
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
-from rewards.asking import ask, ask_async, is_async
+from rewards.asking import asked
 from rewards.foreign import stays_on
 from rewards.rendering import TEMPLATE_COLUMNS
 
@@ -237,8 +236,7 @@ def _score(run: Run, prompts: list, texts: list[str], ids: list[list[int]], row:
     for reward, _ in run.rewards:
         name, function = log_name_of(reward), raw(reward)
         try:
-            question = (function, prompts, completions, columns, name)
-            scores[name] = asyncio.run(ask_async(*question)) if is_async(function) else ask(*question)
+            scores[name] = asked(function, name)(prompts, completions, **columns)
         except RewardError as error:
             scores[name] = [None] * len(texts)
             reasons.append(str(error))

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -16,6 +16,7 @@ from datasets import Dataset
 from pipeline.errors import UserError
 from pipeline.models.ends import end_of_turn, ids_behind
 from rewards import RewardError
+from rewards.values import read
 
 
 class Completion(NamedTuple):
@@ -64,14 +65,14 @@ class OwnLoop:
                 end-of-text token, or as the chat template ends a turn). Ids are best: the policy is trained on
                 exactly them.
             scores: for each completion a number, or a list with a number for each of its tokens, or None (it is left
-                out). Tensors are taken as well.
+                out), in whatever form rewards may return them (`rewards/values.py`).
 
         Raises:
             UserError: when the numbers of rows or tokens do not fit, or when `total_episodes` are used up.
         """
         self._check_counts(prompts=prompts, completions=completions, scores=scores)
         ids = [self._ids_of(completion, prompt) for prompt, completion in zip(prompts, completions, strict=True)]
-        scores = scores.tolist() if isinstance(scores, torch.Tensor) else list(map(_plain, scores))
+        scores = _numbers(scores, len(ids))
         _check_rows(ids, scores)
         if not self._started:
             self._start()
@@ -121,7 +122,7 @@ class OwnLoop:
     def _check_counts(self, **given: Sequence) -> None:
         expected = self.args.per_device_train_batch_size * self.args.steps_per_generation
         for name, rows in given.items():
-            if len(rows) != expected:
+            if hasattr(rows, "__len__") and len(rows) != expected:
                 raise UserError(
                     f"step() got {len(rows)} {name}, but a rollout of one process has {expected}: "
                     f"per_device_train_batch_size {self.args.per_device_train_batch_size} x "
@@ -155,6 +156,14 @@ class OwnLoop:
         return super().get_train_dataloader()
 
 
+def _numbers(scores: Any, count: int) -> list:
+    """The scores as numbers, lists of numbers and None."""
+    try:
+        return read(scores, count, "scores: step() got", tokens=True, give="give")
+    except RewardError as error:
+        raise UserError(str(error)) from None
+
+
 def _check_rows(ids: list[list[int]], scores: list) -> None:
     per_token = any(isinstance(score, list) for score in scores)
     for row, (tokens, score) in enumerate(zip(ids, scores, strict=True)):
@@ -168,7 +177,3 @@ def _check_rows(ids: list[list[int]], scores: list) -> None:
 def placeholder() -> Dataset:
     """TRL insists on a data set; it is never read."""
     return Dataset.from_dict({"prompt": [""]})
-
-
-def _plain(score):
-    return score.tolist() if isinstance(score, torch.Tensor) else list(score) if isinstance(score, tuple) else score

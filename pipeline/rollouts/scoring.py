@@ -67,7 +67,8 @@ class Scoring:
         def pay(prompts, completions, columns):
             if pays_tokens(reward):
                 columns = columns | {"token_ends": self._ends}
-                self._paid[i] = ask(partial(token_rewards_of, reward), prompts, completions, columns, name)
+                paying = partial(token_rewards_of, reward)
+                self._paid[i] = ask(paying, prompts, completions, columns, name, tokens=True)
 
         if is_async(reward):
 

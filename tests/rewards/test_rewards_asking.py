@@ -24,10 +24,10 @@ async def numbers_later(prompts, completions, values, **columns):
     return [1.0 / v for v in values]
 
 
-def asked(function, prompts=PROMPTS, **columns):
+def asked(function, prompts=PROMPTS, tokens=False, **columns):
     if is_async(function):
         return asyncio.run(ask_async(function, prompts, prompts, columns))
-    return ask(function, prompts, prompts, columns)
+    return ask(function, prompts, prompts, columns, tokens=tokens)
 
 
 def reports(caplog) -> list[str]:
@@ -75,7 +75,7 @@ def test_token_rewards_with_nan(caplog):
     def tokens(prompts, completions, **columns):
         return [[1, 2], None, (0.5, math.nan)]
 
-    assert asked(tokens) == [[1.0, 2.0], None, None]
+    assert asked(tokens, tokens=True) == [[1.0, 2.0], None, None]
     assert len(reports(caplog)) == 1
 
 

@@ -280,7 +280,7 @@ def test_own_objects_pay_as_they_like_and_wrong_shapes_are_named():
     assert token_rewards_of(count_a, *rows) == [[0.0, 1.0]]
     with pytest.raises(RewardError, match="'Own'.*3 numbers for the 2 tokens of completion 0"):
         token_rewards_of(Own([[1.0, 1.0, 1.0]]), *rows)
-    with pytest.raises(RewardError, match="'Own'.*2 rows for 1"):
+    with pytest.raises(RewardError, match="'Own'.*2 scores for 1 completions"):
         token_rewards_of(Own([None, None]), *rows)
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from house import ROOT, python_files
+from house import ROOT, python_files, tracked_files
 
 import rewards
 from rewards.build import REGISTRY
@@ -62,17 +62,6 @@ def rooms_imported(path: Path) -> set[str]:
     """The rooms of this house that a file imports."""
     found = imported_modules(path.read_text("utf-8"), ".".join(path.relative_to(ROOT).parent.parts))
     return {room_of(name) for name in found if name.partition(".")[0] in OURS} - {None, "__version__"}
-
-
-def tracked_files() -> list[Path]:
-    """What git holds or would hold; without git (an unpacked archive), every file outside hidden folders and runs/."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode == 0:
-        return sorted(ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file())
-    skipped = {"runs", "build", "dist"}
-    parts = ((p, p.relative_to(ROOT).parts) for p in ROOT.rglob("*") if p.is_file())
-    return sorted(p for p, names in parts if names[0] not in skipped and not names[0].startswith(".venv"))
 
 
 def test_imports_are_read_from_every_form():

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from test_layout import ROOT, tracked_files
+from house import ROOT, tracked_files
 
 # These go before their input ends; with pipefail the script then ends with SIGPIPE (141), now and then.
 LEAVES_EARLY = re.compile(

@@ -17,6 +17,7 @@ from trl import GRPOConfig
 
 from pipeline.chat import speakers
 from pipeline.errors import UserError
+from pipeline.exam.evaluation import answer_and_score
 from pipeline.rollouts.scoring import Scoring
 from pipeline.stages.trl_stage import CountedGRPO
 from rewards import Instant, Mixture, RewardError, Shaped, build_rewards, token_rewards_of
@@ -85,7 +86,9 @@ def in_training(reward):
 
 
 def explained(reward):
-    [scores] = Scoring([reward], ["mine"], toy.tokenizer(), TEXTS, [[3], [4]]).ask(["c", "d"])
+    scoring = Scoring([reward], ["mine"], toy.tokenizer(), TEXTS, [[3], [4]])
+    scores = scoring.ask({"prompts": ["c", "d"], "completions": TEXTS})[:, 0].tolist()
+    scores = [None if s != s else s for s in scores]
     return scores
 
 
@@ -208,7 +211,9 @@ def test_ppo_grpo_and_the_exam_agree(tmp_path, answer, says):
     ways = [
         lambda: grpo._calculate_rewards(rows, list(PROMPTS), list(PROMPTS), [[toy.A]] * ROLLOUT)[:, 0].tolist(),
         lambda: toy.sample(ppo) and ppo._scores_per_reward[:, 0].tolist(),
-        lambda: answer_and_score(ppo.model, toy.tokenizer(), rows, {"mine": of(answer)}, None, **settings).scores["mine"],
+        lambda: answer_and_score(ppo.model, toy.tokenizer(), rows, {"mine": of(answer)}, None, **settings).scores[
+            "mine"
+        ],
     ]
     for way in ways:
         if says is None:

@@ -33,7 +33,7 @@ def ask(
 
     Raises:
         RewardError: when it fails for every row, or returns something else than one number (or None) for each. An
-            error of its own kind goes through: it speaks of the settings or the data, not of one row.
+            error of its own kind goes through: it is about the settings or the data, not about one row.
     """
 
     async def at_once(**question: Any) -> Any:
@@ -148,7 +148,7 @@ def _excerpt(prompt: Text) -> str:
     return f"the prompt '{text[:80]}{'...' if len(text) > 80 else ''}'"
 
 
-def asked(function: Callable[..., Any], name: str | None = None) -> RewardFunction:
+def guarded(function: Callable[..., Any], name: str | None = None) -> RewardFunction:
     """`function` so that a row on which it fails gets None, as in training; an async one is waited for."""
 
     def score(prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:

@@ -114,7 +114,7 @@ def launch(main: Callable[[], Any]) -> None:
         sentence = mishaps.in_words(error)
         if "--debug" in sys.argv or sentence is None:
             raise
-        if _speaks_for_all():
+        if _prints_the_error():
             print(f"error: {visible(redact(sentence))}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -126,7 +126,7 @@ def _leave_together() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _speaks_for_all() -> bool:
+def _prints_the_error() -> bool:
     """Whether this process prints the error: the first one that failed, or before they know of each other rank 0."""
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized():

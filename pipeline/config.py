@@ -51,7 +51,7 @@ def steps_for(total_episodes: int, per_update: int, steps_per_update: int, max_s
 def check(good: bool, key: str, value: Any, wants: str) -> None:
     """Raises `UserError` naming the setting unless `good`."""
     if not good:
-        raise UserError(f"{key}: {shortened(repr(value))} will not do: {wants}")
+        raise UserError(f"{key}: {shortened(repr(value))} is not valid: {wants}")
 
 
 def say_once(ours: Any, theirs: Any, key: str) -> None:
@@ -267,7 +267,7 @@ class StageDefaults:
         if self.trackio_static_space_id is None:
             self.trackio_static_space_id = False  # else a push of the model would publish trackio's log as well
         gpu = torch.cuda.is_available() and not self.use_cpu
-        check(gpu or not self.fp16, "fp16", True, "it needs a GPU, which this run has not; leave it out")
+        check(gpu or not self.fp16, "fp16", True, "it needs a GPU, and this run has none: leave it out")
         if not self.use_cpu and (asked := _gpu_asked_for()) and not torch.accelerator.is_available():
             raise UserError(
                 f"a GPU was asked for ({asked}), but torch finds none on this machine: see nvidia-smi, or give "
@@ -381,7 +381,7 @@ class GroupStage(RolloutDefaults):
         None, "Completions to train on in all, rounded up to whole updates; sets max_steps."
     )
     missing_eos_penalty: float | None = setting(
-        None, "Score units taken off a completion that was cut at max_completion_length."
+        None, "Score units subtracted from a completion that was cut at max_completion_length."
     )
 
     def __post_init__(self):

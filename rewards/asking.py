@@ -39,7 +39,7 @@ def ask(
 
     Raises:
         RewardError: when it fails for every row, or what it returns is no answer (`rewards/values.py`). An error of
-            its own kind goes through: it speaks of the settings or the data, not of one row.
+            its own kind goes through: it is about the settings or the data, not one row.
     """
 
     async def at_once(**question: Any) -> Any:
@@ -134,7 +134,7 @@ def _excerpt(prompt: Text) -> str:
     return f"the prompt '{text[:80]}{'...' if len(text) > 80 else ''}'"
 
 
-def asked(function: Callable[..., Any], name: str | None = None) -> RewardFunction:
+def guarded(function: Callable[..., Any], name: str | None = None) -> RewardFunction:
     """`function` so that a row on which it fails gets None, as in training; an async one is waited for."""
     alike = asked_alike(function, name)
 

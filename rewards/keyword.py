@@ -35,7 +35,7 @@ class Keyword(Reward):
         wanted ([]): keywords for every row. An entry `a|b` means that either one counts.
         column (none): a column, or list of columns, with each row's own wanted keywords (a text, or a list of texts).
         unwanted ([]), unwanted_column (none): likewise, what must not be said.
-        unwanted_cost (1.0): what each unwanted keyword that occurs takes off, however often it occurs.
+        unwanted_cost (1.0): what each unwanted keyword that occurs costs, however often it occurs.
         mode ("fraction"): of the wanted keywords; `all` gives 1 only if every one is said, `any` if one is.
         whole_words (true): false also finds a keyword inside a longer word. Scripts without spaces and Korean
             have no whole words in this sense: there a keyword is always found inside the text.
@@ -70,7 +70,7 @@ class Keyword(Reward):
         if not (self.wanted or self.unwanted or self.columns or self.unwanted_columns):
             raise self.error("say what to look for: column, wanted, unwanted or unwanted_column.")
         if self.unwanted_cost < 0:
-            raise self.error(f"unwanted_cost is {unwanted_cost}; it is taken off, so give a number from 0 up.")
+            raise self.error(f"unwanted_cost is {unwanted_cost}; it is subtracted, so give a number from 0 up.")
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         return [
@@ -100,7 +100,7 @@ class Keyword(Reward):
         """Each wanted keyword's share at the token that completes it, once; what an unwanted one costs at its token.
 
         With `mode: all` the 1 is paid at the token that completes the last one, with `any` the first one. Unwanted
-        keywords cost nothing more once they have taken off 1. Shapes and arguments: `Instant.token_rewards`.
+        keywords cost nothing more once they have cost 1. Shapes and arguments: `Instant.token_rewards`.
         """
         rows = zip(completions, completion_ids, token_ends, strict=True)
         paid = []

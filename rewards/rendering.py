@@ -60,7 +60,7 @@ def render(tokenizer: Any, messages: Sequence[dict], row: Mapping[str, Any] = NO
 def prompt_text(tokenizer: Any, prompt: str | Sequence[dict], row: Mapping[str, Any] = NOTHING) -> str:
     """A prompt as the policy reads it: a text as it is, messages with the beginning of the answer's turn.
 
-    It is TRL's form: its GRPOTrainer and SFTTrainer add the generation prompt whoever spoke last.
+    It is TRL's form: its GRPOTrainer and SFTTrainer add the generation prompt whoever wrote last.
     """
     return prompt if isinstance(prompt, str) else render(tokenizer, prompt, row, add_generation_prompt=True)
 

@@ -34,7 +34,7 @@ def are_pairs(rows: Dataset) -> bool:
     return {"chosen", "rejected"} <= set(rows.column_names) and "prompt" not in rows.column_names
 
 
-def as_messages(rows: Dataset, kind: str, name: str, tell: Callable[[str], Any]) -> Dataset:
+def as_messages(rows: Dataset, kind: str, name: str, log: Callable[[str], Any]) -> Dataset:
     """Rows with `chosen` and `rejected` dialogues as rows of messages of the `kind`; what is no dialogue is dropped.
 
     `preference`: prompt (what both share), chosen and rejected (their last turns). `prompts`: prompt. `sft`: messages,
@@ -58,7 +58,7 @@ def as_messages(rows: Dataset, kind: str, name: str, tell: Callable[[str], Any])
     if not found:
         raise UserError(f"dataset {name}: no row is a pair of dialogues of the form {FORM} with one prompt")
     if len(found) < len(rows):
-        tell(f"{name}: {len(rows) - len(found):,} rows dropped: no two dialogues with one prompt")
+        log(f"{name}: {len(rows) - len(found):,} rows dropped: no two dialogues with one prompt")
     if kind == "sft":
         # An answer of nothing teaches nothing
         found = [{"messages": row["prompt"] + row["chosen"]} for row in found if row["chosen"][0]["content"]]

@@ -48,45 +48,45 @@ MEASURED = 20_000  # rows whose tokens are counted; more would only cost time
 
 
 def load(
-    args: DataArguments, kind: str | None = None, seed: int = 42, tell: Callable[[str], Any] | None = None
+    args: DataArguments, kind: str | None = None, seed: int = 42, log: Callable[[str], Any] | None = None
 ) -> tuple[Dataset, Dataset | None]:
     """Training rows and held-out rows (or None).
 
-    With a `kind`, rows are checked and cleaned, and `tell` hears in one line each what was dropped and why. Rows of
+    With a `kind`, rows are checked and cleaned, and `log` gets in one line each what was dropped and why. Rows of
     one prompt are never on both sides of a split, and held-out rows that are also in the training data are left out.
 
     Raises:
         UserError: data that cannot be read, a missing column, a value of the wrong type, or nothing left.
     """
-    tell = tell or (lambda line: None)
+    log = log or (lambda line: None)
     if not args.dataset:
         raise UserError("dataset is not set: name a file, a folder or a Hub data set, e.g. --dataset my.jsonl")
-    train = _one(args, args.dataset, args.dataset_split, kind, tell)
+    train = _one(args, args.dataset, args.dataset_split, kind, log)
     heldout = None
     if args.eval_dataset or args.eval_split:
         split = args.eval_split or args.dataset_split
-        heldout = _one(args, args.eval_dataset or args.dataset, split, kind, tell)
+        heldout = _one(args, args.eval_dataset or args.dataset, split, kind, log)
         if kind:
-            heldout = _leave_out(heldout, train, kind, tell)
+            heldout = _leave_out(heldout, train, kind, log)
     elif args.eval_fraction:
         train, heldout = hold_out(train, args.eval_fraction, seed)
     return train, heldout
 
 
-def _one(args: DataArguments, source: str, split: str, kind: str | None, tell: Callable[[str], Any]) -> Dataset:
+def _one(args: DataArguments, source: str, split: str, kind: str | None, log: Callable[[str], Any]) -> Dataset:
     rows = read(source, split, args.dataset_config)
     name = source if split == "train" else f"{source} ({split})"
     if args.max_rows and len(rows) > args.max_rows:
-        tell(f"{name}: the first {args.max_rows:,} of {len(rows):,} rows (max_rows)")
+        log(f"{name}: the first {args.max_rows:,} of {len(rows):,} rows (max_rows)")
         rows = rows.select(range(args.max_rows))
     if args.as_messages and kind and dialogues.are_pairs(rows):
-        rows = dialogues.as_messages(rows, kind, name, tell)
+        rows = dialogues.as_messages(rows, kind, name, log)
     else:
         rows = fill_templates(rows, args, name)
     if kind:
         rows, notes = clean(rows, kind, name)
         for note in notes:
-            tell(note)
+            log(note)
         rows = for_the_template(rows, args.chat_template_kwargs, name)
     return rows
 
@@ -294,7 +294,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     return rows.select([i for i in range(len(rows)) if i not in chosen]), rows.select(sorted(aside))
 
 
-def _leave_out(heldout: Dataset, train: Dataset, kind: str, tell: Callable[[str], Any]) -> Dataset:
+def _leave_out(heldout: Dataset, train: Dataset, kind: str, log: Callable[[str], Any]) -> Dataset:
     wanted = [column for column in columns_of(heldout, kind, "held-out data") if column in train.column_names]
 
     def keys(rows: Dataset) -> list[str]:
@@ -304,7 +304,7 @@ def _leave_out(heldout: Dataset, train: Dataset, kind: str, tell: Callable[[str]
     keep = [index for index, key in enumerate(keys(heldout)) if key not in seen]
     if len(keep) == len(heldout):
         return heldout
-    tell(f"held-out data: {len(heldout) - len(keep):,} rows dropped: they are in the training data too")
+    log(f"held-out data: {len(heldout) - len(keep):,} rows dropped: they are in the training data too")
     if not keep:
         raise UserError("every held-out row is in the training data too: give other held-out rows")
     return heldout.select(keep)
@@ -317,7 +317,7 @@ def show_examples(
     kind: str,
     max_length: int | None,
     name: str = "data",
-    tell: Callable[[str], Any] = print,
+    log: Callable[[str], Any] = print,
     template: str | None = None,
 ) -> int:
     """Shows rows, columns, lengths, what will be cut or dropped, and two examples. Returns the longest row in tokens,
@@ -329,9 +329,9 @@ def show_examples(
         UserError: when every row is longer than `max_length` allows, or the chat template does not take a row.
     """
     held = "none held out" if heldout is None else f"{len(heldout):,} held out"
-    tell(f"{name}: {len(train):,} rows, {held}; columns {', '.join(train.column_names)}")
+    log(f"{name}: {len(train):,} rows, {held}; columns {', '.join(train.column_names)}")
     for note in _about_columns(train.column_names, kind):
-        tell(note)
+        log(note)
 
     def measure(rows: Dataset, name: str) -> list[int]:
         found = []
@@ -345,7 +345,7 @@ def show_examples(
     lengths = measure(train, name)
     also = measure(heldout, f"{name} (held out)") if kind == "prompts" and heldout is not None else []
     if are_messages(train[0]) and kind != "preference" and (note := without_end(tokenizer)):
-        tell(note)
+        log(note)
     ranked = sorted(lengths)
     line = f"tokens a row: median {ranked[len(ranked) // 2]}, longest {ranked[-1]}"
     if max_length is not None:
@@ -357,11 +357,11 @@ def show_examples(
                 f"dataset {name}: every pair is longer than max_length {max_length} (the shortest has {ranked[0]} "
                 "tokens): raise it"
             )
-    tell(line + (f" (of the first {len(lengths):,} rows)" if len(lengths) < len(train) else ""))
+    log(line + (f" (of the first {len(lengths):,} rows)" if len(lengths) < len(train) else ""))
     labels = ["chosen", "rejected"] if kind == "preference" else ["text"]
     for number, row in enumerate(train.select(range(min(2, len(train)))), start=1):
         for label, text in zip(labels, render(row, kind, tokenizer, template), strict=False):
-            tell(f"example {number} {label}: {_one_line(text)}")
+            log(f"example {number} {label}: {_one_line(text)}")
     return max([ranked[-1], *also])
 
 

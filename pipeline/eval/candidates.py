@@ -57,13 +57,13 @@ def read_candidates(specs: Iterable[dict], model_args: ModelArguments) -> list[C
 def _name_and_path(spec: dict) -> tuple[str, str]:
     wants = "name=folder, or name: folder in a YAML file, e.g. sft=runs/tiny/sft"
     if len(spec) != 1 or not all(isinstance(part, str) and part for part in (*spec, *spec.values())):
-        raise UserError(f"candidates: {spec!r} will not do: each wants the form {wants}")
+        raise UserError(f"candidates: {spec!r} is not valid: each wants the form {wants}")
     [(name, path)] = spec.items()
     if name == "name":
         name, _, path = path.rpartition("=")
         name = name or Path(path).name
     if not path or not name.isprintable():
-        raise UserError(f"candidates: {next(iter(spec.values()))!r} will not do: each wants the form {wants}")
+        raise UserError(f"candidates: {next(iter(spec.values()))!r} is not valid: each wants the form {wants}")
     return name, path
 
 
@@ -147,7 +147,7 @@ def _add_adapter(model: PeftModel, adapter: str, name: str) -> None:
 
 
 @contextmanager
-def speaking(model: torch.nn.Module, adapter: str | None) -> Iterator[None]:
+def active_adapter(model: torch.nn.Module, adapter: str | None) -> Iterator[None]:
     """Inside, `model` is the base with this adapter, or with None the raw base."""
     # PEFT's own switches, unlike use_adapter, also switch modules that an adapter has replaced as a whole
     # (embeddings, say). They touch requires_grad, which nobody needs here.

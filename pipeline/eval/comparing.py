@@ -30,7 +30,7 @@ def read_judges(specs: Iterable[Any], columns: Iterable[str] = ()) -> dict[str, 
     for spec in specs:
         named = spec["name"] if isinstance(spec, dict) else spec
         if not callable(named) and ":" not in str(named):
-            raise UserError(f"judges: {named!r} will not do: name a function of your own, e.g. mymodule:prefer")
+            raise UserError(f"judges: {named!r} is not valid: name a function of your own, e.g. mymodule:prefer")
         [(function, _)] = build_rewards([spec])
         name = log_name_of(function)
         if name in judges:

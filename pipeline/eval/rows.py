@@ -25,7 +25,7 @@ def load_rows(args: DataArguments, limit: int | None = None, complete: bool = Fa
     Raises:
         UserError: data that cannot be read, or that has neither prompts nor meaning representations.
     """
-    rows, _ = data.load(args, tell=say)
+    rows, _ = data.load(args, log=say)
     if "mr" in rows.column_names and "prompt" not in rows.column_names:
         return meaning_rows(rows.to_list(), args.dataset)[:limit]
     rows, notes = data.clean(rows, "prompts", args.dataset)

@@ -24,7 +24,7 @@ from pipeline.config import (
 )
 from pipeline.data import loading as data
 from pipeline.errors import UserError
-from pipeline.eval.candidates import adapter_name, load_group, read_candidates, speaking, template_kwargs
+from pipeline.eval.candidates import active_adapter, adapter_name, load_group, read_candidates, template_kwargs
 from pipeline.exam.evaluation import complete, texts_of
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
@@ -87,7 +87,7 @@ def run(args: SampleArguments) -> Path:
     check_room(model, longest, args.max_completion_length)
     rows = [row for row in rows for _ in range(args.samples_per_prompt)]
     ends = stop_token_ids(model, candidate.tokenizer)
-    with speaking(model, adapter_name(0) if candidate.stage.adapter else None):
+    with active_adapter(model, adapter_name(0) if candidate.stage.adapter else None):
         found = complete(
             model,
             candidate.tokenizer,

@@ -26,11 +26,11 @@ from pipeline.config import (
 from pipeline.errors import UserError
 from pipeline.eval.candidates import (
     Candidate,
+    active_adapter,
     adapter_name,
     by_base,
     load_group,
     read_candidates,
-    speaking,
     template_kwargs,
 )
 from pipeline.eval.comparing import compare, figures, read_judges
@@ -46,7 +46,7 @@ from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder, say
 from pipeline.worlds import load_world
 from rewards import Perplexity, build_rewards, log_name_of, raw
-from rewards.asking import asked
+from rewards.asking import guarded
 
 ROWS = "rows.jsonl"
 GREEDY, SAMPLED = DECODINGS = ("greedy", "sampled")
@@ -148,7 +148,7 @@ def run(args: EvalArguments) -> dict:
 def write_greedy(args: EvalArguments, candidate: Candidate, rows: list[dict], file: Path) -> None:
     """Greedy answers of the candidate, one a line."""
     model = load([candidate], rows, args)
-    with speaking(model, adapter_name(0) if candidate.stage.adapter else None):
+    with active_adapter(model, adapter_name(0) if candidate.stage.adapter else None):
         write_outputs(file, answer(model, candidate, rows, args, GREEDY).completions, rows)
     say(f"{candidate.name}: {len(rows):,} greedy answers lie in {file}.")
 
@@ -170,7 +170,7 @@ class Evaluation:
         if self.reference not in self.candidates:
             known = ", ".join(self.candidates)
             raise UserError(f"reference is {args.reference}, which is no candidate; choose one of {known}")
-        self.rewards = {log_name_of(reward): asked(raw(reward)) for reward, _ in build_rewards(args.rewards)}
+        self.rewards = {log_name_of(reward): guarded(raw(reward)) for reward, _ in build_rewards(args.rewards)}
         self.judges = read_judges(args.judges, [key for key in rows[0] if key != "prompt"])
         world = load_world(args.referee) if args.referee else None
         self.referee = world.referee if world else None
@@ -187,7 +187,7 @@ class Evaluation:
             model = load(group, self.rows, self.args)
             for place, candidate in enumerate(group):
                 since = time.perf_counter()
-                with speaking(model, adapter_name(place) if candidate.stage.adapter else None):
+                with active_adapter(model, adapter_name(place) if candidate.stage.adapter else None):
                     for decoding in DECODINGS:
                         said[candidate.name][decoding] = answer(
                             model, candidate, self.rows, self.args, decoding, self.rewards, self.referee
@@ -200,10 +200,10 @@ class Evaluation:
         for name, candidate in self.candidates.items():
             kl = None
             if candidate is not reference and _same_vocabulary(candidate, reference):
-                with speaking(model, its_adapter):
+                with active_adapter(model, its_adapter):
                     theirs = self._logprobs(model, reference, said[name][SAMPLED])
                 kl = [mine - their for mine, their in zip(own[name], theirs, strict=True)]
-            with speaking(model, None):
+            with active_adapter(model, None):
                 self.answers[name] = {
                     decoding: Answers(scored, *self._perplexity(model, scored), kl if decoding == SAMPLED else None)
                     for decoding, scored in said[name].items()

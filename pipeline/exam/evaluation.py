@@ -13,7 +13,7 @@ from pipeline.metrics import load_metric
 from pipeline.models.ends import said, turn_of
 from pipeline.models.prompts import Asked, tokenize_prompts
 from pipeline.models.structure import eval_mode, last_logits, positions
-from rewards.asking import asked, columns_of
+from rewards.asking import columns_of, guarded
 
 LOGITS = 2**26  # so many logits at once at most: 50 completions of 128 tokens over 150,000 words would be 2**30
 
@@ -61,7 +61,7 @@ def answer_and_score(
     ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed)
     texts = texts_of(tokenizer, rows, ids, eos_token_ids)
     question = question_about(rows, texts)
-    scores = {name: asked(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
+    scores = {name: guarded(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
     if referee is not None:
         verdicts = [referee(text, row) for text, row in zip(texts, rows, strict=True)]
         scores |= {name: [verdict[name] for verdict in verdicts] for name in verdicts[0]}

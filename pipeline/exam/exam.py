@@ -120,7 +120,7 @@ class Exam:
         """Mean over completions of log π - log π_start summed over tokens, in nats (the k1 estimate of the KL)."""
         total = []
         for adapter in (POLICY, self.reference):
-            with self.speaking(adapter):
+            with self.active_adapter(adapter):
                 each = evaluation.logprobs(
                     self.model,
                     self.trainer.processing_class,
@@ -147,10 +147,10 @@ class Exam:
             for reward in self.rewards.values():
                 stack.enter_context(at_rest(reward))
             stack.enter_context(random_state_kept())
-            stack.enter_context(self.speaking(adapter))
+            stack.enter_context(self.active_adapter(adapter))
             yield
 
-    def speaking(self, adapter: str | None) -> AbstractContextManager:
+    def active_adapter(self, adapter: str | None) -> AbstractContextManager:
         """Inside, `adapter` answers."""
         return use_adapter(self.model, adapter)
 

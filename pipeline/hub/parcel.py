@@ -199,7 +199,7 @@ def _point_at_base(files: dict[str, Path | bytes], folder: Path, base_model: str
         return [] if _base_on_hub(folder) else [f"{warning} names the one on the Hub"]
     if not is_hub_name(base_model):
         raise UserError(
-            f"base_model: {base_model!r} will not do: the name of a model on the Hub, such as account/name"
+            f"base_model: {base_model!r} is not valid: the name of a model on the Hub, such as account/name"
         )
     config = read_adapter_config(folder) | {"base_model_name_or_path": base_model, "revision": None}
     files[ADAPTER_CONFIG] = _json(config)

@@ -28,7 +28,7 @@ class ILQLStage(StageDefaults, TrainingArguments):
     cql_coef: float = setting(0.01, "Weight of the conservative term, which holds tokens down that the data lacks.")
     polyak: float = setting(0.005, "Part of the way that the target goes to the value network in each step.")
     missing_eos_penalty: float | None = setting(
-        None, "Score units taken off a completion that did not end by itself (rows with finished: false)."
+        None, "Score units subtracted from a completion that did not end by itself (rows with finished: false)."
     )
     train_sampling_strategy: str = setting(
         "group_by_length", "Order of the rows: group_by_length puts rows of like length together; or random."

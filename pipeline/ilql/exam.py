@@ -20,7 +20,7 @@ class ShiftedExam(Exam):
         self.model = self.network.lm
 
     @contextmanager
-    def speaking(self, who: str | None) -> Iterator[None]:
+    def active_adapter(self, who: str | None) -> Iterator[None]:
         shift = Shift(TARGET, self.network.target_heads, self.trainer.args.beta) if who == POLICY else None
         with use_adapter(self.model, POLICY), shifted(self.model, shift):
             yield

@@ -184,13 +184,13 @@ def start(session: Session, port: int = 0) -> tuple[BaseWSGIServer, str]:
     return server, f"http://{HOST}:{port}/{token}/"
 
 
-def serve(verdicts: Verdicts, port: int, open_browser: bool, tell: Callable[[str], Any]) -> None:
+def serve(verdicts: Verdicts, port: int, open_browser: bool, log: Callable[[str], Any]) -> None:
     """Shows the page until the judge finishes, or Ctrl-C, a closed terminal or `kill` stops it. Main thread only."""
     session = Session(verdicts)
     server, url = start(session, port)
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        tell(f"Judge here: {url}\nStop with Ctrl-C; every verdict is saved at once.")
+        log(f"Judge here: {url}\nStop with Ctrl-C; every verdict is saved at once.")
         if open_browser:
             webbrowser.open(url)
         server.serve_forever()

@@ -68,7 +68,7 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
         raise UserError(
             f"output_dir {folder} cannot be written ({error.strerror}): give another --output_dir"
         ) from None
-    _tell(summary, settings, folder)
+    _log_result(summary, settings, folder)
     return summary
 
 
@@ -80,7 +80,7 @@ def _wants_browser(asked: bool | None) -> bool:
     return sys.stdout.isatty() and bool(desktop)
 
 
-def _tell(summary: dict[str, Any], settings: JudgeSettings, folder: Path) -> None:
+def _log_result(summary: dict[str, Any], settings: JudgeSettings, folder: Path) -> None:
     if not summary["judges"]:
         say("No pair was judged.")
         return

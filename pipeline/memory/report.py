@@ -103,7 +103,7 @@ def adapter_of(model, model_args: ModelArguments) -> Adapter | None:
     return Adapter(model_args.lora_r, tuple(model_args.lora_target_modules)) if model_args.use_peft else None
 
 
-def tell(of, model, model_args: ModelArguments, args, *sizes: int) -> None:
+def log_estimate(of, model, model_args: ModelArguments, args, *sizes: int) -> None:
     """Prints the estimate `of(model, model_args, args, *sizes)`, and on a GPU a warning when it does not fit.
 
     A model of a kind that the estimate knows nothing of (one with code of its own, say) trains all the same.

@@ -1,7 +1,7 @@
-"""One base model, many LoRA adapters: which adapter speaks, which ones learn.
+"""One base model, many LoRA adapters: which one is active, which ones learn.
 
 PEFT's own `set_adapter` and `disable_adapter` also switch `requires_grad`, so a trained critic adapter would silently
-stop learning after every look through the reference. Here speaking and learning are two separate things.
+stop learning after every look through the reference. Here being active and learning are two separate things.
 """
 
 import copy

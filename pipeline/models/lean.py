@@ -52,7 +52,7 @@ class _LoRAProduct(torch.autograd.Function):
 
 
 class LeanLinear(Linear):
-    """PEFT's LoRA layer; where one plain adapter speaks on a plain frozen layer, in the short form."""
+    """PEFT's LoRA layer; where one plain adapter is active on a plain frozen layer, in the short form."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         name = self._plain_adapter()
@@ -66,7 +66,7 @@ class LeanLinear(Linear):
             return _LoRAProduct.apply(x.to(dtype), base.weight.to(dtype), bias, A, B, self.scaling[name])
 
     def _plain_adapter(self) -> str | None:
-        """The one adapter that speaks; None where the short form does not hold."""
+        """The one active adapter; None where the short form does not hold."""
         active = self.active_adapters
         if len(active) != 1 or self.disable_adapters or self.merged or active[0] not in self.lora_A:
             return None

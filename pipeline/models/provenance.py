@@ -1,6 +1,6 @@
-"""Where a result comes from, told to strangers: the machine, base and data by name, and their licenses.
+"""Where a result comes from, for strangers: the machine, base and data by name, and their licenses.
 
-Nothing here asks the network, and no path of the machine at hand gets into what is told.
+Nothing here asks the network, and no path of the machine at hand gets into it.
 """
 
 import os
@@ -42,12 +42,12 @@ def hardware() -> str:
     return f"{cores} CPU cores ({platform.machine()}){several}"
 
 
-def told(value: Any) -> Any:
-    """A setting as it may be told: no absolute path but its last part, no password; lists and mappings as well."""
+def shareable(value: Any) -> Any:
+    """A setting as others may see it: no absolute path but its last part, no password; lists and mappings as well."""
     if isinstance(value, dict):
-        return {key: "(hidden)" if SECRET.search(str(key)) else told(item) for key, item in value.items()}
+        return {key: "(hidden)" if SECRET.search(str(key)) else shareable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [told(item) for item in value]
+        return [shareable(item) for item in value]
     if not isinstance(value, str):
         return value
     value = re.sub(r"://[^/\s@]*@", "://", value)

@@ -1,5 +1,5 @@
-"""What REINFORCE takes off the reward-to-go. A baseline that does not depend on the completion itself takes nothing
-from the expected gradient, only from its variance (Williams 1992)."""
+"""The baselines of REINFORCE, subtracted from the reward-to-go. One that does not depend on the completion itself
+leaves the expected gradient alone and lowers its variance (Williams 1992)."""
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ class LeaveOneOut:
         self._accelerator = accelerator
 
     def __call__(self, totals: Tensor, counts: Tensor, group_size: int, training: bool) -> Tensor:
-        """Returns of whole completions (B,), which of them have a score (B,) -> what is taken off (B,)."""
+        """Returns of whole completions (B,), which of them have a score (B,) -> baseline (B,)."""
         everyone = self._accelerator.gather(torch.stack([totals, counts.to(totals.dtype)], dim=1))
         start = self._accelerator.process_index * len(totals)
         found = math.leave_one_out(everyone[:, 0], everyone[:, 1].bool(), group_size)
@@ -37,14 +37,14 @@ class MovingAverage:
         self.state: float | None = None
 
     def __call__(self, totals: Tensor, counts: Tensor, group_size: int, training: bool) -> Tensor:
-        """Returns of whole completions (B,), which of them have a score (B,) -> what is taken off (B,)."""
-        taken_off = torch.full_like(totals, self.state or 0.0)
+        """Returns of whole completions (B,), which of them have a score (B,) -> baseline (B,)."""
+        baseline = torch.full_like(totals, self.state or 0.0)
         if training:
             sums = torch.stack([torch.where(counts, totals, 0).sum(), counts.sum().to(totals.dtype)])
             total, count = self._accelerator.reduce(sums, reduction="sum").tolist()
             mean = total / max(count, 1)
             self.state = mean if self.state is None else DECAY * self.state + (1 - DECAY) * mean
-        return taken_off
+        return baseline
 
 
 def build(name: str, accelerator: Accelerator) -> LeaveOneOut | MovingAverage | None:

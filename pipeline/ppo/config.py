@@ -105,7 +105,9 @@ class PPOConfig(GRPOConfig):
     )
     baseline: str = field(
         default="none",
-        metadata={"help": "What reinforce takes off the reward-to-go: none, moving_average or leave_one_out."},
+        metadata={
+            "help": "Baseline that reinforce subtracts from the reward-to-go: none, moving_average or leave_one_out."
+        },
     )
     total_episodes: int | None = field(
         default=None, metadata={"help": "Completions to train on in all, rounded up to whole updates; sets max_steps."}
@@ -146,7 +148,8 @@ class PPOConfig(GRPOConfig):
         default=False, metadata={"help": "Divide the token rewards by their standard deviation (usually harmful)."}
     )
     missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Score units taken off a completion that was cut at max_completion_length."}
+        default=None,
+        metadata={"help": "Score units subtracted from a completion that was cut at max_completion_length."},
     )
     critic_path: str | None = field(
         default=None,

@@ -1,6 +1,6 @@
 """Going over the rollouts of earlier updates again.
 
-Their tokens were sampled by an older policy. Each pass over them takes the policy of the moment as the one to stay
+Their tokens were sampled by an older policy. Each pass over them takes the current policy as the one to stay
 near (log-probabilities, values and advantages are computed anew) and weighs every token by min(c, π_now / π_sampled):
 the decoupled objective of Hilton, Cobbe, Schulman 2022 (arXiv 2110.00641, eq. 5) with the truncation of Espeholt et
 al. 2018 (arXiv 1802.01561). Advantages are not corrected for the age of what follows a token, so a rollout that is

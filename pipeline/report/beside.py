@@ -13,8 +13,8 @@ SHOWN = 20
 def side_by_side(contestants: Sequence[Contestant]) -> list[dict[str, Any]]:
     """The first prompts that all contestants have answered, as the template shows them; empty where there are none.
 
-    Of several seeds the first one speaks. What a contestant said before its training is shown where no other has said
-    the same: runs from one start, asked with one seed, have one such answer.
+    Of several seeds the first one is shown. What a contestant said before its training is shown where no other has
+    said the same: runs from one start, asked with one seed, have one such answer.
 
     Returns:
         dicts with `prompt` and `answers`, a list of (who, text, [(score, number), ...]).

@@ -118,7 +118,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = read_lines(path, shapes.TOKENS) if path.is_file() else []
     for row in rows:
         if any(row.get(name) is not None and len(row[name]) != len(row["tokens"]) for name in NUMBERS):
-            raise UserError(f"{path} has not one number for each token: run the stage again")
+            raise UserError(f"{path} does not have one number for each token: run the stage again")
         row["shift"] = [q - p for p, q in zip(row["probs_before"], row["probs_after"], strict=True)]
     return rows
 

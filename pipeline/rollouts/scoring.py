@@ -27,7 +27,7 @@ class Scoring:
         self._names = names
         self._paid: dict[int, list[list[float] | None]] = {}  # by each reward that pays per token
         self.functions = [
-            reward if isinstance(reward, nn.Module) else self._asked(i, bound(reward), name)
+            reward if isinstance(reward, nn.Module) else self._wrapped(i, bound(reward), name)
             for i, (reward, name) in enumerate(zip(rewards, names, strict=True))
         ]
 
@@ -61,7 +61,7 @@ class Scoring:
     def _ends(self) -> list[list[int] | None]:
         return token_ends(self._completion_ids, self._completions, self._tokenizer)
 
-    def _asked(self, i: int, reward: Callable, name: str) -> Callable:
+    def _wrapped(self, i: int, reward: Callable, name: str) -> Callable:
         """`reward` as TRL calls it. One that pays per token is then asked for that too, and it is kept."""
 
         def pay(prompts, completions, columns):
@@ -72,18 +72,18 @@ class Scoring:
 
         if is_async(reward):
 
-            async def asked(prompts, completions, **columns):
+            async def scored(prompts, completions, **columns):
                 scores = await ask_async(reward, prompts, completions, columns, name)
                 pay(prompts, completions, columns)
                 return scores
         else:
 
-            def asked(prompts, completions, **columns):
+            def scored(prompts, completions, **columns):
                 scores = ask(reward, prompts, completions, columns, name)
                 pay(prompts, completions, columns)
                 return scores
 
-        return asked
+        return scored
 
 
 def check_finite(scores_per_reward: Tensor, names: Sequence[str]) -> Tensor:
@@ -95,9 +95,9 @@ def check_finite(scores_per_reward: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def weigh(scores_per_reward: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sum of what the reward functions returned. A reward that had nothing to say (NaN) is left out.
+    """Weighted sum of what the reward functions returned. A reward that has no score (NaN) is left out.
 
-    Args: scores_per_reward (B, F), weights (F,). Returns: scores (B,), scorable (B,) = at least one reward spoke.
+    Args: scores_per_reward (B, F), weights (F,). Returns: scores (B,), scorable (B,) = some reward has a score.
     """
     scores = (scores_per_reward * weights).nansum(dim=1)
     return scores, ~torch.isnan(scores_per_reward).all(dim=1)

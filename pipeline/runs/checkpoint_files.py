@@ -84,13 +84,13 @@ def check(folder: Path) -> None:
         raise UserError(f"the checkpoint {folder} cannot be used ({problem}): give another, or --resume alone")
 
 
-def newest(run: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a run that is whole; those that are not are named with `tell` and passed over."""
+def newest(run: Path, log: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run that is whole; those that are not are named with `log` and passed over."""
     for path in sorted(of(run), key=step_of, reverse=True):
         problem = damage(path)
         if problem is None:
             return path
-        tell(f"{path} is damaged ({problem}) and passed over.")
+        log(f"{path} is damaged ({problem}) and passed over.")
     return None
 
 

@@ -1,6 +1,6 @@
 """`--resume`: the same command again goes on where the run was stopped.
 
-What decides the result must be as it was; how long the run is and what it tells may change, and is written down.
+What decides the result must be as it was; how long the run is and what it logs may change, and is written down.
 """
 
 import time

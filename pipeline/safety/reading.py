@@ -114,10 +114,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def checked(value: Any, shape: Any, where: str) -> Any:
-    """`value`, if it has that shape.
+    """`value`, which is to have that shape.
 
     Raises:
-        UserError: it has not; the message says where the first difference is.
+        UserError: it does not; the message says where the first difference is.
     """
     if problem := next(_misfits(value, shape, ""), None):
         raise UserError(f"{where}: {problem}; it is damaged or of another version, so make it again")

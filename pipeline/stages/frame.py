@@ -54,13 +54,13 @@ def train(trainer: Trainer, folder: RunFolder, name: str, sample_every: int = 0)
         return trainer.train(resume_from_checkpoint=folder.checkpoint)
 
 
-def finish(trainer: Trainer, folder: RunFolder, summary: dict, tell: Callable[[dict, Path], None]) -> dict:
-    """Summary, card and report into the folder, then `tell`; pushes if asked to, and returns the summary."""
+def finish(trainer: Trainer, folder: RunFolder, summary: dict, log_result: Callable[[dict, Path], None]) -> dict:
+    """Summary, card and report into the folder, then `log_result`; pushes if asked to, and returns the summary."""
     folder.write_summary(summary)
     if is_main():
         write_card(folder.path, force=True)
         write_report(folder.path)
-    tell(summary, folder.path)
+    log_result(summary, folder.path)
     if trainer.args.push_to_hub:
         trainer.push_saved()
     folder.finish()

@@ -103,7 +103,7 @@ def load(
     check_brought(model, start.adapter)
     model = models.load_adapter(model, start.adapter)
     probe.check(model, tokenizer, "ILQL", writes=True)
-    memory_report.tell(memory.of_ilql, model, model_args, config, longest, prompt)
+    memory_report.log_estimate(memory.of_ilql, model, model_args, config, longest, prompt)
     if models.quantization(model_args) is None:
         model.to(config.device)
     since = time.perf_counter()

@@ -55,7 +55,7 @@ def check_optimizer(trainer: Trainer) -> None:
                 scheduler_specific_kwargs=args.lr_scheduler_kwargs,
             )
         except TypeError as error:  # a setting that this schedule lacks
-            raise UserError(f"lr_scheduler_kwargs {args.lr_scheduler_kwargs} will not do: {error}") from error
+            raise UserError(f"lr_scheduler_kwargs {args.lr_scheduler_kwargs} is not valid: {error}") from error
 
 
 def _linear_modules(model: nn.Module) -> str:

@@ -80,7 +80,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     if model_args.use_peft:
         with in_one_sentence(model):
             model = models.start_score_adapter(model, model_args, stage.adapter)
-    memory_report.tell(memory_report.of_reward, model, model_args, config, min(longest, config.max_length or longest))
+    memory_report.log_estimate(
+        memory_report.of_reward, model, model_args, config, min(longest, config.max_length or longest)
+    )
     with in_one_sentence():
         trainer = Reward(
             model=model,
@@ -118,7 +120,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         _check_reload(trainer, model_args, stage, tokenizer, folder.path, chosen, rejected)
     trainer.accelerator.wait_for_everyone()
     summary["seconds"] = round(time.perf_counter() - started + trainer.seconds_before, 1)
-    return frame.finish(trainer, folder, summary, _tell)
+    return frame.finish(trainer, folder, summary, _log_result)
 
 
 def load_pairs(data_args: DataArguments, config: RewardStage, tokenizer: PreTrainedTokenizerBase):
@@ -252,7 +254,7 @@ def _check_reload(trainer, model_args: ModelArguments, stage: Stage, tokenizer, 
         raise RuntimeError(f"the reward model in {path} scores differently after loading: {worst:.3g} apart")
 
 
-def _tell(summary: dict, path: Path) -> None:
+def _log_result(summary: dict, path: Path) -> None:
     say(
         f"Reward model: right on {summary['accuracy']:.1%} of {summary['heldout_pairs']:,} held-out pairs "
         f"(margin {summary['margin']:.2f}, calibration error {summary['calibration_error']:.3f}) after "

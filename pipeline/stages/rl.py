@@ -86,7 +86,7 @@ def load(
         check_output_layer(model, start.adapter)
     exam_rows = min(reward_args.eval_batch_size, reward_args.eval_samples)
     shared = sum(who == "PPO" and stands_on(reward, start.base) for reward, _ in weighted)
-    memory_report.tell(memory_report.of_rollouts, model, model_args, config, longest, exam_rows, shared)
+    memory_report.log_estimate(memory_report.of_rollouts, model, model_args, config, longest, exam_rows, shared)
     peft_config = None if start.adapter else models.lora_config(model_args)
     return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
 

@@ -67,7 +67,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         model = models.load_adapter(model, stage.adapter, trainable=True)
         check_output_layer(model, stage.adapter)
     probe.check(model, tokenizer, "SFT")
-    memory_report.tell(memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest))
+    memory_report.log_estimate(
+        memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest)
+    )
     with in_one_sentence(model):
         trainer = SFT(
             model=model,
@@ -106,10 +108,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         "seed": config.seed,
         **frame.origin(stage, model_args),
     }
-    return frame.finish(trainer, folder, summary, _tell)
+    return frame.finish(trainer, folder, summary, _log_result)
 
 
-def _tell(summary: dict, path: Path) -> None:
+def _log_result(summary: dict, path: Path) -> None:
     losses = summary["heldout_loss"]
     figures = f"training loss {summary['train_loss']:.3f}"
     if losses:
@@ -121,7 +123,7 @@ def _tell(summary: dict, path: Path) -> None:
     say(f"Next: {terminal.next_step('reward', path)}")
 
 
-def to_prompt_completion(rows: Dataset, config: SFTStage, tell) -> Dataset:
+def to_prompt_completion(rows: Dataset, config: SFTStage, log) -> Dataset:
     """The columns that TRL shall see. Conversations become prompt (all but the last turn) and completion (the last).
 
     A further `text` column beside prompt and completion must go: TRL would append the end token to it instead.
@@ -131,7 +133,7 @@ def to_prompt_completion(rows: Dataset, config: SFTStage, tell) -> Dataset:
     extra = [column for column in TEMPLATE_COLUMNS if messages and column in rows.column_names]
     rows = rows.select_columns([*wanted, *extra])
     if config.assistant_only_loss:
-        return _with_assistants(rows, wanted, config, tell)
+        return _with_assistants(rows, wanted, config, log)
     if wanted == ("text",) and config.completion_only_loss:
         raise UserError("completion_only_loss: the data are whole texts: give prompt and completion, or leave it out")
     if wanted != ("messages",) or config.completion_only_loss is False:
@@ -142,19 +144,17 @@ def to_prompt_completion(rows: Dataset, config: SFTStage, tell) -> Dataset:
             "messages: no conversation ends with an assistant turn after another one, nothing to learn from"
         )
     if len(good) < len(rows):
-        tell(f"messages: {len(rows) - len(good):,} rows dropped: they do not end with an assistant turn")
-    tell("messages: the loss is on the last assistant turn (assistant_only_loss: true takes all of them)")
+        log(f"messages: {len(rows) - len(good):,} rows dropped: they do not end with an assistant turn")
+    log("messages: the loss is on the last assistant turn (assistant_only_loss: true takes all of them)")
     columns = rows.select(good).to_dict()
     turns = columns.pop("messages")
     return exact(columns | {"prompt": [each[:-1] for each in turns], "completion": [each[-1:] for each in turns]})
 
 
-def _with_assistants(rows: Dataset, wanted: tuple[str, ...], config: SFTStage, tell) -> Dataset:
-    """Those rows in which an assistant speaks, for a loss on what it says."""
+def _with_assistants(rows: Dataset, wanted: tuple[str, ...], config: SFTStage, log) -> Dataset:
+    """The rows with a turn of the assistant, for a loss on these turns."""
     if not prompts.are_messages(rows[0]):
-        raise UserError(
-            "assistant_only_loss: the data are text, in which nobody speaks: give messages, or leave it out"
-        )
+        raise UserError("assistant_only_loss: the data are text without turns: give messages, or leave it out")
     if wanted == ("messages",) and config.completion_only_loss:
         raise UserError(
             "completion_only_loss and assistant_only_loss: a whole conversation has no completion besides what the "
@@ -168,7 +168,7 @@ def _with_assistants(rows: Dataset, wanted: tuple[str, ...], config: SFTStage, t
     if not good:
         raise UserError("assistant_only_loss: no row has a turn of the assistant, so there is nothing to learn from")
     if len(good) < len(rows):
-        tell(f"{len(rows) - len(good):,} rows dropped: no turn of the assistant in them")
+        log(f"{len(rows) - len(good):,} rows dropped: no turn of the assistant in them")
     return rows.select(good)
 
 

@@ -59,7 +59,7 @@ def write(exam: Exam, before: ScoredAnswers, after: ScoredAnswers, folder: Path)
 
 # ---------------------------------------------------------------- which completions
 def scores_of(exam: Exam, answers: ScoredAnswers) -> Tensor:
-    """Weighted sum of the rewards less the penalty for an answer that was cut, (N,); NaN where no reward spoke."""
+    """Weighted sum of the rewards less the penalty for an answer that was cut, (N,); NaN where none has a score."""
     columns = [[float("nan") if s is None else s for s in answers.scores[name]] for name in exam.rewards]
     weights = torch.tensor([exam.weights[name] for name in exam.rewards])
     scores, scorable = weigh(torch.tensor(columns).T, weights)

@@ -36,7 +36,7 @@ def write(study: Study, plot: bool = False) -> None:
                 draw(study, trials, study.folder / f"{PLOT}.{ending}")
 
 
-def told(study: Study) -> str:
+def conclusion(study: Study) -> str:
     """What the terminal shows at the end."""
     trials, plan = study.trials(), study.plan
     text = "\n" + table(plan, trials)

@@ -125,7 +125,7 @@ def sweep(asked: SweepSettings, script: str) -> None:
         _leave(study, running)
         signal.signal(signal.SIGTERM, before)
     results.write(study, plot=True)
-    say(results.told(study))
+    say(results.conclusion(study))
 
 
 def _leave(study: Study, running: list[Run]) -> None:

@@ -141,7 +141,7 @@ class SkipsNonFinite:
         wrong = [n.removeprefix("module.") for n, p in model.named_parameters() if not _finite(_local(p.grad))]
         forward = None if self.is_fsdp_enabled else self.accelerator.unwrap_model(model)
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        told = {
+        facts = {
             "step": self.state.global_step + 1,
             "losses": [_plain(loss) for loss in losses.tolist()],  # one a micro-batch
             "gradient_norm": _plain(norm.item()),
@@ -155,7 +155,7 @@ class SkipsNonFinite:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, f"{path}.safetensors")
-            lines = [f" {json.dumps(key)}: {_json(value)}" for key, value in told.items()]
+            lines = [f" {json.dumps(key)}: {_json(value)}" for key, value in facts.items()]
             Path(f"{path}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8", errors="replace")
         except OSError as error:  # a full disk must not end a run that can go on
             say(f"{path}.json cannot be written: {error.strerror}")

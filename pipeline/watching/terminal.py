@@ -193,14 +193,14 @@ class Watch(TrainerCallback):
 class Lines(Watch):
     """About ten lines a run, for output that is not a terminal."""
 
-    told = 0
+    shown = 0
 
     def begin(self):
-        self.told = self._tenth()
+        self.shown = self._tenth()
 
     def show(self, values):
-        if self._tenth() > self.told:
-            self.told = self._tenth()
+        if self._tenth() > self.shown:
+            self.shown = self._tenth()
             self._say(f"{self.unit} {self.done}/{self.total}, about {self.left:.0f} s left", values)
 
     def show_held_out(self, values):

@@ -150,11 +150,11 @@ def test_commands(talk):
     ("line", "error"),
     [
         ("/foo", "error: there is no command /foo; /help lists them"),
-        ("/temperature", "error: temperature: '' will not do: a number from 0"),
-        ("/temperature nan", "error: temperature: 'nan' will not do"),
-        ("/temperature -1", "error: temperature: '-1' will not do"),
-        ("/example 5", "error: /example: '5' will not do: a number from 1 to 4"),
-        ("/example x", "error: /example: 'x' will not do: a number from 1 to 4"),
+        ("/temperature", "error: temperature: '' is not valid: a number from 0"),
+        ("/temperature nan", "error: temperature: 'nan' is not valid"),
+        ("/temperature -1", "error: temperature: '-1' is not valid"),
+        ("/example 5", "error: /example: '5' is not valid: a number from 1 to 4"),
+        ("/example x", "error: /example: 'x' is not valid: a number from 1 to 4"),
         ("x" * 600, "error: the prompt has 604 tokens and leaves no room in the model's context of 512"),
     ],
 )

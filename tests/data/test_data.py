@@ -20,7 +20,7 @@ def lines(rows) -> str:
 
 def load(path, kind=None, **settings):
     notes: list[str] = []
-    train, heldout = data.load(DataArguments(dataset=str(path), **settings), kind, tell=notes.append)
+    train, heldout = data.load(DataArguments(dataset=str(path), **settings), kind, log=notes.append)
     return train, heldout, notes
 
 
@@ -262,27 +262,25 @@ def test_show_examples_of_what_the_model_will_see(tiny_tokenizer):
 def test_show_examples_of_messages_uses_the_chat_template(tiny_tokenizer):
     told: list[str] = []
     rows = Dataset.from_list([{"prompt": [USER], "chosen": [BOT], "rejected": [USER]}])
-    longest = data.show_examples(rows, rows, tiny_tokenizer, "preference", 100, tell=told.append)
+    longest = data.show_examples(rows, rows, tiny_tokenizer, "preference", 100, log=told.append)
     assert told[2:] == ["example 1 chosen: <user>hi<assistant>ho</s>", "example 1 rejected: <user>hi<user>hi"]
     assert longest == len("<user>hi<assistant>ho") + 1
     told.clear()
-    data.show_examples(
-        Dataset.from_list([{"prompt": [USER]}]), None, tiny_tokenizer, "prompts", None, tell=told.append
-    )
+    data.show_examples(Dataset.from_list([{"prompt": [USER]}]), None, tiny_tokenizer, "prompts", None, log=told.append)
     assert told[-1] == "example 1 text: <user>hi<assistant>"
     tiny_tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        data.show_examples(rows, None, tiny_tokenizer, "preference", 100, tell=told.append)
+        data.show_examples(rows, None, tiny_tokenizer, "preference", 100, log=told.append)
 
 
 def test_show_examples_refuses_pairs_that_are_all_too_long(tiny_tokenizer):
     rows = Dataset.from_list([{"chosen": "abcd", "rejected": "abce"}])
     with pytest.raises(UserError, match="every pair is longer than max_length 4 .the shortest has 5 tokens"):
-        data.show_examples(rows, None, tiny_tokenizer, "preference", 4, tell=lambda line: None)
+        data.show_examples(rows, None, tiny_tokenizer, "preference", 4, log=lambda line: None)
 
 
 def test_examples_cannot_move_the_cursor(tiny_tokenizer):
     told: list[str] = []
     rows = Dataset.from_list([{"text": "a\x1b[2Jb\nc" + "x" * 1000}])
-    data.show_examples(rows, None, tiny_tokenizer, "sft", None, tell=told.append)
+    data.show_examples(rows, None, tiny_tokenizer, "sft", None, log=told.append)
     assert "\x1b" not in told[-1] and "\n" not in told[-1] and len(told[-1]) < 400

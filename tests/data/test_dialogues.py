@@ -45,7 +45,7 @@ def test_rows_of_each_kind(tmp_path, kind, wanted):
     path = tmp_path / "pairs.jsonl"
     Dataset.from_list(ROWS).to_json(path)
     heard = []
-    rows, _ = data.load(DataArguments(dataset=str(path), as_messages=True), kind, tell=heard.append)
+    rows, _ = data.load(DataArguments(dataset=str(path), as_messages=True), kind, log=heard.append)
     assert rows.to_list() == wanted
     assert "2 rows dropped: no two dialogues with one prompt" in heard[0]
     if kind == "preference":
@@ -62,7 +62,7 @@ def test_other_data_are_refused():
 def test_hh_is_read_as_messages(shared):
     heard = []
     path = str(shared("hh", "harmless-base.jsonl.gz"))
-    rows, _ = data.load(DataArguments(dataset=path, as_messages=True), "preference", tell=heard.append)
+    rows, _ = data.load(DataArguments(dataset=path, as_messages=True), "preference", log=heard.append)
     assert len(rows) > 2290  # of 2,312
     turns = [len(row["prompt"]) for row in rows]
     assert sum(n > 1 for n in turns) / len(turns) > 0.6 and max(turns) > 20

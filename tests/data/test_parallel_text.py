@@ -91,6 +91,6 @@ def test_blank_lines_are_dropped_and_counted_by_the_stages(tmp_path):
     notes: list[str] = []
     settings = {"prompt_template": "German: {source}", "completion_template": "{target}"}
     args = DataArguments(dataset=f"{tmp_path}/t.{{en,de}}", **settings)
-    rows, _ = data.load(args, "sft", tell=notes.append)
+    rows, _ = data.load(args, "sft", log=notes.append)
     assert rows["source"][:] == ["The owl."]
     assert "1 rows dropped: prompt is empty (rows 2)" in notes[0] and "completion is empty (rows 3)" in notes[1]

@@ -166,7 +166,7 @@ def test_judges_are_imported_as_rewards_are():
     assert list(judges) == ["first", "longer"]
     # with the bonus the first side wins either way round, unless they are equally long
     assert ask_judge(judges["longer"], "longer", ROWS[:1], ["xx"], ["x"]) == [0.5]
-    with pytest.raises(UserError, match="judges: 'bleu' will not do: name a function of your own"):
+    with pytest.raises(UserError, match="judges: 'bleu' is not valid: name a function of your own"):
         read_judges(["bleu"])
     with pytest.raises(RewardError, match="has no 'frist'.*did you mean 'first'"):
         read_judges(["eval_world:frist"])

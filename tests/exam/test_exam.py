@@ -171,5 +171,5 @@ def test_random_states_are_kept():
 
 
 def test_eval_every_is_checked():
-    with pytest.raises(UserError, match="eval_every: 0 will not do"):
+    with pytest.raises(UserError, match="eval_every: 0 is not valid"):
         RewardArguments(rewards=[{"name": "bleu"}], eval_every=0)

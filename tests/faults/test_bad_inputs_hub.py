@@ -1,4 +1,4 @@
-"""A Hub that will not do, through the front door, against the real client and a small server (hub_server.py)."""
+"""A Hub that refuses or fails, through the front door, against the real client and a small server (hub_server.py)."""
 
 import json
 
@@ -43,7 +43,7 @@ CASES = {
     "wrong-token": (push("wrong token", "does not accept the token (401)", "hf auth login"), {"HF_TOKEN": "hf_wrong"}),
     "token-that-reads": (push("reads", "may not write to me/a (403)", "write access"), {"HF_TOKEN": READER}),
     "account-of-somebody-else": (push("else", "may not write to other/a (403)", repo="other/a"), WRITER),
-    "name-without-an-account": (push("name", "repo: 'a' will not do", "account/name", repo="a"), WRITER),
+    "name-without-an-account": (push("name", "repo: 'a' is not valid", "account/name", repo="a"), WRITER),
     "no-run": (push("no run", "runs/none", run="runs/none"), WRITER),
     "no-such-repository-for-the-model": (
         Case("model", ("me/none", "the Hub does not give it"), settings={"model_name_or_path": "me/none"}),

@@ -80,17 +80,17 @@ KEYS = [
     ),
 ]
 VALUES = [
-    setting("negative learning rate", "learning_rate: -0.1 will not do", "from 0 up", learning_rate=-0.1),
+    setting("negative learning rate", "learning_rate: -0.1 is not valid", "from 0 up", learning_rate=-0.1),
     setting(
         "learning rate that is no number", "run.yaml: learning_rate is nan: give a number", learning_rate=float("nan")
     ),
-    setting("no epochs", "num_train_epochs: 0 will not do", "above 0", num_train_epochs=0),
-    setting("no batch", "per_device_train_batch_size: 0 will not do", "from 1 up", per_device_train_batch_size=0),
-    setting("unknown precision", "dtype: 'fp32' will not do", "float32", dtype="fp32"),
-    setting("rank 0", "lora_r: 0 will not do", "from 1 up", lora_r=0),
+    setting("no epochs", "num_train_epochs: 0 is not valid", "above 0", num_train_epochs=0),
+    setting("no batch", "per_device_train_batch_size: 0 is not valid", "from 1 up", per_device_train_batch_size=0),
+    setting("unknown precision", "dtype: 'fp32' is not valid", "float32", dtype="fp32"),
+    setting("rank 0", "lora_r: 0 is not valid", "from 1 up", lora_r=0),
     setting("both quantisations", "load_in_8bit", "load_in_4bit is on", load_in_4bit=True, load_in_8bit=True),
     setting("all weights in 4 bits", "use_peft", "load_in_4bit is on", load_in_4bit=True, use_peft=False),
-    setting("all held out", "eval_fraction: 1.0 will not do", eval_fraction=1.0),
+    setting("all held out", "eval_fraction: 1.0 is not valid", eval_fraction=1.0),
     setting(
         "two ways to hold out",
         "eval_fraction",
@@ -107,8 +107,8 @@ VALUES = [
         eval_strategy="epoch",
     ),
     setting("log never", "requires non-zero --logging_steps", logging_steps=0),
-    setting("negative workers", "dataloader_num_workers: -1 will not do", "0 or more", dataloader_num_workers=-1),
-    setting("negative seed", "seed: -1 will not do", "from 0", seed=-1),
+    setting("negative workers", "dataloader_num_workers: -1 is not valid", "0 or more", dataloader_num_workers=-1),
+    setting("negative seed", "seed: -1 is not valid", "from 0", seed=-1),
 ]
 PPO = [
     setting(

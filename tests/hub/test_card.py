@@ -17,7 +17,7 @@ from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments
 from pipeline.hub.card import is_ours, read_run, write_card
-from pipeline.models.provenance import LICENSES, license_fields, license_of, told
+from pipeline.models.provenance import LICENSES, license_fields, license_of, shareable
 from pipeline.safety.markdown import MAX_BLOCK, block, figure, inline
 from pipeline.stages import ppo, sft
 
@@ -181,8 +181,8 @@ def test_no_path_of_this_machine_gets_into_the_card(tmp_path):
         ({"token": "x", "n": [1, ALICE + "y"]}, {"token": "(hidden)", "n": [1, "y"]}),
     ],
 )
-def test_told(value, shown):
-    assert told(value) == shown
+def test_shareable(value, shown):
+    assert shareable(value) == shown
 
 
 def test_a_local_base_is_not_taken_for_one_on_the_hub(tmp_path, monkeypatch):

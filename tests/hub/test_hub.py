@@ -174,10 +174,10 @@ def test_half_a_file_is_refused(server, runs):
     [
         ({"run": "runs/none"}, "there is no folder runs/none"),
         ({"run": "runs/t/base"}, "runs/t/base holds no result"),
-        ({"repo": "just-a-name"}, "repo: 'just-a-name' will not do: a repository on the Hub, account/name"),
-        ({"what": ["optimizer"]}, "what: 'optimizer' will not do: one of policy, reward, critic"),
+        ({"repo": "just-a-name"}, "repo: 'just-a-name' is not valid: a repository on the Hub, account/name"),
+        ({"what": ["optimizer"]}, "what: 'optimizer' is not valid: one of policy, reward, critic"),
         ({"run": "runs/t/reward", "what": ["policy"]}, "has no policy to push; there is reward"),
-        ({"base_model": "./base"}, "base_model: './base' will not do"),
+        ({"base_model": "./base"}, "base_model: './base' is not valid"),
     ],
 )
 def test_wrong_settings_are_named(server, runs, settings, message):

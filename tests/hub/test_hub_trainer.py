@@ -63,7 +63,7 @@ def test_strategy_end_pushes_at_the_end_only(server, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
 def test_checkpoints_are_never_pushed(server, tmp_path, strategy):
-    with pytest.raises(UserError, match=f"hub_strategy: '{strategy}' will not do: end or every_save"):
+    with pytest.raises(UserError, match=f"hub_strategy: '{strategy}' is not valid: end or every_save"):
         train(tmp_path, hub_strategy=strategy)
     assert server.repos == {}
 

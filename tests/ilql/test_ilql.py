@@ -78,7 +78,7 @@ def test_shifted_logits():
     [("tau", 1.0), ("gamma", 1.1), ("polyak", 0.0), ("beta", -1.0), ("cql_coef", -0.1), ("temperature", 0.0)],
 )
 def test_settings_that_will_not_do_are_named(setting, wrong):
-    with pytest.raises(UserError, match=f"^{setting}: {wrong} will not do"):
+    with pytest.raises(UserError, match=f"^{setting}: {wrong} is not valid"):
         ILQLStage(**{"output_dir": "x", "use_cpu": True, setting: wrong})
 
 

@@ -290,12 +290,12 @@ def settings(folder: Path, *more: str) -> JudgeSettings:
 @pytest.mark.parametrize(
     "flags, says",
     [
-        (["--judge", "../x"], "judge: '../x' will not do: a name of letters"),
-        (["--judge", ""], "judge: '' will not do"),
-        (["--columns", "before"], "columns: .* will not do: the names of two columns"),
-        (["--columns", "a", "a"], "columns: .* will not do"),
-        (["--columns", "a", "tie"], "columns: .* will not do"),
-        (["--port", "99999"], "port: 99999 will not do"),
+        (["--judge", "../x"], "judge: '../x' is not valid: a name of letters"),
+        (["--judge", ""], "judge: '' is not valid"),
+        (["--columns", "before"], "columns: .* is not valid: the names of two columns"),
+        (["--columns", "a", "a"], "columns: .* is not valid"),
+        (["--columns", "a", "tie"], "columns: .* is not valid"),
+        (["--port", "99999"], "port: 99999 is not valid"),
     ],
 )
 def test_settings_that_will_not_do(folder, flags, says):

@@ -1,4 +1,4 @@
-"""Adapters on one base: which one speaks, which ones learn, copies, and activation checkpointing."""
+"""Adapters on one base: which one is active, which ones learn, copies, and activation checkpointing."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def model():
     return model.eval()
 
 
-def test_use_adapter_speaks_for_the_named_one(model):
+def test_use_adapter_activates_the_named_one(model):
     plain = toy.build_model().eval()(input_ids=IDS).logits
     policy = toy.with_sft_adapter().eval()(input_ids=IDS).logits
     before = model(input_ids=IDS).logits

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
-from pipeline.eval.candidates import adapter_name, by_base, load_group, read_candidates, speaking
+from pipeline.eval.candidates import active_adapter, adapter_name, by_base, load_group, read_candidates
 from pipeline.ilql.network import TARGET, VALUES, Network
 from pipeline.models import adapter_files
 from pipeline.models import loading as models
@@ -263,7 +263,7 @@ def test_eval_hears_it_and_the_base_beside_it(place, case):
     for group in by_base(read_candidates(specs, args), "base"):
         model = load_group(group, args)
         for i, candidate in enumerate(group):
-            with speaking(model, candidate.stage.adapter and adapter_name(i)):
+            with active_adapter(model, candidate.stage.adapter and adapter_name(i)):
                 same(logits(model), logits(wanted[candidate.name]))
                 heard.add(candidate.name)
     assert heard == set(wanted)

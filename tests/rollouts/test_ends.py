@@ -179,10 +179,10 @@ def test_a_template_that_ends_no_turn_is_named(behind, written):
     tokenizer = build_tokenizer()
     tokenizer.chat_template = f"{{% for m in messages %}}{{{{ m.content + {behind} }}}}{{% endfor %}}"
     rows, told = Dataset.from_list([{"prompt": PROMPTS[0]}]), []
-    data.show_examples(rows, None, tokenizer, "prompts", None, tell=told.append)
+    data.show_examples(rows, None, tokenizer, "prompts", None, log=told.append)
     assert sum("ends an answer with no token of the tokenizer" in line and written in line for line in told) == 1
     told.clear()
-    data.show_examples(Dataset.from_list([{"prompt": "x"}]), None, tokenizer, "prompts", None, tell=told.append)
+    data.show_examples(Dataset.from_list([{"prompt": "x"}]), None, tokenizer, "prompts", None, log=told.append)
     assert not any("note" in line for line in told) and without_end(build_tokenizer()) is None
 
 

@@ -129,7 +129,7 @@ def test_the_template_goes_with_the_adapter_to_the_next_stage(place, capsys):
     capsys.readouterr()
     train, _ = data.load(DataArguments("prompts.jsonl"), "prompts")
     told = []
-    data.show_examples(train, None, tokenizer, "prompts", None, tell=told.append)
+    data.show_examples(train, None, tokenizer, "prompts", None, log=told.append)
     assert told[-1] == "example 2 text: (user)b(assistant)"
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "out")
 
@@ -199,7 +199,7 @@ def test_trls_token_settings_are_seen_before_the_data_and_must_exist(place, stop
     Path("sft.jsonl").write_text(Path("plain.jsonl").read_text())
     Path("pairs.jsonl").write_text(Path("plain.jsonl").read_text())
     Path("heldout.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "c", "rejected": "d"}) + "\n")
-    with pytest.raises(UserError, match=f"{key}: '<none>' will not do: a token of the tokenizer in base"):
+    with pytest.raises(UserError, match=f"{key}: '<none>' is not valid: a token of the tokenizer in base"):
         run_stage(name, {}, **{key: "<none>"})
     with pytest.raises(RuntimeError, match=STOPPED):
         run_stage(name, {}, **{key: "<s>"})

@@ -137,7 +137,7 @@ def test_wrong_value_on_the_command_line_names_the_flag():
 
 def test_refusals_of_the_dataclasses_name_the_file(tmp_path):
     message = refused(tmp_path, "lora_r: 0\n")
-    assert "some.yaml: lora_r: 0 will not do" in message
+    assert "some.yaml: lora_r: 0 is not valid" in message
 
 
 def test_refusals_of_trl_and_transformers_are_user_errors(tmp_path):

@@ -17,7 +17,7 @@ from pipeline.ilql import data as offline
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.stages import trl_stage
 from rewards import Instant, Mixture, Shaped, WeightedReward, build_rewards, token_rewards_of
-from rewards.asking import ask, asked, columns_of
+from rewards.asking import ask, columns_of, guarded
 from rewards.base import RESERVED
 
 WORDS = [f"w{i}" for i in range(8)]
@@ -81,7 +81,7 @@ def test_an_option_is_not_replaced_by_a_column_of_its_name(spec):
     [(reward, _)] = build_rewards([spec])
     assert reward(**ASK) == [-2, 0]  # by pencil: the column's 3 would give -2 and -4
     columns = {key: value for key, value in ASK.items() if key == "target"}
-    assert ask(reward, ASK["prompts"], FIVE, columns) == asked(reward)(**ASK) == [-2, 0]
+    assert ask(reward, ASK["prompts"], FIVE, columns) == guarded(reward)(**ASK) == [-2, 0]
     ids, ends = [[1, 2]] * 2, [[2, len(text)] for text in FIVE]
     paid = token_rewards_of(reward, ["p", "p"], FIVE, ids, ends, **columns)
     assert [sum(row) for row in paid] == [-2, 0]
@@ -94,7 +94,7 @@ def test_a_parameter_without_an_option_is_the_column():
 
 def test_an_option_of_an_async_function_stays_too():
     [(reward, _)] = build_rewards([{"name": "test_columns:near_later", "target": 7}])
-    assert asked(reward)(**ASK) == [-2, 0]
+    assert guarded(reward)(**ASK) == [-2, 0]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_reward_is_handed_columns_by_names_that_are_free():
 
 def test_what_rewards_do_not_get_is_said_before_anything_runs(tiny_tokenizer):
     rows, told = Dataset.from_list([{"prompt": "p", "completions": "x", "self": 1, "image": None}]), []
-    data.show_examples(rows, None, tiny_tokenizer, "prompts", None, tell=told.append)
+    data.show_examples(rows, None, tiny_tokenizer, "prompts", None, log=told.append)
     assert told[1:3] == [
         "note: no model here is shown pictures: image are columns like others; the rewards get them",
         "note: rewards do not get completions, self: such a name means something else to them; rename it",

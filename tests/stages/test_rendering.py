@@ -120,7 +120,7 @@ def test_what_the_template_cannot_be_told_is_refused_with_its_row(tmp_path, colu
 
 
 def test_a_setting_that_is_no_mapping_is_refused():
-    with pytest.raises(UserError, match="chat_template_kwargs: 'off' will not do: a mapping"):
+    with pytest.raises(UserError, match="chat_template_kwargs: 'off' is not valid: a mapping"):
         DataArguments("x", chat_template_kwargs="off")
 
 

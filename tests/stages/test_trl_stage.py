@@ -217,5 +217,5 @@ def test_total_episodes_makes_whole_updates(config):
         steps(total_episodes=16, max_steps=5)
     with pytest.raises(UserError, match="generation_batch_size is 64, but steps_per_generation 1 makes it 8"):
         steps(steps_per_generation=1, generation_batch_size=64)
-    with pytest.raises(UserError, match="total_episodes: 0 will not do"):
+    with pytest.raises(UserError, match="total_episodes: 0 is not valid"):
         steps(total_episodes=0)

@@ -226,7 +226,7 @@ def test_a_sweep_goes_on_as_it_began(tmp_path, changes, says):
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"stage": "eval"}, "stage: 'eval' will not do: one of sft, reward, ppo"),
+        ({"stage": "eval"}, "stage: 'eval' is not valid: one of sft, reward, ppo"),
         ({"stage_config": "recipes/tiny/pp.yaml"}, "pp.yaml: there is no such file"),
         ({"space": {}}, "space is empty: name at least one setting"),
         ({"space": {"learning_rat": {"choice": [1]}}}, "no such setting learning_rat, did you mean learning_rate"),
@@ -249,8 +249,8 @@ def test_a_sweep_goes_on_as_it_began(tmp_path, changes, says):
             {"overrides": {}},
             "pruner: median compares exams during training, and this stage takes none: set eval_every",
         ),
-        ({"sampler": "bayes"}, "sampler: 'bayes' will not do: one of tpe, random, grid"),
-        ({"pruner": "soon"}, "pruner: 'soon' will not do"),
+        ({"sampler": "bayes"}, "sampler: 'bayes' is not valid: one of tpe, random, grid"),
+        ({"pruner": "soon"}, "pruner: 'soon' is not valid"),
         (
             {
                 "stage": "ilql",
@@ -260,8 +260,8 @@ def test_a_sweep_goes_on_as_it_began(tmp_path, changes, says):
             },
             "pruner: runs of ilql are not stopped early; set pruner",
         ),
-        ({"kl_limit": 0}, "kl_limit: 0 will not do"),
-        ({"trials": 0}, "trials: 0 will not do"),
+        ({"kl_limit": 0}, "kl_limit: 0 is not valid"),
+        ({"trials": 0}, "trials: 0 is not valid"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_before_the_first_trial(tmp_path, changes, says):

@@ -331,5 +331,5 @@ def test_sft_and_reward_model_show_loss_and_accuracy(screen, tmp_path, tiny_mode
 
 
 def test_sample_every_is_checked():
-    with pytest.raises(UserError, match="sample_every: -1 will not do: a whole number from 0 up"):
+    with pytest.raises(UserError, match="sample_every: -1 is not valid: a whole number from 0 up"):
         PPOStage(output_dir="x", use_cpu=True, bf16=False, sample_every=-1)

@@ -207,7 +207,7 @@ def test_watch_off_says_nothing(tmp_path, tiny_model_folder, capsys):
 
 
 def test_watch_is_checked(tmp_path, tiny_model_folder):
-    with pytest.raises(UserError, match="watch: 'loud' will not do: one of warn, stop, off"):
+    with pytest.raises(UserError, match="watch: 'loud' is not valid: one of warn, stop, off"):
         run_ppo(tmp_path / "out", tiny_model_folder, prompts_file(tmp_path), [{"name": constant}], None, watch="loud")
 
 

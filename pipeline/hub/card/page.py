@@ -12,7 +12,7 @@ from pipeline.hub.card.curves import CURVES
 from pipeline.hub.card.metadata import metadata
 from pipeline.hub.card.run import Run
 from pipeline.models.folders import resolve_stage
-from pipeline.models.provenance import hub_model, license_of, told
+from pipeline.models.provenance import hub_model, license_of, shareable
 from pipeline.report.numbers import is_number
 from pipeline.safety.markdown import Markdown, environment, figure, quoted
 from pipeline.watching.watch import read_warnings
@@ -57,13 +57,13 @@ def render(
         method=Markdown(run.method.upper()),
         merged=merged,
         hub_base=run.hub_base,
-        base=told(run.base) or "not known",
+        base=shareable(run.base) or "not known",
         base_license=base_license or license_of(_base_folder(run)),
-        dataset=told(dataset) or "not known",
-        eval_dataset=told(config.get("eval_dataset")),
+        dataset=shareable(dataset) or "not known",
+        eval_dataset=shareable(config.get("eval_dataset")),
         data_license=data_license or license_of(dataset, "dataset"),
         license=license,
-        started_from=told(run.summary.get("started_from") or config.get("adapter_path")),
+        started_from=shareable(run.summary.get("started_from") or config.get("adapter_path")),
         rewards=[_reward(spec) for spec in config.get("rewards") or []],
         referee=config.get("referee"),
         settings=settings(run),
@@ -128,7 +128,7 @@ def settings(run: Run) -> list[tuple[str, Any]]:
     if not run.adapter:
         unused |= {key for key in SETTINGS if key.startswith("lora_")}
     return [
-        (key, _plain(told(config[key])))
+        (key, _plain(shareable(config[key])))
         for key in SETTINGS
         if key not in unused and config.get(key) is not None and config[key] is not False
     ]
@@ -177,7 +177,7 @@ def duration(seconds: Any) -> Markdown:
 def _local_place(run: Run, merged: bool) -> str:
     """The folder as the recipe has it; nothing of it where that is a path of one machine."""
     path = str(run.config.get("output_dir") or run.folder)
-    return "path/to/this/folder" if merged or told(path) != path else path
+    return "path/to/this/folder" if merged or shareable(path) != path else path
 
 
 def _local_name(run: Run, merged: bool) -> str:
@@ -195,8 +195,8 @@ def _base_folder(run: Run) -> str | None:
 
 
 def _reward(spec: Any) -> dict[str, Any]:
-    """A reward's line of the settings, as a mapping that may be told."""
-    return {"name": "no name"} | told(spec) if isinstance(spec, dict) else {"name": told(str(spec))}
+    """A reward's line of the settings, as a mapping that may be shown to others."""
+    return {"name": "no name"} | shareable(spec) if isinstance(spec, dict) else {"name": shareable(str(spec))}
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def wanted(meaning: Meaning) -> list[str]:
 
 
 def unwanted(meaning: Meaning) -> list[str]:
-    """One entry for each slot: the wordings of the values that it has not, joined by "|".
+    """One entry for each slot: the wordings of the values that it does not have, joined by "|".
 
     Left out, because they say nothing wrong: "restaurant", which people write of a pub as well, "family-friendly"
     where "not family-friendly" is asked for, and values that people take for one another.

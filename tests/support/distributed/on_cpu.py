@@ -1,4 +1,4 @@
-"""One stage as its recipe runs it, under any launcher on the CPU; each process writes what was shared out and sent.
+"""One stage as its recipe runs it, under any launcher on the CPU; each process writes what was sharded and sent.
 
 Accelerate 1.15 leaves FSDP and DeepSpeed out on a CPU and runs DDP in their place, whatever the file says. torch's own
 FSDP 2 and DeepSpeed do run there (gloo), so what Accelerate does on a GPU is put in place here.

@@ -11,9 +11,6 @@ Every run is two updates of two epochs, and what is compared is what it leaves: 
   own. The second rollout depends on the weights that the first update made.
 """
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +18,11 @@ import pytest
 import torch
 import toy
 from equal_runs import KINDS, TWICE, cut, seeded, train
+from warm import Done
 
 from pipeline.ppo import PPOTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ROOT / "tests"
-PATH = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support")))
 TOLERANCE, MOVED = 5e-6, 2e-3
 
 
@@ -58,29 +54,20 @@ def test_accumulation_is_a_larger_batch_when_trl_samples(tmp_path):
     same(train(tmp_path, rollout_func=None, **cut(2, 4)), train(tmp_path, rollout_func=None))
 
 
-def launch(folder: Path, *launcher: str) -> list[dict]:
-    """Runs tests/support/distributed/equivalences.py by `python -m <launcher>`; what each process wrote."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {
-        "PYTHONPATH": PATH,
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        str(TESTS / "support" / "distributed" / "equivalences.py"),
-        str(folder),
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+SCRIPT = ROOT / "tests/support/distributed/equivalences.py"
+
+
+def reports(folder: Path, *processes: Done) -> list[dict]:
+    """What each process of SCRIPT wrote."""
+    for done in processes:
+        assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(warm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    return launch(folder, "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    return reports(folder, *warm.ranks(2, [SCRIPT, folder], folder))
 
 
 @pytest.mark.parametrize(("kind", "size", "accumulation"), TWICE)
@@ -153,9 +140,11 @@ def test_another_seed_gives_other_bits(tmp_path, plain):
             assert not torch.equal(other["start"][name], plain["start"][name]), name
 
 
-def test_accelerate_launch_is_plain_python(tmp_path, plain):
+def test_accelerate_launch_is_plain_python(warm, tmp_path, plain):
     file = ROOT / "recipes" / "accelerate" / "cpu.yaml"
-    [report] = launch(tmp_path, "accelerate.commands.launch", "--config_file", str(file))
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    [report] = reports(tmp_path, warm.run([*launcher, SCRIPT, tmp_path], tmp_path, env=threads))
     same_bits(report["start and end"], plain)
 
 

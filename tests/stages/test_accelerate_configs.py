@@ -1,9 +1,6 @@
 """recipes/accelerate: Accelerate's own launcher reads every file, each holds hardware only, cpu2 truly starts two."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,14 +81,11 @@ if dist.is_initialized():  # none may go while another still listens to it
         ("cpu2", {"rank 0 of 2, device cpu, sum 3", "rank 1 of 2, device cpu, sum 3"}),
     ],
 )
-def test_cpu_processes_see_each_other(tmp_path, name, ranks):
+def test_cpu_processes_see_each_other(warm, tmp_path, name, ranks):
     script = tmp_path / "show_rank.py"
     script.write_text(SCRIPT, "utf-8")
     config = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(script)]
-    distributed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    env = {key: value for key, value in os.environ.items() if key not in distributed}
-    env |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    command = ["-m", "accelerate.commands.launch", "--config_file", config, script]
+    done = warm.run(command, tmp_path, env={"ACCELERATE_USE_CPU": "true"})
     assert done.returncode == 0, done.stderr[-6000:]
     assert sorted(re.findall("<(.*?)>", done.stdout)) == sorted(ranks)

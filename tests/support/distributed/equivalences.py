@@ -1,5 +1,5 @@
-"""Run by test_equivalences.py under torchrun (two processes) and under `accelerate launch` (one); each process writes
-the adapters that it ended with."""
+"""Run by test_equivalences.py on two processes, and on one by `accelerate launch`; each writes the adapters that it
+ended with."""
 
 import os
 import sys

@@ -136,7 +136,7 @@ def _excerpt(prompt: Text) -> str:
 
 def guarded(function: Callable[..., Any], name: str | None = None) -> RewardFunction:
     """`function` so that a row on which it fails gets None, as in training; an async one is waited for."""
-    alike = asked_alike(function, name)
+    alike = guarded_alike(function, name)
 
     def score(prompts, completions, **columns) -> list[float | None]:
         return asyncio.run(alike(prompts, completions, **columns))
@@ -144,7 +144,7 @@ def guarded(function: Callable[..., Any], name: str | None = None) -> RewardFunc
     return score if is_async(alike) else alike
 
 
-def asked_alike(function: Callable, name: str | None = None) -> Callable:
+def guarded_alike(function: Callable, name: str | None = None) -> Callable:
     """The same, but async where `function` is."""
     if is_async(function):
 

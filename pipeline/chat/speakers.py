@@ -26,7 +26,7 @@ from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_json, read_yaml
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_adapter_config
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw
-from rewards.asking import asked
+from rewards.asking import guarded
 from rewards.foreign import stays_on
 from rewards.rendering import TEMPLATE_COLUMNS
 
@@ -236,7 +236,7 @@ def _score(run: Run, prompts: list, texts: list[str], ids: list[list[int]], row:
     for reward, _ in run.rewards:
         name, function = log_name_of(reward), raw(reward)
         try:
-            scores[name] = asked(function, name)(prompts, completions, **columns)
+            scores[name] = guarded(function, name)(prompts, completions, **columns)
         except RewardError as error:
             scores[name] = [None] * len(texts)
             reasons.append(str(error))

@@ -32,7 +32,7 @@ from pipeline.stages.refusals import in_one_sentence
 from pipeline.watching.journal import Journal
 from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards import load_state, log_name_of, pays_tokens, state_of
-from rewards.asking import asked_alike
+from rewards.asking import guarded_alike
 
 START = "ref"  # TRL's own name for the frozen copy of the adapter that the policy starts from
 _STATE = "stage_state.json"  # in a checkpoint
@@ -50,7 +50,7 @@ class Counted(SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, Text
             lengths = [len(ids) for ids in completion_ids_list]
             self.journal.count(torch.tensor(lengths, device=self.accelerator.device))
         asked = [
-            reward if isinstance(reward, torch.nn.Module) else asked_alike(reward, name)
+            reward if isinstance(reward, torch.nn.Module) else guarded_alike(reward, name)
             for reward, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
         self.reward_funcs, rewards = asked, self.reward_funcs  # TRL's loop asks through them

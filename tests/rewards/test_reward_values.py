@@ -21,7 +21,7 @@ from pipeline.exam.evaluation import answer_and_score
 from pipeline.rollouts.scoring import Scoring
 from pipeline.stages.trl_stage import CountedGRPO
 from rewards import Instant, Mixture, RewardError, Shaped, build_rewards, token_rewards_of
-from rewards.asking import ask, asked
+from rewards.asking import ask, guarded
 
 TEXTS = ["ab", "c"]
 NUMBERS = [0.5, None]
@@ -93,7 +93,7 @@ def explained(reward):
 
 
 def in_an_exam(reward):
-    return asked(reward)(["c", "d"], TEXTS)
+    return guarded(reward)(["c", "d"], TEXTS)
 
 
 def in_a_chat(reward):

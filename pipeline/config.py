@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 from dataclasses import dataclass, field, fields
+from functools import cache
 from math import ceil
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from pipeline.errors import UserError, shortened
+from pipeline.safety.console import say
+from rewards import processor
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WATCH = ("warn", "stop", "off")
@@ -229,6 +232,37 @@ def use_vllm_server(config) -> None:
     config.use_vllm, config.vllm_mode, config.vllm_server_base_url = True, "server", url
 
 
+def on_gpu(config) -> bool:
+    """Whether a trainer with these settings runs on a CUDA GPU."""
+    return torch.cuda.is_available() and not config.use_cpu
+
+
+def settle_bf16(config) -> None:
+    """Resolves `bf16: none` in a trainer's settings, before TRL does: on a GPU that has it, and nowhere else.
+
+    TRL takes bf16 whenever fp16 is off, also on a CPU, where it is less exact and on most processors very slow.
+    """
+    if config.bf16 is None:
+        config.bf16 = on_gpu(config) and torch.cuda.is_bf16_supported() and not config.fp16
+    for key in ("bf16", "bf16_full_eval"):
+        if getattr(config, key) and not on_gpu(config):
+            tell_cost(f"{key}: true", torch.bfloat16)
+
+
+def settle_mixed_precision(config) -> None:
+    """On a CPU the settings alone say it. `mixed_precision` in an accelerate file that was written for GPUs would have
+    its way there without a word."""
+    if not on_gpu(config) and not config.bf16:
+        config.mixed_precision = "no"
+
+
+@cache
+def tell_cost(asked_for: str, dtype: torch.dtype) -> None:
+    """Says once, on a processor without units for `dtype`, what the setting `asked_for` costs there."""
+    if line := processor.note(asked_for, dtype):
+        say(line)
+
+
 @dataclass
 class StageDefaults:
     """Our defaults for what every TRL config has. Put it before TRL's class: `class C(StageDefaults, SFTConfig)`."""
@@ -266,16 +300,14 @@ class StageDefaults:
         self.output_dir = self.output_dir or ""  # of None transformers makes a folder `trainer_output`
         if self.trackio_static_space_id is None:
             self.trackio_static_space_id = False  # else a push of the model would publish trackio's log as well
-        gpu = torch.cuda.is_available() and not self.use_cpu
+        gpu = on_gpu(self)
         check(gpu or not self.fp16, "fp16", True, "it needs a GPU, and this run has none: leave it out")
         if not self.use_cpu and (asked := _gpu_asked_for()) and not torch.accelerator.is_available():
             raise UserError(
                 f"a GPU was asked for ({asked}), but torch finds none on this machine: see nvidia-smi, or give "
                 "--use_cpu"
             )
-        if self.bf16 is None:
-            # TRL takes bf16 whenever fp16 is off, also on a CPU, where it is slow and less exact.
-            self.bf16 = gpu and torch.cuda.is_bf16_supported() and not self.fp16
+        settle_bf16(self)
         self.dataloader_pin_memory = self.dataloader_pin_memory and gpu
         # transformers renamed the setting and warns about the old name, which TRL still has.
         if self.gradient_checkpointing is not None and self.activation_checkpointing is None:
@@ -288,6 +320,7 @@ class StageDefaults:
         loads = "the model is loaded by settings of its own: dtype, attn_implementation, model_revision, load_in_4bit"
         given = getattr(self, "model_init_kwargs", None)
         check(not given, "model_init_kwargs", given, loads)
+        settle_mixed_precision(self)
 
 
 @dataclass

@@ -40,7 +40,8 @@ class Learned(ModelBased):
         template (none): a chat template, or a file with one, in place of the tokenizer's own.
         max_length (the model's): the longest text in tokens; of a longer one the beginning is left out.
         batch_size (32): texts scored at once.
-        device (this process's), dtype ("auto", as saved).
+        device (this process's), dtype ("auto", as saved; float32 where the
+            processor has no units for 16 bits).
 
     The text is tokenized as `trl.RewardTrainer` does it. Plain text: prompt + completion + end-of-text as one
     string, with the special tokens that the tokenizer adds, but none of them twice in a row. Messages: the chat

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +15,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
+from . import processor
 from .base import Reward, RewardError, choice, number
 from .foreign import ADAPTER_WEIGHTS, HEADS, adapter_problem, is_missing_folder
 from .rendering import TemplateError, render
 from .text import Message
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+logger = getLogger(__name__)
 
 
 Row = TypeVar("Row")  # a text in whatever form a subclass encodes it
@@ -93,6 +96,12 @@ class ModelBased(Reward):
         """The model at `path` and its tokenizer, on the CPU."""
         raise NotImplementedError
 
+    def _suit_the_processor(self) -> None:
+        if self.dtype == "auto":
+            processor.suited(self._model)
+        elif line := processor.note(f"reward '{self.__name__}', dtype {self.dtype}", getattr(torch, self.dtype)):
+            logger.warning(line)
+
     def _settle(self) -> None:
         """Called once, as soon as model and tokenizer are there."""
 
@@ -103,6 +112,8 @@ class ModelBased(Reward):
         if self._model is None and self.path is not None:
             self.device = self.device or process_device()
             self._model, self._tokenizer = self._load(self.path)
+            if torch.device(self.device).type == "cpu":
+                self._suit_the_processor()
             self._model.to(self.device)
         elif self.device is None:
             self.device = getattr(self._model, "device", "cpu")

@@ -42,7 +42,8 @@ class Perplexity(ModelBased):
             from the tokenizer's begin-of-text token, or where it has none, from its end-of-text token.
         max_length (the model's): the longest text in tokens; of a longer one the beginning is left out.
         batch_size (8): texts scored at once.
-        device (this process's), dtype ("auto", as saved).
+        device (this process's), dtype ("auto", as saved; float32 where the
+            processor has no units for 16 bits).
 
     Plain text: prompt + completion as one string, with the special tokens that the tokenizer puts first. Messages: the
     prompt in the model's chat template if it has one, then the completion's text. A token that reaches from the prompt

@@ -23,7 +23,8 @@ class Reconstruction(Perplexity):
         path: a folder or hub name of such a model, or of a LoRA adapter on one.
         max_length (the model's): the longest text in tokens; of a longer one the beginning is left out.
         batch_size (32): texts scored at once.
-        device (this process's), dtype ("auto", as saved).
+        device (this process's), dtype ("auto", as saved; float32 where the
+            processor has no units for 16 bits).
 
     Source: Tu et al. 2017, "Neural Machine Translation with Reconstruction"; as a score of candidates Li et al. 2016,
     "A Diversity-Promoting Objective Function for Neural Conversation Models" (the p(source | target) of MMI-bidi).

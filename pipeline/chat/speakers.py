@@ -21,8 +21,9 @@ from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage, check_same_base, resolve_model
 from pipeline.models.prompts import context_of, tokenize_prompts, with_kwargs
-from pipeline.runs.folder import CONFIG, SUMMARY, say
+from pipeline.runs.folder import CONFIG, SUMMARY
 from pipeline.safety import shapes
+from pipeline.safety.console import say
 from pipeline.safety.reading import checked, read_json, read_yaml
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, read_adapter_config
 from rewards import RewardError, WeightedReward, build_rewards, log_name_of, raw

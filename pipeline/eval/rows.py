@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.config import DataArguments
 from pipeline.data import loading as data
 from pipeline.errors import UserError
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from pipeline.worlds.e2e import delexicalize, parse_mr, prompt_of, relexicalize
 from pipeline.worlds.e2e import prompt_row as e2e_row
 

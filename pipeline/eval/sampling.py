@@ -28,7 +28,8 @@ from pipeline.eval.candidates import active_adapter, adapter_name, load_group, r
 from pipeline.exam.evaluation import complete, texts_of
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
-from pipeline.runs.folder import say, write_aside
+from pipeline.runs.folder import write_aside
+from pipeline.safety.console import say
 
 
 @dataclass

@@ -43,7 +43,8 @@ from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.runs import claim
-from pipeline.runs.folder import SUMMARY, RunFolder, say
+from pipeline.runs.folder import SUMMARY, RunFolder
+from pipeline.safety.console import say
 from pipeline.worlds import load_world
 from rewards import Perplexity, build_rewards, log_name_of, raw
 from rewards.asking import guarded

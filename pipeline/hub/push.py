@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.hub.errors import plain_errors
 from pipeline.hub.parcel import KINDS, Parcel, pack
 from pipeline.hub.upload import Remote, hub_api, look, not_ours, upload
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 
 REPO_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 

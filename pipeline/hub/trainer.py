@@ -14,7 +14,7 @@ from pipeline.hub.errors import plain_errors
 from pipeline.hub.parcel import CARD, MODEL, TOKENIZER, kind_of, parcel
 from pipeline.hub.push import check_repo
 from pipeline.hub.upload import hub_api, look, not_ours, noted_files, patiently, upload
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from pipeline.safety.weights import ADAPTER_WEIGHTS
 
 MADE_BY_A_RUN = (ADAPTER_WEIGHTS, "model.safetensors", CARD, *MODEL, *TOKENIZER)

@@ -22,7 +22,7 @@ from pipeline.models.prompts import ids as ids_of
 from pipeline.models.prompts import tokenize_prompts
 from pipeline.ppo import math
 from pipeline.rollouts.scoring import Scoring, weigh
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from rewards import WeightedReward, log_name_of, text_of
 from rewards.mixture import Shaped, at_rest, every_in
 

@@ -2,17 +2,15 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import set_peft_model_state_dict
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from pipeline.data.grouping import GroupsByLength
 from pipeline.hub import PushesResults
 from pipeline.ilql import math
 from pipeline.ilql.config import ILQLStage
@@ -32,7 +30,7 @@ from pipeline.watching.journal import Journal
 from pipeline.watching.nonfinite import SkipsNonFinite
 
 
-class QLearning(Trainer):
+class QLearning(GroupsByLength, Trainer):
     """The losses alone, on a `Network`; see `ILQLTrainer`."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -66,13 +64,8 @@ class QLearning(Trainer):
             self.journal.add(name, x, mask)
         self.journal.count(mask.sum(dim=1))
 
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset
-        lengths = [len(p) + len(c) for p, c in zip(rows["prompt_ids"], rows["completion_ids"], strict=True)]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return GroupedByLength(lengths, size, self.args.data_seed or self.args.seed)
+    def lengths(self, rows):
+        return [len(p) + len(c) for p, c in zip(rows["prompt_ids"], rows["completion_ids"], strict=True)]
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """All completion tokens of a step."""
@@ -159,24 +152,6 @@ class ILQLTrainer(SkipsNonFinite, Resumable, PushesResults, QLearning):
         set_peft_model_state_dict(self.network.lm, read_weights(folder / ADAPTER_WEIGHTS), POLICY)
         self.network.load(folder / FOLDER)
         self.network.load(folder / ONLINE, online=True)
-
-
-class GroupedByLength(Sampler):
-    """Rows of like length together, in another order in each epoch, and in the same one when the run is resumed."""
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer at the start of each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 class Follow(TrainerCallback):

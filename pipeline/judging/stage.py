@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.judging import pairs as judged
 from pipeline.judging import results
 from pipeline.judging.verdicts import Verdicts
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pipeline.config import ModelArguments
 from pipeline.memory.estimate import Adapter, Architecture, Batch, Estimate, Precision, estimate
 from pipeline.models import loading as models
 from pipeline.models.attention import SHORT_ROWS, uses_short_rows
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 
 # What lowers the largest pass. A rollout and the held-out prompts are each answered at once.
 _LOWER = {

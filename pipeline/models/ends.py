@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from rewards import begun_once, texts_after
 
 _SAID = "said7by7nobody"  # what the assistant says where a chat template is looked at: no template writes that itself

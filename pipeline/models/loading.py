@@ -34,7 +34,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from pipeline.config import ModelArguments, check
+from pipeline.config import ModelArguments, check, tell_cost
 from pipeline.errors import UserError, shortened
 from pipeline.models import chat_templates
 from pipeline.models.adapter_files import (
@@ -54,12 +54,13 @@ from pipeline.models.ends import end_of_turn, say_stops
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_WEIGHTS, check_safetensors
 from rewards import open_ended
 from rewards.foreign import HEADS
 from rewards.model_based import is_head
+from rewards.processor import has_units
 
 _HEAD = (
     "is the model's output layer, whose weights TRL multiplies by itself, so that LoRA matrices on it would not learn"
@@ -145,10 +146,12 @@ def load_base(
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # not ignored: refused below, in words
     }
-    if options["quantization_config"] is not None and torch.cuda.is_available():
+    if options["quantization_config"] is not None and _on_gpu():
         options["device_map"] = {"": PartialState().local_process_index}
     check_attention(args)
     auto = auto_class(load_config(args, base), for_, base)
+    if not _on_gpu():
+        tell_cost(f"dtype: {args.dtype}", options["dtype"])
     with _readable(base, "model"), read_whole():
         labels = {"num_labels": 1} if for_ == "scores" else {}
         with suppress_seqcls_warning():
@@ -234,8 +237,21 @@ def resolve_dtype(args: ModelArguments) -> torch.dtype:
     """The precision of the base weights; see `ModelArguments.dtype`."""
     if args.dtype != "auto":
         return getattr(torch, args.dtype)
-    gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    gpu = _on_gpu() and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if gpu and args.use_peft else torch.float32
+
+
+def compute_dtype(args: ModelArguments) -> torch.dtype:
+    """In which the layers of a 4-bit base compute: the precision of the base, but float32 on a processor without units
+    for that, which is many times faster there and takes no more memory to speak of (a layer's weights at a time).
+    """
+    dtype = resolve_dtype(args)
+    return dtype if _on_gpu() or has_units(dtype) else torch.float32
+
+
+def _on_gpu() -> bool:
+    """Whether models of this process go to a CUDA GPU; with `use_cpu` they do not, though there may be one."""
+    return torch.cuda.is_available() and (not PartialState._shared_state or PartialState().device.type == "cuda")
 
 
 def quantization(args: ModelArguments) -> BitsAndBytesConfig | None:
@@ -252,7 +268,7 @@ def quantization(args: ModelArguments) -> BitsAndBytesConfig | None:
         load_in_8bit=args.load_in_8bit,
         bnb_4bit_quant_type=args.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=args.use_bnb_nested_quant,
-        bnb_4bit_compute_dtype=resolve_dtype(args),
+        bnb_4bit_compute_dtype=compute_dtype(args),
     )
 
 

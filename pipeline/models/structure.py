@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import UserError
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 
 
 class Anatomy(NamedTuple):

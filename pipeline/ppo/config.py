@@ -5,7 +5,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from pipeline.config import RolloutDefaults, steps_for
+from pipeline.config import RolloutDefaults, settle_bf16, settle_mixed_precision, steps_for
 from pipeline.errors import UserError
 from pipeline.ppo.math import KL_ESTIMATORS
 from pipeline.ppo.setup import advantage_estimator
@@ -179,7 +179,9 @@ class PPOConfig(GRPOConfig):
         # GRPO insists on groups of two or more. PPO has none, so its check is shown one group per process.
         num_generations = self.num_generations or 1
         self.num_generations = self.per_device_train_batch_size * self.micro_batches_per_rollout
+        settle_bf16(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
+        settle_mixed_precision(self)
         self.num_generations = num_generations
         for name, value in given.items():  # a run's own config.yaml, which has both, can be given again
             if value not in (None, getattr(self, name)):

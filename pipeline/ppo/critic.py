@@ -21,7 +21,7 @@ from pipeline.models.adapter_files import HEAD, add_adapter, difference, read_he
 from pipeline.models.adapters import CRITIC, use_adapter
 from pipeline.models.folders import check_same_base
 from pipeline.models.trunk import Trunk
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
 
 

@@ -21,7 +21,7 @@ from pipeline.models.adapter_files import add_adapter, check_shares_base, read_h
 from pipeline.models.adapters import base_of, use_adapter
 from pipeline.models.folders import check_same_base, resolve_stage
 from pipeline.models.trunk import Trunk
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors
 from rewards import Learned, RewardFunction, every_in
 from rewards.model_based import ModelBased

@@ -15,12 +15,14 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from trl import GRPOConfig
 
+from pipeline.config import on_gpu
 from pipeline.errors import UserError
 from pipeline.models.adapter_files import check_settings
 from pipeline.models.adapters import CRITIC, POLICY, checkpoint_contexts
 from pipeline.models.quantized import never_repack
 from pipeline.ppo import math
 from pipeline.safety.weights import ADAPTER_CONFIG
+from rewards.processor import suited
 
 Settings = TypeVar("Settings", bound=TrainingArguments)
 
@@ -35,7 +37,10 @@ def with_policy_adapter(
                 f"model is {model}, a LoRA adapter; load it first: "
                 f"AutoPeftModelForCausalLM.from_pretrained({model!r}, is_trainable=True)."
             )
-        model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "auto", **_mapping(args.model_init_kwargs)})
+        options = {"dtype": "auto", **_mapping(args.model_init_kwargs)}
+        model = AutoModelForCausalLM.from_pretrained(model, **options)
+        if options["dtype"] == "auto" and not on_gpu(args):
+            suited(model)
         args.model_init_kwargs = None
     never_repack(model)
     if isinstance(model, PeftModel):

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY
-from pipeline.runs.folder import _agree, is_main
+from pipeline.runs.folder import _agree
+from pipeline.safety.console import is_main
 
 # The server as the trainer needs it; {} is the base.
 COMMAND = (

@@ -16,9 +16,9 @@ from pipeline import __version__
 from pipeline.errors import UserError
 from pipeline.runs import claim
 from pipeline.safety import shapes
+from pipeline.safety.console import is_main
 from pipeline.safety.reading import read_lines
 from pipeline.safety.redaction import is_secret
-from pipeline.safety.visible import visible
 
 CONFIG, METRICS, SUMMARY, HELDOUT = "config.yaml", "metrics.jsonl", "summary.json", "heldout.jsonl"
 RESUMED = "resumed.jsonl"  # a row each time that the run went on: from where, and what was changed
@@ -27,17 +27,6 @@ _PROBE = ".probe-"
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
 # Where this process ran, not what was asked for; and what was asked for this time alone.
 MACHINE = ("resume", "local_rank", "ddp_backend", "distributed_state", "deepspeed_plugin", "logging_dir")
-
-
-def is_main() -> bool:
-    """True in the one process that writes and prints (rank 0), also before anything distributed was set up."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def say(text: str = "") -> None:
-    """Prints on the main process only; what a model, a data set or a folder's name says cannot drive the terminal."""
-    if is_main():
-        print(visible(text), flush=True)
 
 
 class RunFolder:

@@ -19,7 +19,8 @@ from transformers import TrainerCallback
 from pipeline.errors import UserError
 from pipeline.runs import checkpoint_files
 from pipeline.runs.checkpoint_loading import ReadsCheckpoints, check_checkpoint, from_checkpoint
-from pipeline.runs.folder import _agree, say
+from pipeline.runs.folder import _agree
+from pipeline.safety.console import say
 
 SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints that are written because time has passed
 _ROWS_LOOKED_AT = 200  # of the training data, to tell whether they are the same

@@ -13,7 +13,8 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.runs import checkpoint_files
-from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder, _agree, is_main, say, settings_of, versions
+from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder, _agree, settings_of, versions
+from pipeline.safety.console import is_main, say
 from pipeline.safety.weights import fingerprint
 
 LENGTH = ("max_steps", "num_train_epochs", "total_episodes")

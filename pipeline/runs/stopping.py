@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.runs.folder import RunFolder, is_main, say
+from pipeline.runs.folder import RunFolder
+from pipeline.safety.console import is_main, say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql")

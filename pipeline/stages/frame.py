@@ -19,8 +19,9 @@ from pipeline.models.provenance import hardware
 from pipeline.models.sharding import check_launcher
 from pipeline.report import write_report
 from pipeline.runs import claim
-from pipeline.runs.folder import RunFolder, is_main
+from pipeline.runs.folder import RunFolder
 from pipeline.runs.stopping import graceful
+from pipeline.safety.console import is_main
 from pipeline.safety.weights import ADAPTER_WEIGHTS, fingerprint
 from pipeline.watching import terminal
 

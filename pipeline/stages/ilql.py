@@ -20,8 +20,8 @@ from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage
 from pipeline.models.prompts import check_context, tokenize_prompts
 from pipeline.runs import claim
-from pipeline.runs.folder import say
 from pipeline.runs.resume import open_run
+from pipeline.safety.console import say
 from pipeline.stages import frame, rl
 from pipeline.worlds import referee as world_referee
 from rewards import build_rewards, log_name_of, prepare

@@ -27,7 +27,8 @@ from pipeline.models import loading as models
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage, check_fingerprint, resolve_stage
 from pipeline.runs import claim
-from pipeline.runs.folder import CONFIG, SUMMARY, RunFolder, say
+from pipeline.runs.folder import CONFIG, SUMMARY, RunFolder
+from pipeline.safety.console import say
 from pipeline.safety.reading import read_json, read_yaml
 from pipeline.safety.weights import ADAPTER_CONFIG, read_adapter_config
 

@@ -17,6 +17,7 @@ from trl import RewardTrainer
 from pipeline.config import DataArguments, ModelArguments, RewardStage
 from pipeline.data import loading as data
 from pipeline.data.exact_rows import begin_once
+from pipeline.data.grouping import GroupsByLength
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
@@ -26,9 +27,9 @@ from pipeline.models.folders import Stage
 from pipeline.models.prompts import are_messages
 from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
-from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
+from pipeline.safety.console import say
 from pipeline.stages import frame
 from pipeline.stages.refusals import check_optimizer, in_one_sentence
 from pipeline.stages.sft import check_context
@@ -42,8 +43,12 @@ PAIRS, MAX_PAIRS = "pairs.jsonl", 500  # held-out pairs with their scores, for t
 _ROW = "row"  # of the held-out pairs: TRL drops the long ones
 
 
-class Reward(SkipsNonFinite, Resumable, PushesResults, RewardTrainer):
-    """TRL's RewardTrainer, with our way of stopping and going on, of steps that are not finite, and of the Hub."""
+class Reward(SkipsNonFinite, Resumable, PushesResults, GroupsByLength, RewardTrainer):
+    """TRL's RewardTrainer, with our way of stopping and going on, of steps that are not finite, of the Hub and of rows
+    of like length."""
+
+    def lengths(self, rows):
+        return [max(map(len, pair)) for pair in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
 
     def __init__(self, *args, reads_end: bool = True, **kwargs):
         self._reads_end = reads_end

@@ -27,8 +27,9 @@ from pipeline.ppo.reward_adapter import stands_on
 from pipeline.report import SAMPLES, write_report
 from pipeline.rollouts import vllm_server
 from pipeline.runs import claim
-from pipeline.runs.folder import RunFolder, say
+from pipeline.runs.folder import RunFolder
 from pipeline.runs.resume import open_run
+from pipeline.safety.console import say
 from pipeline.stages import frame, token_credit
 from pipeline.stages.refusals import check_optimizer
 from pipeline.watching import trackers

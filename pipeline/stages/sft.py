@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.data import loading as data
 from pipeline.data.exact_rows import begin_once, exact
+from pipeline.data.grouping import GroupsByLength
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
@@ -25,9 +26,9 @@ from pipeline.models.adapter_files import check_output_layer
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
-from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
+from pipeline.safety.console import say
 from pipeline.stages import frame
 from pipeline.stages.refusals import check_optimizer, in_one_sentence
 from pipeline.watching import terminal, trackers
@@ -35,8 +36,12 @@ from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards.rendering import TEMPLATE_COLUMNS
 
 
-class SFT(SkipsNonFinite, Resumable, PushesResults, SFTTrainer):
-    """TRL's SFTTrainer, with our way of stopping and going on, of steps that are not finite, and of the Hub."""
+class SFT(SkipsNonFinite, Resumable, PushesResults, GroupsByLength, SFTTrainer):
+    """TRL's SFTTrainer, with our way of stopping and going on, of steps that are not finite, of the Hub and of rows of
+    like length."""
+
+    def lengths(self, rows):
+        return [len(ids) for ids in rows["input_ids"]]
 
 
 @claim.ends_with

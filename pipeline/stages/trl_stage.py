@@ -24,8 +24,8 @@ from pipeline.rollouts.row_prompts import RowPrompts
 from pipeline.rollouts.scoring import check_finite
 from pipeline.rollouts.text_ends import TextEnds
 from pipeline.runs import claim
-from pipeline.runs.folder import say
 from pipeline.runs.resumable_trainer import ResumableRollouts
+from pipeline.safety.console import say
 from pipeline.safety.reading import read_json
 from pipeline.stages import rl
 from pipeline.stages.refusals import in_one_sentence

@@ -19,7 +19,8 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.errors import UserError, shortened
-from pipeline.runs.folder import say, write_aside
+from pipeline.runs.folder import write_aside
+from pipeline.safety.console import say
 from pipeline.sweep.settings import Plan
 
 DATABASE, PLAN, LOCK = "study.db", "plan", ".lock"

@@ -10,7 +10,8 @@ from optuna.trial import Trial
 
 from pipeline.errors import UserError
 from pipeline.report.numbers import LARGEST, number
-from pipeline.runs.folder import SUMMARY, say
+from pipeline.runs.folder import SUMMARY
+from pipeline.safety.console import say
 from pipeline.sweep import measures, results
 from pipeline.sweep.launching import launch
 from pipeline.sweep.settings import SweepSettings, plan

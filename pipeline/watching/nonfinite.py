@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from pipeline.watching.watch import note_warning
 
 FOLDER = "non_finite"  # in the run folder: the batches of skipped steps

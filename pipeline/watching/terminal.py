@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from pipeline.runs.folder import is_main
+from pipeline.safety.console import is_main
 from pipeline.safety.visible import visible
 from rewards import text_of
 

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from pipeline.errors import UserError
-from pipeline.runs.folder import METRICS, read_heldout, read_metrics, say, write_aside
+from pipeline.runs.folder import METRICS, read_heldout, read_metrics, write_aside
+from pipeline.safety.console import say
 
 WARNINGS = "warnings.jsonl"
 

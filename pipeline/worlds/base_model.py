@@ -5,7 +5,6 @@ The result is an ordinary Hugging Face model folder. The tokenizer adds no speci
 tokens and eos, so the tokens of a prompt are a prefix of the tokens of prompt + completion.
 """
 
-import contextlib
 import random
 import time
 from pathlib import Path
@@ -13,8 +12,12 @@ from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rewards.processor import has_units
+
+from ..config import tell_cost
 from ..errors import UserError
 from .base import BaseModelSettings, Document, progress
 from .chat_format import BOS, EOS, PAD, ChatFormat, without_tokens
@@ -102,7 +105,7 @@ def _batches(rows: list[Row], settings: BaseModelSettings, rng: random.Random) -
     return batches[: max(1, int(wanted))]
 
 
-def _collate(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor]:
     """input_ids and labels, both (B, T). Pads are on the right, so causal attention never sees them and needs no
     mask.
     """
@@ -115,12 +118,40 @@ def _collate(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, ids.masked_fill(~learned, -100)
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (elsewhere it is slower than float32)."""
-    with contextlib.suppress(OSError):
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-        return bool(flags & {"avx512_bf16", "amx_bf16"})
-    return False
+class Muon(torch.optim.Muon):
+    """Muon in the precision of the weights, with a step as large as AdamW's (`match_rms_adamw`).
+
+    PyTorch's orthogonalises in bfloat16 whatever the weights are: a processor without such units takes fifty times as
+    long for it as in float32, and one kind rounds otherwise than the next. With such units float32 is as fast at this
+    size.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            lr, decay, beta = group["lr"], group["weight_decay"], group["momentum"]
+            for weight in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 1 - beta)
+                update = weight.grad.lerp(momentum, beta)  # Nesterov's
+                update = orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                weight.mul_(1 - lr * decay).add_(update, alpha=-lr * 0.2 * max(weight.shape) ** 0.5)
+        return loss
+
+
+def orthogonal(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """U Vᵀ of x = U S Vᵀ, roughly: singular values come out near 1. (M, N) -> (M, N), in the precision of x.
+
+    The iteration of Newton and Schulz with Muon's coefficients, x <- a x + b (x xᵀ) x + c (x xᵀ)² x.
+    """
+    a, b, c = coefficients
+    wide = x.T if x.shape[0] > x.shape[1] else x  # the products with itself on the shorter side
+    wide = wide / wide.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide.T if x.shape[0] > x.shape[1] else wide
 
 
 def make_optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -133,7 +164,7 @@ def make_optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch
     ids = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in ids]
     return [
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=learning_rate, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -152,7 +183,11 @@ def pretrain(model: LlamaForCausalLM, rows: list[Row], settings: BaseModelSettin
         return 0.05 + 0.475 * (1 + torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, total - warmup))).item())
 
     schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
-    bf16 = settings.pretraining_bf16 if settings.pretraining_bf16 is not None else cpu_has_bf16()
+    bf16 = settings.pretraining_bf16
+    if bf16 is None:
+        bf16 = has_units(torch.bfloat16)
+    elif bf16:
+        tell_cost("pretraining_bf16: true", torch.bfloat16)
     model.train()
     losses = []
     bar = progress(batches, "base model", unit="step")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 
 from . import load_world
 from .base import BaseModelSettings, WorldSettings, write_data

@@ -24,8 +24,8 @@ FLOORS = (
     ("memory", "hub", "judging"),
     ("cli", "data", "exam", "rollouts", "report"),
     ("models", "watching", "worlds"),
-    ("runs",),  # a run on disk
-    ("config", "safety", "metrics"),
+    ("runs", "config"),  # a run on disk; the settings
+    ("safety", "metrics"),
     ("rewards", "errors"),  # text in, numbers out; the one error that a user sees
 )
 FLOOR = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in rooms}

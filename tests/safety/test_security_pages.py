@@ -18,7 +18,7 @@ from pipeline.config import DataArguments
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.report import write_comparison, write_report
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 from pipeline.safety.visible import visible
 
 EVIL = '\'"><img src=x onerror="hacked=1"><script>hacked=1</script>{{7*7}}<!--]]>'

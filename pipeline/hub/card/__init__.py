@@ -13,7 +13,7 @@ from pipeline.config import setting
 from pipeline.hub.card.curves import CURVES, draw_curves
 from pipeline.hub.card.page import MARK, digest, render
 from pipeline.hub.card.run import read_run
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 
 __all__ = ["CARD", "CURVES", "CardArguments", "is_ours", "read_run", "write_card"]
 

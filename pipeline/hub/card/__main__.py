@@ -3,7 +3,7 @@
 from pipeline import cli
 from pipeline.errors import UserError
 from pipeline.hub.card import CardArguments, write_card
-from pipeline.runs.folder import say
+from pipeline.safety.console import say
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pipeline.exam import evaluation
 from pipeline.ilql.decoding import Shift, load_shift, shifted
 from pipeline.ilql.network import TARGET, has_shift, values_folder
 from pipeline.models import loading as models
+from pipeline.models import precision
 from pipeline.models.adapter_files import check_task, does_not_fit
 from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
 from pipeline.models.ends import stop_token_ids
@@ -112,7 +113,7 @@ def load_run(path: str, own_code: bool = False) -> Run:
         except Exception as error:  # half a file fails in many ways
             raise does_not_fit(start.adapter, model, error) from None
         speakers.insert(1, Speaker("SFT" if on_rewards else "start", REFERENCE))
-    if models.quantization(model_args) is None:
+    if precision.quantization(model_args) is None:
         model.to(PartialState(cpu=bool(settings.get("use_cpu"))).device)
 
     # 2. Rewards, referee, and prompts to try

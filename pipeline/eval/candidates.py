@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.ilql.decoding import load_shift, shifted
 from pipeline.ilql.network import has_shift, values_folder
 from pipeline.models import loading as models
+from pipeline.models import precision
 from pipeline.models.adapter_files import check_task, does_not_fit, needs_own_base
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.prompts import KWARGS
@@ -128,7 +129,7 @@ def load_group(group: Sequence[Candidate], model_args: ModelArguments) -> torch.
             name = adapter_name(place)
             shifts[name] = load_shift(model, values_folder(candidate.stage.adapter), f"{name}_values")
     model.shifts = shifts
-    return model.eval() if models.quantization(model_args) else model.eval().to(PartialState().device)
+    return model.eval() if precision.quantization(model_args) else model.eval().to(PartialState().device)
 
 
 def adapter_name(place: int) -> str:

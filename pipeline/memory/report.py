@@ -7,7 +7,7 @@ from peft import PeftModel
 
 from pipeline.config import ModelArguments
 from pipeline.memory.estimate import Adapter, Architecture, Batch, Estimate, Precision, estimate
-from pipeline.models import loading as models
+from pipeline.models import precision
 from pipeline.models.attention import SHORT_ROWS, uses_short_rows
 from pipeline.safety.console import say
 
@@ -87,7 +87,7 @@ def _estimate(
 def precision_of(model_args: ModelArguments, args) -> Precision:
     """Of base and training, as the settings say."""
     return Precision(
-        weights=models.resolve_dtype(model_args).itemsize,
+        weights=precision.resolve_dtype(model_args).itemsize,
         bits=4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None,
         nested=model_args.use_bnb_nested_quant,
         autocast=bool(args.bf16 or args.fp16),

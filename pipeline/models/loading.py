@@ -20,13 +20,11 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -52,6 +50,7 @@ from pipeline.models.adapter_files import (
 from pipeline.models.auto_class import auto_class
 from pipeline.models.ends import end_of_turn, say_stops
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
+from pipeline.models.precision import on_gpu, quantization, resolve_dtype
 from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
 from pipeline.safety.console import say
@@ -60,7 +59,6 @@ from pipeline.safety.weights import ADAPTER_WEIGHTS, check_safetensors
 from rewards import open_ended
 from rewards.foreign import HEADS
 from rewards.model_based import is_head
-from rewards.processor import has_units
 
 _HEAD = (
     "is the model's output layer, whose weights TRL multiplies by itself, so that LoRA matrices on it would not learn"
@@ -146,11 +144,11 @@ def load_base(
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # not ignored: refused below, in words
     }
-    if options["quantization_config"] is not None and _on_gpu():
+    if options["quantization_config"] is not None and on_gpu():
         options["device_map"] = {"": PartialState().local_process_index}
     check_attention(args)
     auto = auto_class(load_config(args, base), for_, base)
-    if not _on_gpu():
+    if not on_gpu():
         tell_cost(f"dtype: {args.dtype}", options["dtype"])
     with _readable(base, "model"), read_whole():
         labels = {"num_labels": 1} if for_ == "scores" else {}
@@ -231,45 +229,6 @@ def init_score_head(model: PreTrainedModel) -> None:
     """Draws the head from N(0, (0.1 / sqrt(hidden + 1))²): all scores start near 0, but no two are equal."""
     weight = model.score.weight
     torch.nn.init.normal_(weight, std=0.1 / (weight.shape[1] + 1) ** 0.5)
-
-
-def resolve_dtype(args: ModelArguments) -> torch.dtype:
-    """The precision of the base weights; see `ModelArguments.dtype`."""
-    if args.dtype != "auto":
-        return getattr(torch, args.dtype)
-    gpu = _on_gpu() and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if gpu and args.use_peft else torch.float32
-
-
-def compute_dtype(args: ModelArguments) -> torch.dtype:
-    """In which the layers of a 4-bit base compute: the precision of the base, but float32 on a processor without units
-    for that, which is many times faster there and takes no more memory to speak of (a layer's weights at a time).
-    """
-    dtype = resolve_dtype(args)
-    return dtype if _on_gpu() or has_units(dtype) else torch.float32
-
-
-def _on_gpu() -> bool:
-    """Whether models of this process go to a CUDA GPU; with `use_cpu` they do not, though there may be one."""
-    return torch.cuda.is_available() and (not PartialState._shared_state or PartialState().device.type == "cuda")
-
-
-def quantization(args: ModelArguments) -> BitsAndBytesConfig | None:
-    """The bitsandbytes settings, or None for an unquantised base."""
-    if not (args.load_in_4bit or args.load_in_8bit):
-        return None
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        key = "load_in_4bit" if args.load_in_4bit else "load_in_8bit"
-        raise UserError(f"{key} needs bitsandbytes, which is not installed: pip install 'plumbline[quant]'") from None
-    return BitsAndBytesConfig(
-        load_in_4bit=args.load_in_4bit,
-        load_in_8bit=args.load_in_8bit,
-        bnb_4bit_quant_type=args.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=args.use_bnb_nested_quant,
-        bnb_4bit_compute_dtype=compute_dtype(args),
-    )
 
 
 def lora_config(args: ModelArguments, task_type: str | TaskType = "CAUSAL_LM") -> LoraConfig:
@@ -355,29 +314,6 @@ def start_score_adapter(model: PreTrainedModel, args: ModelArguments, start: str
     own = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     set_peft_model_state_dict(peft_model, own | weights | head)
     return peft_model
-
-
-def train_in_float32(model: torch.nn.Module) -> None:
-    """Makes LoRA weights and score head float32 on a 16-bit or quantised base, where small updates would be lost.
-
-    PEFT does so for LoRA weights but not for the head, and TRL casts both down to bfloat16 on a quantised base.
-    """
-    if not isinstance(model, PeftModel):
-        return
-    for parameter in model.parameters():
-        # DeepSpeed ZeRO-3 (ds_id) holds all of its parameters in one precision.
-        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
-            parameter.data = parameter.data.float()
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for head in module.modules_to_save.values():
-                head.register_forward_pre_hook(_in_its_precision)
-
-
-def _in_its_precision(layer: nn.Module, inputs: tuple) -> tuple:
-    if not inputs[0].is_floating_point():  # ids, which embeddings read
-        return inputs
-    return inputs[0].to(next(layer.parameters()).dtype), *inputs[1:]
 
 
 def load_scorer(path: str, args: ModelArguments | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -12,7 +12,7 @@ from transformers.trainer_utils import TrainOutput
 
 from pipeline.config import ModelArguments, check, say_once
 from pipeline.hub.card import write_card
-from pipeline.models import auto_class
+from pipeline.models import auto_class, precision
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.provenance import hardware
@@ -95,7 +95,7 @@ def origin(stage: Stage, model_args: ModelArguments) -> dict:
         "base": stage.base,
         "started_from": stage.adapter,
         "base_fingerprint": fingerprint(stage.base),
-        "dtype": str(models.resolve_dtype(model_args)).removeprefix("torch."),
+        "dtype": str(precision.resolve_dtype(model_args)).removeprefix("torch."),
         "hardware": hardware(),
     }
 

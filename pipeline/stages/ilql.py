@@ -14,7 +14,7 @@ from pipeline.ilql.network import Network
 from pipeline.ilql.trainer import ILQLTrainer
 from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
-from pipeline.models import probe
+from pipeline.models import precision, probe
 from pipeline.models.adapter_files import check_brought, check_shares_base
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage
@@ -104,7 +104,7 @@ def load(
     model = models.load_adapter(model, start.adapter)
     probe.check(model, tokenizer, "ILQL", writes=True)
     memory_report.log_estimate(memory.of_ilql, model, model_args, config, longest, prompt)
-    if models.quantization(model_args) is None:
+    if precision.quantization(model_args) is None:
         model.to(config.device)
     since = time.perf_counter()
     with random_state_kept():

@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.hub.card import write_card
 from pipeline.ilql.network import has_shift
 from pipeline.models import loading as models
+from pipeline.models import precision
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage, check_fingerprint, resolve_stage
 from pipeline.runs import claim
@@ -80,7 +81,7 @@ def merge(args: MergeArguments) -> Merged:
     # 2. What the adapter says, on the base as it was in training
     base = models.load_base(run_args, kind, base=stage.base, tokenizer=tokenizer)
     quantized = getattr(base, "is_quantized", False)
-    trained_in = models.resolve_dtype(run_args) if quantized else next(base.parameters()).dtype
+    trained_in = precision.resolve_dtype(run_args) if quantized else next(base.parameters()).dtype
     dtype = trained_in if args.dtype == "auto" else getattr(torch, args.dtype)
     texts = sample_ids(len(tokenizer))
     tied = is_tied_where_changed(base, stage.adapter)

@@ -21,7 +21,7 @@ from pipeline.data.grouping import GroupsByLength
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
-from pipeline.models import auto_class
+from pipeline.models import auto_class, precision
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage
 from pipeline.models.prompts import are_messages
@@ -101,7 +101,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     freeze_idle(trainer.model)
     _check_left(trainer, train, heldout, config.max_length)
     check_optimizer(trainer)
-    models.train_in_float32(trainer.model)
+    precision.train_in_float32(trainer.model)
     trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)
 
@@ -247,7 +247,7 @@ def _check_reload(trainer, model_args: ModelArguments, stage: Stage, tokenizer, 
     model = models.load_base(model_args, "scores", base=base, tokenizer=tokenizer)
     if model_args.use_peft:
         model = models.load_adapter(model, str(path))
-    model = model.to(trainer.accelerator.device).eval() if not models.quantization(model_args) else model.eval()
+    model = model.to(trainer.accelerator.device).eval() if not precision.quantization(model_args) else model.eval()
     rows = trainer.eval_dataset.select(range(min(CHECKED_PAIRS, len(chosen))))
     batch = trainer.data_collator(rows.to_list())
     scores = model(**{key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}).logits

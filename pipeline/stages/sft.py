@@ -20,7 +20,7 @@ from pipeline.data.grouping import GroupsByLength
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
-from pipeline.models import chat_templates, probe, prompts
+from pipeline.models import chat_templates, precision, probe, prompts
 from pipeline.models import loading as models
 from pipeline.models.adapter_files import check_output_layer
 from pipeline.models.ends import stop_token_ids
@@ -88,7 +88,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     if len(trainer.train_dataset) == 0:
         raise UserError(f"no row is left: every prompt alone fills max_length {config.max_length}; raise it")
     check_optimizer(trainer)
-    models.train_in_float32(trainer.model)
+    precision.train_in_float32(trainer.model)
     freeze_idle(trainer.model)
     if not model_args.use_peft:  # saved with the model, for whoever lets it answer
         model.generation_config.eos_token_id = stop_token_ids(model, tokenizer)

@@ -25,7 +25,7 @@ from pipeline.config import ModelArguments
 from pipeline.errors import UserError
 from pipeline.eval.candidates import active_adapter, adapter_name, by_base, load_group, read_candidates
 from pipeline.ilql.network import TARGET, VALUES, Network
-from pipeline.models import adapter_files
+from pipeline.models import adapter_files, precision
 from pipeline.models import loading as models
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, use_adapter
 from pipeline.ppo.critic import Critic
@@ -237,7 +237,7 @@ def test_sft_goes_on_from_it(case, tmp_path):
         return
     adapter_files.check_output_layer(model, case.folder)
     assert trained(model) == trained(wanted)
-    models.train_in_float32(model)
+    precision.train_in_float32(model)
     model(input_ids=IDS, labels=IDS).loss.backward()
     with torch.no_grad():
         for parameter in model.parameters():

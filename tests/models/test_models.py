@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
 from pipeline.models import loading as models
+from pipeline.models import precision
 from pipeline.models.folders import resolve_model, resolve_stage
 from pipeline.safety.weights import fingerprint
 
@@ -207,7 +208,7 @@ def test_precision(project, dtype):
 
 def test_auto_precision_on_a_cpu_is_float32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert models.resolve_dtype(ModelArguments()) is torch.float32
+    assert precision.resolve_dtype(ModelArguments()) is torch.float32
 
 
 def test_lora_covers_every_linear_layer_but_the_heads(project):
@@ -274,7 +275,7 @@ def test_scores_do_not_depend_on_padding(project):
 def test_training_weights_are_float32_on_a_16_bit_base(project):
     args = ModelArguments(model_name_or_path="runs/x/base", dtype="bfloat16")
     model = models.start_score_adapter(models.load_base(args, "scores", tokenizer=build_tokenizer()), args, None)
-    models.train_in_float32(model)
+    precision.train_in_float32(model)
     for parameter in model.parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
     assert model(IDS).logits.dtype == torch.float32
@@ -306,4 +307,4 @@ def test_quantisation_without_bitsandbytes_says_what_to_install(monkeypatch):
         lambda name, *a, **k: (_ for _ in ()).throw(ImportError()) if name == "bitsandbytes" else real(name, *a, **k),
     )
     with pytest.raises(UserError, match="load_in_4bit needs bitsandbytes.*pip install"):
-        models.quantization(ModelArguments(load_in_4bit=True))
+        precision.quantization(ModelArguments(load_in_4bit=True))

@@ -106,7 +106,7 @@ def test_summary_replaces_the_old_one_whole(tmp_path):
 
 def test_other_ranks_write_nothing(tmp_path):
     code = (
-        "import sys; from pipeline.runs.folder import RunFolder, say\n"
+        "import sys; from pipeline.runs.folder import RunFolder; from pipeline.safety.console import say\n"
         "from pipeline.config import DataArguments\n"
         "folder = RunFolder.create(sys.argv[1]); folder.write_summary({}); folder.write_config(DataArguments())\n"
         "say('hello')\n"

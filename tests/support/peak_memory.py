@@ -17,7 +17,8 @@ import toy
 from datasets import Dataset
 
 from pipeline.config import ModelArguments, SFTStage
-from pipeline.models.loading import load_base, train_in_float32
+from pipeline.models.loading import load_base
+from pipeline.models.precision import train_in_float32
 from pipeline.stages.sft import SFT
 
 PROMPT, COMPLETION = 16, 64

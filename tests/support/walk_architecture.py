@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipeline.config import ModelArguments, RewardStage, SFTStage
 from pipeline.errors import UserError
-from pipeline.models import auto_class, probe
+from pipeline.models import auto_class, precision, probe
 from pipeline.models import loading as models
 from pipeline.models.structure import freeze_idle
 from pipeline.ppo import PPOConfig, PPOTrainer
@@ -121,7 +121,7 @@ class Walk:
         return trainer
 
     def _train(self, trainer) -> None:
-        models.train_in_float32(trainer.model)
+        precision.train_in_float32(trainer.model)
         freeze_idle(trainer.model)
         trainer.train()
         trainer.save_model()

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline import config
 from pipeline.config import ModelArguments, SFTStage
 from pipeline.models import loading as models
+from pipeline.models import precision
 from pipeline.ppo import PPOConfig
 from pipeline.worlds import BaseModelSettings, WorldSettings, field_notes
 from pipeline.worlds.base_model import Muon, make_base_model, orthogonal
@@ -164,13 +165,13 @@ def saved_in_16_bits(tmp_path):
 def test_four_bits_are_computed_in_32_where_16_are_slow(no_units, dtype):
     pytest.importorskip("bitsandbytes")
     args = ModelArguments(model_name_or_path="x", load_in_4bit=True, dtype=dtype)
-    assert models.quantization(args).bnb_4bit_compute_dtype == torch.float32
+    assert precision.quantization(args).bnb_4bit_compute_dtype == torch.float32
 
 
 def test_four_bits_are_computed_in_16_where_there_are_units(all_units):
     pytest.importorskip("bitsandbytes")
     args = ModelArguments(model_name_or_path="x", load_in_4bit=True, dtype="bfloat16")
-    assert models.quantization(args).bnb_4bit_compute_dtype == torch.bfloat16
+    assert precision.quantization(args).bnb_4bit_compute_dtype == torch.bfloat16
 
 
 def test_a_base_in_16_bits_is_had_by_asking_only(saved_in_16_bits, no_units, capsys):

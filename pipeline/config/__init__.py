@@ -1,0 +1,62 @@
+"""The settings of each stage: one dataclass for the model, one for the data, and TRL's own config with our defaults.
+
+Every check names the setting that is wrong. YAML values bypass argparse's `choices`, so the checks live here.
+
+May import: safety and below.
+Begin with: arguments.py, then stages.py.
+"""
+
+from pipeline.config.arguments import DataArguments, ModelArguments
+from pipeline.config.checks import (
+    ATTENTION,
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_KWARGS,
+    DTYPES,
+    TRACKERS,
+    WATCH,
+    check,
+    mapping,
+    say_once,
+    setting,
+    steps_for,
+)
+from pipeline.config.machine import on_gpu, settle_bf16, settle_mixed_precision, tell_cost
+from pipeline.config.services import trackers_of, use_vllm_server
+from pipeline.config.stages import (
+    GroupStage,
+    GRPOStage,
+    RewardStage,
+    RLOOStage,
+    RolloutDefaults,
+    SFTStage,
+    StageDefaults,
+)
+
+__all__ = [
+    "DataArguments",
+    "ModelArguments",
+    "ATTENTION",
+    "CHAT_TEMPLATE",
+    "CHAT_TEMPLATE_KWARGS",
+    "DTYPES",
+    "TRACKERS",
+    "WATCH",
+    "check",
+    "mapping",
+    "say_once",
+    "setting",
+    "steps_for",
+    "on_gpu",
+    "settle_bf16",
+    "settle_mixed_precision",
+    "tell_cost",
+    "trackers_of",
+    "use_vllm_server",
+    "GRPOStage",
+    "GroupStage",
+    "RLOOStage",
+    "RewardStage",
+    "RolloutDefaults",
+    "SFTStage",
+    "StageDefaults",
+]

@@ -1,0 +1,61 @@
+"""How a setting is declared and checked: every error names the setting that is wrong."""
+
+import json
+from dataclasses import field
+from math import ceil
+from typing import Any
+
+from pipeline.errors import UserError, shortened
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+WATCH = ("warn", "stop", "off")
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}  # packages
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+CHAT_TEMPLATE = (
+    "Chat template in place of the tokenizer's own: a .jinja file, or a folder or Hub name whose tokenizer has it. "
+    "Later stages find it beside the adapter."
+)
+CHAT_TEMPLATE_KWARGS = (
+    "What the chat template is given besides, e.g. '{\"enable_thinking\": false}'; a row's column of that name goes "
+    "before it."
+)
+
+
+def setting(default: Any, text: str) -> Any:
+    """A dataclass field with a help text."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def steps_for(total_episodes: int, per_update: int, steps_per_update: int, max_steps: int) -> int:
+    """Optimizer steps of `total_episodes` completions in whole updates; `max_steps`, unless -1, must agree."""
+    steps = ceil(total_episodes / per_update) * steps_per_update
+    if max_steps not in (-1, steps):
+        raise UserError(
+            f"max_steps is {max_steps}, but total_episodes {total_episodes} makes it {steps}: give one of them."
+        )
+    return steps
+
+
+def check(good: bool, key: str, value: Any, wants: str) -> None:
+    """Raises `UserError` naming the setting unless `good`."""
+    if not good:
+        raise UserError(f"{key}: {shortened(repr(value))} is not valid: {wants}")
+
+
+def say_once(ours: Any, theirs: Any, key: str) -> None:
+    """One word for a setting that stands in TRL's config too: a flag or YAML key sets both, but in Python it may be
+    given to either."""
+    setattr(ours, key, getattr(ours, key) or getattr(theirs, key, None))
+
+
+def mapping(value: dict | str | None, key: str) -> dict | None:
+    """The setting `key` as a mapping; the command line gives it as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    check(isinstance(value, dict | None), key, value, "a mapping; on the command line JSON, such as '{\"a\": false}'")
+    return value

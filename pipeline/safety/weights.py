@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from pipeline.errors import UserError
 from pipeline.safety import shapes
 from pipeline.safety.reading import read_json
-from rewards.foreign import ADAPTER_WEIGHTS, PICKLES, adapter_problem
+from rewards.foreign import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
+from rewards.foreign import PICKLES, adapter_problem
 
 ADAPTER_CONFIG = "adapter_config.json"
 

@@ -13,7 +13,7 @@ from .values import read
 logger = logging.getLogger(__name__)
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The columns of rows as a reward is handed them, one entry a row; without those that cannot be (`RESERVED`)."""
     return {key: [row[key] for row in rows] for key in rows[0] if key not in RESERVED}
 

@@ -141,14 +141,14 @@ def choice(value: Any, option: str, choices: Sequence[Any], reward: str) -> Any:
     raise RewardError(f"Reward '{reward}': {option} is {value!r}; give {' or '.join(names)}{nearest(value, names)}.")
 
 
-class Bound(functools.partial):
+class Bound(functools.partial[Any]):
     """A function with options. A column of the data that is called like one does not replace it, as in a partial."""
 
     def __call__(self, /, *args: Any, **columns: Any) -> Any:
         return self.func(*self.args, *args, **{**columns, **self.keywords})
 
 
-def bound(function: Callable) -> Callable:
+def bound(function: RewardFunction) -> RewardFunction:
     """`function`; a plain partial one with its options held fast against columns."""
     if type(function) is not functools.partial:
         return function

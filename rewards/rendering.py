@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .text import Message, Text, Texts
 from .tokenizing import begun_once
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
@@ -37,7 +38,7 @@ def row_of(columns: Mapping[str, Any], i: int) -> dict[str, Any]:
     return {name: columns[name][i] for name in TEMPLATE_COLUMNS if columns.get(name) is not None}
 
 
-def render(tokenizer: Any, messages: Sequence[dict], row: Mapping[str, Any] = NOTHING, **how: Any) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], row: Mapping[str, Any] = NOTHING, **how: Any) -> str:
     """The messages as the chat template writes them.
 
     Args:
@@ -50,14 +51,14 @@ def render(tokenizer: Any, messages: Sequence[dict], row: Mapping[str, Any] = NO
     if tokenizer.chat_template is None and how.get("chat_template") is None:
         raise NoTemplate("is missing")
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, **options_of(row), **how)
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options_of(row), **how))
     except Exception as error:  # a template is a program: it may fail in any way
         roles = ", ".join(str(message.get("role")) for message in messages)[:200]
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TemplateError(f"does not take these messages ({roles}): {reason}") from error
 
 
-def prompt_text(tokenizer: Any, prompt: str | Sequence[dict], row: Mapping[str, Any] = NOTHING) -> str:
+def prompt_text(tokenizer: Any, prompt: Text, row: Mapping[str, Any] = NOTHING) -> str:
     """A prompt as the policy reads it: a text as it is, messages with the beginning of the answer's turn.
 
     It is TRL's form: its GRPOTrainer and SFTTrainer add the generation prompt whoever wrote last.
@@ -73,7 +74,7 @@ def encode(tokenizer: Any, texts: Sequence[str], rendered: bool, **how: Any) -> 
     return ids if rendered else [begun_once(row, tokenizer) for row in ids]
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+def prompt_ids(tokenizer: Any, prompts: Texts, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """The ids of prompts, texts and messages alike, each with the row that it stands in."""
     texts = [prompt_text(tokenizer, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
     found: list[list[int]] = [[] for _ in texts]

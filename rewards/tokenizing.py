@@ -3,7 +3,7 @@
 import functools
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tokenizers import processors
@@ -80,7 +80,7 @@ def _as_template(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_end(
-    build: Any, ends: set[int], token_ids_0: list[int], token_ids_1: list[int] | None = None
+    build: Callable[..., list[int]], ends: set[int], token_ids_0: list[int], token_ids_1: list[int] | None = None
 ) -> list[int]:
     if token_ids_1 is not None:
         return build(token_ids_0, token_ids_1)

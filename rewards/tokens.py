@@ -140,7 +140,8 @@ def _writes_a_space_behind(tokenizer: Any, token: int) -> bool:
     if token not in tokenizer.added_tokens_decoder:
         return False
     text = tokenizer.convert_ids_to_tokens(token)
-    return tokenizer.decode(tokenizer(f"{text}a", add_special_tokens=False)["input_ids"]).startswith(f"{text} ")
+    read_back: str = tokenizer.decode(tokenizer(f"{text}a", add_special_tokens=False)["input_ids"])
+    return read_back.startswith(f"{text} ")
 
 
 def _align(ids: list[int], text: str, decode: Callable[[list[int]], str], window: int) -> list[int] | None:

@@ -50,7 +50,7 @@ def say_once(ours: Any, theirs: Any, key: str) -> None:
     setattr(ours, key, getattr(ours, key) or getattr(theirs, key, None))
 
 
-def mapping(value: dict | str | None, key: str) -> dict | None:
+def mapping(value: dict[str, Any] | str | None, key: str) -> dict[str, Any] | None:
     """The setting `key` as a mapping; the command line gives it as JSON text."""
     if isinstance(value, str):
         try:

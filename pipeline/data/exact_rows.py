@@ -11,11 +11,12 @@ from typing import Any
 
 import pyarrow
 from datasets import Dataset, Features, Json, Value
+from transformers import PreTrainedTokenizerBase
 
 MISFITS = (pyarrow.ArrowException, TypeError, ValueError, OverflowError)  # what datasets raises for values of no type
 
 
-def exact(columns: dict[str, list]) -> Dataset:
+def exact(columns: dict[str, list[Any]]) -> Dataset:
     """A data set of these columns in which every value reads back as it is: keys, their order, kinds of number.
 
     Raises one of `MISFITS` for values that have no common type and no dicts in them.
@@ -29,7 +30,7 @@ def exact_rows(rows: list[dict[str, Any]]) -> Dataset:
     return exact({name: [row.get(name) for row in rows] for name in names})
 
 
-def _type(values: list) -> Any:
+def _type(values: list[Any]) -> Any:
     kinds = {type(value) for value in values} - {type(None)}
     if kinds == {str}:
         return Value("string")
@@ -66,11 +67,11 @@ def _plain(value: Any) -> Any:
 # datasets writes this type with pandas' ujson, which keeps ten digits of a number and reads back half of all numbers
 # with another last bit. Python's own json keeps all of them.
 for _name in ("utils.json", "features.features", "arrow_writer", "packaged_modules.json.json"):
-    _module = importlib.import_module(f"datasets.{_name}")
+    _module: Any = importlib.import_module(f"datasets.{_name}")
     _module.ujson_dumps, _module.ujson_loads = _dumps, json.loads
 
 
-def begin_once(rows: Dataset, tokenizer) -> Dataset:
+def begin_once(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """The rows without the begin-of-text token before their texts, where the tokenizer itself puts one there too."""
     bos = tokenizer.bos_token
     if not bos or tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:

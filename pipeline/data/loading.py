@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset, Json
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.config import DataArguments
+from pipeline.config import DataArguments, mapping
 from pipeline.data import dialogues
 from pipeline.data.exact_rows import exact
 from pipeline.data.readers import read
@@ -87,7 +87,7 @@ def _one(args: DataArguments, source: str, split: str, kind: str | None, log: Ca
         rows, notes = clean(rows, kind, name)
         for note in notes:
             log(note)
-        rows = for_the_template(rows, args.chat_template_kwargs, name)
+        rows = for_the_template(rows, mapping(args.chat_template_kwargs, KWARGS), name)
     return rows
 
 
@@ -344,8 +344,8 @@ def show_examples(
 
     lengths = measure(train, name)
     also = measure(heldout, f"{name} (held out)") if kind == "prompts" and heldout is not None else []
-    if are_messages(train[0]) and kind != "preference" and (note := without_end(tokenizer)):
-        log(note)
+    if are_messages(train[0]) and kind != "preference" and (missing := without_end(tokenizer)):
+        log(missing)
     ranked = sorted(lengths)
     line = f"tokens a row: median {ranked[len(ranked) // 2]}, longest {ranked[-1]}"
     if max_length is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.models.adapter_files import HEAD, add_adapter, difference, read_head, read_weights
-from pipeline.models.adapters import CRITIC, use_adapter
+from pipeline.models.adapters import CRITIC, base_of, use_adapter
 from pipeline.models.folders import check_same_base
 from pipeline.models.trunk import Trunk
 from pipeline.safety.console import say
@@ -117,7 +117,7 @@ class Critic:
                 same = bool(apart < (1e-4 if hidden.dtype == torch.float32 else 0.02))  # up to rounding
         if not same:
             self.resumable = False
-            kind = self.model.get_base_model().config.model_type
+            kind = base_of(self.model).config.model_type
             say(f"critic_layers: the upper layers of {kind} do not run alone; the lower ones run again in every epoch")
 
     def _read(self, hidden: Tensor, num_tokens: int) -> Tensor:
@@ -162,7 +162,7 @@ class Critic:
                 "Give the folder of a reward-model stage, or leave critic_path out to start from the base."
             )
         check_safetensors(folder, "adapter")
-        check_same_base(self.model.get_base_model().name_or_path, str(folder))
+        check_same_base(base_of(self.model).name_or_path or "", str(folder))
         head = self._checked(read_head(folder), folder)
         add_adapter(self.model, folder, CRITIC)
         self._set_head(head)

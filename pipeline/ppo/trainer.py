@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, set_seed
 from trl import GRPOTrainer
 
-from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.models import probe
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
@@ -46,7 +45,7 @@ from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.rollouts.row_prompts import RowPrompts
-from pipeline.rollouts.scoring import Scoring, check_finite, weigh
+from pipeline.rollouts.scoring import Scoring, check_finite, check_scored, weigh
 from pipeline.rollouts.text_ends import TextEnds
 from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_loading import from_checkpoint
@@ -188,7 +187,6 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             set_training(reward, self.model.training)  # running statistics are those of training alone
         scoring = Scoring(self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
         self.reward_funcs, rewards = scoring.functions, self.reward_funcs  # TRL's loop asks through them
-        scores_per_reward: Tensor
         try:
             with self._notes.clock("scoring"):
                 scores_per_reward = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -197,13 +195,9 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         self._scoring = scoring
         start = self.accelerator.process_index * len(prompts)
         self._scores_per_reward = scores_per_reward[start : start + len(prompts)]  # (B, F), this process's rows
-        check_finite(scores_per_reward, self.reward_func_names)
-        if self.model.training and torch.isnan(scores_per_reward).all():
-            raise UserError(
-                "No reward scored any completion of this rollout: every reward returned None or NaN for every row. "
-                "Check that the columns that the rewards read are filled."
-            )
-        return scores_per_reward
+        if self.model.training:
+            check_scored(scores_per_reward)
+        return check_finite(scores_per_reward, self.reward_func_names)
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Loss mask (B, T), scores with penalties (B,), token rewards (B, T) or None, finished (B,)."""

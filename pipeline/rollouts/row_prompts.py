@@ -5,6 +5,8 @@ What TRL would do with a row, and this changes: it renders the prompt without th
 text fails; and a column called `prompts` or `completions` is a TypeError in the first reward.
 """
 
+from typing import Any
+
 from pipeline.models.prompts import PICTURES, tokenize_prompts, with_kwargs
 from rewards.base import RESERVED
 
@@ -18,7 +20,7 @@ class RowPrompts:
     def _own_prompts(self) -> bool:
         return not (self._is_vlm or getattr(self, "tools", None) or getattr(self, "environment_factories", None))
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
         if not self._own_prompts:
             return super()._generate_and_score_completions(inputs)
         self._rows = with_kwargs(inputs, self.chat_template_kwargs)
@@ -36,7 +38,9 @@ class RowPrompts:
             rows = with_kwargs([{"prompt": prompt} for prompt in prompts], self.chat_template_kwargs)
         return tokenize_prompts(self.processing_class, rows), None, {}
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    def _calculate_rewards(
+        self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+    ) -> Any:
         rows = inputs if self._rows is None else self._rows
         rows = [{key: value for key, value in row.items() if key not in RESERVED} for row in rows]
         return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)

@@ -94,6 +94,15 @@ def check_finite(scores_per_reward: Tensor, names: Sequence[str]) -> Tensor:
     return scores_per_reward
 
 
+def check_scored(scores_per_reward: Tensor) -> None:
+    """Raises `UserError` when no reward scored any completion: scores (B, F), NaN for a missing one."""
+    if torch.isnan(scores_per_reward).all():
+        raise UserError(
+            "No reward scored any completion of this rollout: every reward returned None or NaN for every row. "
+            "Check that the columns that the rewards read are filled."
+        )
+
+
 def weigh(scores_per_reward: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted sum of what the reward functions returned. A reward that has no score (NaN) is left out.
 

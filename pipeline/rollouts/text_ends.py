@@ -1,5 +1,7 @@
 """Where completions end, and what they say, in TRL's trainers that sample."""
 
+from typing import Any
+
 from trl import GRPOTrainer, is_conversational
 
 from pipeline.models.ends import end_of_turn, ids_of_text, said, turn_of
@@ -29,7 +31,7 @@ class TextEnds:
         # TRL asks every message for its content, which one that only calls tools need not have
         return super()._tokenize_prompts([[{"content": ""} | message for message in prompt] for prompt in prompts])
 
-    def _generate(self, prompts):
+    def _generate(self, prompts: list[Any]) -> Any:
         ids, completion_ids, *rest = super()._generate(prompts)
         messages = is_conversational({"prompt": prompts[0]})
         parsed = messages and any(getattr(self._tokenizer, f"response_{x}", None) for x in ("template", "schema"))

@@ -23,14 +23,15 @@ _CAUSAL = (
 _SCORES = ((MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification),)
 
 
-def auto_class(config: PreTrainedConfig, for_: str, path: str):
-    """The auto class for a language model (`causal`; of images and text too, trained on text alone) or for a reward
-    model (`scores`).
+def auto_classes(config: PreTrainedConfig, for_: str, path: str) -> list:
+    """The auto classes for a language model (`causal`; also one of images and text, trained on text alone) or for a
+    reward model (`scores`), the most fitting first: a checkpoint of images and text may be of the second alone.
 
     Raises:
         UserError: an encoder-decoder, or a model that transformers has no such class for.
     """
-    if config.is_encoder_decoder:
+    half = for_ == "scores" and getattr(type(config), "is_encoder_decoder", False)  # saved as its decoder alone
+    if config.is_encoder_decoder or half:
         raise UserError(
             f"{path} ({config.model_type}) is an encoder-decoder, which reads with one half and writes with the "
             "other; the stages train models of one stack: take a decoder"
@@ -38,9 +39,8 @@ def auto_class(config: PreTrainedConfig, for_: str, path: str):
         )
     options = _CAUSAL if for_ == "causal" else _SCORES
     own_code = not type(config).__module__.startswith("transformers.")
-    for mapping, auto in options:
-        if own_code or type(config) in mapping:
-            return auto
+    if found := [auto for mapping, auto in options if own_code or type(config) in mapping]:
+        return found
     if for_ == "causal":
         raise UserError(
             f"{path} ({config.model_type}) is no language model: transformers has none of its kind that writes text. "

@@ -47,7 +47,7 @@ from pipeline.models.adapter_files import (
     read_settings,
     read_weights,
 )
-from pipeline.models.auto_class import auto_class
+from pipeline.models.auto_class import auto_classes
 from pipeline.models.ends import end_of_turn, say_stops
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.precision import on_gpu, quantization, resolve_dtype
@@ -147,13 +147,15 @@ def load_base(
     if options["quantization_config"] is not None and on_gpu():
         options["device_map"] = {"": PartialState().local_process_index}
     check_attention(args)
-    auto = auto_class(load_config(args, base), for_, base)
     if not on_gpu():
         tell_cost(f"dtype: {args.dtype}", options["dtype"])
-    with _readable(base, "model"), read_whole():
-        labels = {"num_labels": 1} if for_ == "scores" else {}
-        with suppress_seqcls_warning():
-            model, found = auto.from_pretrained(base, **labels, **options)
+    if for_ == "scores":
+        options["num_labels"] = 1
+    for auto in auto_classes(load_config(args, base), for_, base):
+        with _readable(base, "model"), read_whole(), suppress_seqcls_warning():
+            model, found = auto.from_pretrained(base, **options)
+        if for_ == "scores" or not found["missing_keys"]:
+            break
     if odd := sorted(found["mismatched_keys"]):
         name, saved, wanted = odd[0]
         raise UserError(

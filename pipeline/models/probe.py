@@ -9,12 +9,13 @@ Two short rows go through the model as the stages run it, and each by itself as 
 """
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
 from pipeline.errors import UserError
+from pipeline.models.adapters import POLICY
 from pipeline.models.structure import base_of, eval_mode, kind_of, positions, runs_on_text, trunk_of
 
 _LENGTHS = (9, 5)  # tokens of the two rows
@@ -25,11 +26,11 @@ _EXACT, _SIXTEEN_BITS = 1e-4, 0.05
 
 @torch.no_grad()
 def check(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, who: str, writes: bool = False
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, who: str, args, writes: bool = False
 ) -> None:
     """Raises `UserError` when `model` is not what a stage takes it for.
 
-    Args: who: the stage, for the error. writes: whether the stage lets the model write.
+    Args: who: the stage, for the error. args: its settings. writes: whether it lets the model write.
     """
     base = base_of(model)
     if base.get_output_embeddings() is None or trunk_of(model) is base:
@@ -39,10 +40,26 @@ def check(
         alone = [_logprobs(model(input_ids=row[None], use_cache=False).logits[0]) for row in rows]
         _check_causal(model, rows[0], alone[0], who)
         _check_head(model, rows[0], alone[0], who)
+        _check_balance(model, rows[0], args)
         if writes:
             batch = _left_padded(rows, tokenizer.pad_token_id)
             _check_padding(model, batch, alone, who)
             _check_writing(model, batch, rows, tokenizer, who)
+
+
+def check_adapter(model: PeftModel, name: str = POLICY) -> None:
+    """Raises `UserError` when PEFT could not read back what it saves of an adapter: some architectures have their
+    weights under other names in files, and PEFT puts an adapter's names through the same translation."""
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        return  # sharded by DeepSpeed ZeRO-3: there is nothing to look at
+    result = set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=name), adapter_name=name)
+    lost = [key for key in result.missing_keys if "lora_" in key and name in key.split(".")]
+    if lost:
+        layer = lost[0].split(".lora_")[0].split(".")
+        raise UserError(
+            f"PEFT could not read an adapter on {'.'.join(layer[-3:])} of {kind_of(model)} back from its file: give "
+            f"lora_target_modules without {layer[-1]} there"
+        )
 
 
 def _check_causal(model, row: Tensor, alone: Tensor, who: str) -> None:
@@ -56,30 +73,54 @@ def _check_causal(model, row: Tensor, alone: Tensor, who: str) -> None:
 
 
 def _check_head(model, row: Tensor, alone: Tensor, who: str) -> None:
-    base = base_of(model)
-    own = vars(base).get("forward")
-    add_fused_lm_head(base)
     try:
-        said = model(
-            input_ids=row[None], attention_mask=torch.ones_like(row)[None], labels=row[None], fused_lm_head=True
-        ).log_probs[0]
+        said = _by_trl(model, row).log_probs[0]
     except Exception as error:
-        if "out of memory" in str(error):
-            raise
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"{who} takes log-probabilities as TRL computes them, which fails with {kind_of(model)} ({why:.200}): "
-            "take another architecture"
+        raise _refusal(
+            error, f"{who} takes log-probabilities as TRL computes them, and {kind_of(model)} cannot"
         ) from None
-    finally:
-        del base.forward
-        if own is not None:
-            base.forward = own
     if _differ(said[:, None], alone[:-1].gather(1, row[1:, None]), model):
         raise UserError(
             f"{who} takes log-probabilities as TRL computes them, from the last hidden states and the output "
             f"embeddings, but {kind_of(model)} computes something else between the two: take another architecture"
         )
+
+
+def _check_balance(model, row: Tensor, args) -> None:
+    """Where TRL adds the loss that keeps experts equally busy; see `aux_loss_enabled` of its trainers."""
+    config, coefficient = base_of(model).config.get_text_config(), getattr(args, "router_aux_loss_coef", None)
+    if coefficient is None:
+        coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    if coefficient and hasattr(config, "output_router_logits"):
+        try:
+            _by_trl(model, row, output_router_logits=True)
+        except Exception as error:
+            raise _refusal(
+                error,
+                f"TRL adds a loss for the balance of experts, and {kind_of(model)} has none to compute it from",
+                "set router_aux_loss_coef: 0.0",
+            ) from None
+
+
+def _by_trl(model, row: Tensor, **options):
+    """What TRL's fused head says of a row."""
+    base = base_of(model)
+    own = vars(base).get("forward")
+    add_fused_lm_head(base)
+    try:
+        ids = row[None]
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True, **options)
+    finally:
+        del base.forward
+        if own is not None:
+            base.forward = own
+
+
+def _refusal(error: Exception, sentence: str, advice: str = "take another architecture") -> Exception:
+    if "out of memory" in str(error):
+        return error
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"{sentence} ({why:.200}): {advice}")
 
 
 def _check_padding(model, batch: dict[str, Tensor], alone: list[Tensor], who: str) -> None:
@@ -100,10 +141,7 @@ def _check_writing(model, batch: dict[str, Tensor], rows: list[Tensor], tokenize
     try:
         written = model.generate(**batch, generation_config=config)
     except Exception as error:
-        if "out of memory" in str(error):
-            raise
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{who} lets the model write, and {kind_of(model)} cannot ({why:.200})") from None
+        raise _refusal(error, f"{who} lets the model write, and {kind_of(model)} cannot") from None
     finally:
         base.generation_config = before
     logits = torch.stack(written.logits, dim=1)  # (B, N, V)

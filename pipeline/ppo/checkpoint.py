@@ -25,7 +25,7 @@ from rewards import RewardFunction, WeightedReward
 from rewards.mixture import load_state, state_of
 
 STATE = "ppo_state.json"
-_SHAPE = {"kl_coef": float, "baseline": (float, None), "rewards": {str: dict}}
+_SHAPE = {"kl_coef": float, "baseline": (float, None), "rewards": {str: dict}, "critic_resumable?": bool}
 
 
 class Trained(Protocol):
@@ -52,6 +52,7 @@ def save(trainer: Trained, folder: Path) -> None:
             "kl_coef": trainer.kl_coef,
             "baseline": trainer.baseline and trainer.baseline.state,
             "rewards": state_of(WeightedReward(reward, 1.0) for reward in trainer.reward_funcs),
+            "critic_resumable": trainer.critic is not None and trainer.critic.resumable,
         }
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
@@ -85,6 +86,8 @@ def load(trainer: Trained, folder: Path) -> None:
     trainer.kl_coef = state["kl_coef"]
     if trainer.baseline is not None:
         trainer.baseline.state = state["baseline"]
+    if trainer.critic is not None:
+        trainer.critic.resumable &= state.get("critic_resumable", True)  # what long rows had shown by then
     load_state((WeightedReward(reward, 1.0) for reward in trainer.reward_funcs), state["rewards"])
     if trainer.args.replay and _replay_file(trainer, folder).exists():
         tensors = load_file(_replay_file(trainer, folder))

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.models.adapter_files import HEAD, add_adapter, difference, read_head, read_weights
 from pipeline.models.adapters import CRITIC, base_of, use_adapter
-from pipeline.models.folders import check_same_base
 from pipeline.models.trunk import Trunk
 from pipeline.safety.console import say
 from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_safetensors
+from rewards.model_based import is_head
 
 
 class Critic:
@@ -162,7 +162,11 @@ class Critic:
                 "Give the folder of a reward-model stage, or leave critic_path out to start from the base."
             )
         check_safetensors(folder, "adapter")
-        check_same_base(base_of(self.model).name_or_path or "", str(folder))
+        if any(is_head(key) and not key.startswith(HEAD) for key in read_weights(folder / ADAPTER_WEIGHTS)):
+            raise UserError(
+                f"The reward model in {folder} has another head than `score` on the last token, so that no critic can "
+                "start from it. Leave critic_path out; as a reward (learned) it is welcome."
+            )
         head = self._checked(read_head(folder), folder)
         add_adapter(self.model, folder, CRITIC)
         self._set_head(head)

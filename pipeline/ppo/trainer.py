@@ -124,7 +124,8 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             processing_class=processing_class,
             **kwargs,
         )
-        probe.check(model, self._tokenizer, self._name, writes=True)
+        probe.check(model, self._tokenizer, self._name, args, writes=True)
+        probe.check_adapter(model)
         put_on_base(self.reward_funcs, model, self.accelerator.autocast)
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         freeze_idle(model)

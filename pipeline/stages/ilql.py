@@ -102,7 +102,7 @@ def load(
     check_context(model, used, what, "lower max_length or max_completion_length")
     check_brought(model, start.adapter)
     model = models.load_adapter(model, start.adapter)
-    probe.check(model, tokenizer, "ILQL", writes=True)
+    probe.check(model, tokenizer, "ILQL", None, writes=True)
     memory_report.log_estimate(memory.of_ilql, model, model_args, config, longest, prompt)
     if precision.quantization(model_args) is None:
         model.to(config.device)

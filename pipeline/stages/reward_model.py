@@ -21,7 +21,7 @@ from pipeline.data.grouping import GroupsByLength
 from pipeline.errors import UserError
 from pipeline.hub import PushesResults
 from pipeline.memory import report as memory_report
-from pipeline.models import auto_class, precision
+from pipeline.models import auto_class, precision, probe
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage
 from pipeline.models.prompts import are_messages
@@ -85,6 +85,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     if model_args.use_peft:
         with in_one_sentence(model):
             model = models.start_score_adapter(model, model_args, stage.adapter)
+        probe.check_adapter(model)
     memory_report.log_estimate(
         memory_report.of_reward, model, model_args, config, min(longest, config.max_length or longest)
     )

@@ -71,7 +71,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     if stage.adapter:
         model = models.load_adapter(model, stage.adapter, trainable=True)
         check_output_layer(model, stage.adapter)
-    probe.check(model, tokenizer, "SFT")
+    probe.check(model, tokenizer, "SFT", config)
     memory_report.log_estimate(
         memory_report.of_sft, model, model_args, config, min(longest, config.max_length or longest)
     )
@@ -90,6 +90,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     check_optimizer(trainer)
     precision.train_in_float32(trainer.model)
     freeze_idle(trainer.model)
+    if model_args.use_peft:
+        probe.check_adapter(trainer.model)
     if not model_args.use_peft:  # saved with the model, for whoever lets it answer
         model.generation_config.eos_token_id = stop_token_ids(model, tokenizer)
     trackers.connect(trainer)

@@ -131,7 +131,8 @@ def run(
     vllm_server.send_merged(trainer)
     sample_plainly(trainer.model, trainer.eos_token_ids, start.tokenizer)
     count_positions_from_the_mask(trainer.model)
-    probe.check(trainer.model, start.tokenizer, algorithm.upper(), writes=True)
+    probe.check(trainer.model, start.tokenizer, algorithm.upper(), config, writes=True)
+    probe.check_adapter(trainer.model)
     freeze_idle(trainer.model)
     settings = (model_args, data_args, reward_args, config)
     return rl.run_between_exams(

@@ -10,7 +10,6 @@ from toy import A, B, C, D
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE
-from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.ppo.critic import Critic
 
 IDS, MASK = torch.tensor([[C, D, A, B, B, A]]), torch.ones(1, 6, dtype=torch.long)
@@ -133,63 +132,3 @@ def test_the_policy_does_not_change_when_the_critic_looks(base):
     critic.values(IDS, MASK, 4)
     torch.testing.assert_close(model(input_ids=IDS).logits, before, atol=0, rtol=0)
     assert REFERENCE not in model.peft_config
-
-
-# ---------------------------------------------------------------- upper layers only
-def test_the_upper_layers_go_on_from_what_entered_them():
-    model = get_peft_model(toy.build_model(), toy.lora())
-    count_positions_from_the_mask(model)
-    critic = Critic(model, layers=1)
-    toy.randomize(model, CRITIC, 3)
-    torch.nn.init.normal_(critic.head.weight)
-    ids, mask = torch.tensor([[C, D, A, B, B, A], [0, 0, A, B, D, C]]), torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
-    values, states = critic.values_and_states(ids, mask, 3)
-    assert states.shape == (2, 6, 16) and not states.requires_grad
-    torch.testing.assert_close(values, critic.values(ids, mask, 3))
-    calls = [0, 0]
-    for i, layer in enumerate(critic._trunk.layers):
-        layer.register_forward_pre_hook(lambda module, args, i=i: calls.__setitem__(i, calls[i] + 1))
-    torch.testing.assert_close(critic.values(ids, mask, 3, states), values, atol=1e-6, rtol=1e-5)
-    assert calls == [0, 1]
-
-
-def test_only_the_upper_layers_learn_and_all_are_saved(base, tmp_path):
-    reward_folder(base, tmp_path / "reward", target_modules=["q_proj", "down_proj"])
-    settings = {"critic_path": str(tmp_path / "reward"), "critic_layers": 1, "total_episodes": 16}
-    trainer = toy.make_trainer(tmp_path / "run", policy(base), **settings)
-    before = {n: p.clone() for n, p in trainer.model.named_parameters() if CRITIC in n.split(".")}
-    trainer.train()
-    moved = {n: not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n in before}
-    assert {n for n, m in moved.items() if m} == {n for n in moved if ".layers.1." in n}
-    trainer.save_model(str(tmp_path / "run"))
-    saved = load_file(tmp_path / "run" / "critic" / "adapter_model.safetensors")
-    assert sum(".layers.0." in name for name in saved) == 4  # what the reward stage left there
-
-
-def test_training_is_the_same_whether_states_are_kept_or_not(base, tmp_path):
-    """The lower layers run again in every pass where the upper ones do not run alone; nothing else may differ."""
-    ends, settings = [], {"critic_layers": 1, "total_episodes": 16, "optim": "sgd", "learning_rate": 0.1}
-    for keeps in (True, False):
-        torch.manual_seed(0)
-        trainer = toy.make_trainer(tmp_path / str(keeps), policy(base), **settings)
-        trainer.critic._resumable = None if keeps else False
-        start = {name: x.clone() for name, x in toy.learned(trainer).items()}
-        trainer.train()
-        assert ("critic_states" in trainer._buffered_inputs[0]) is keeps
-        ends.append(toy.learned(trainer))
-    for name, end in ends[0].items():
-        assert (end - ends[1][name]).norm() < 1e-3 * (end - start[name]).norm(), name
-
-
-def test_a_model_whose_upper_layers_do_not_run_alone_is_found_out():
-    """GPT-2 adds positions to what enters its first layer: the upper layers alone would get them twice."""
-    critic = Critic(get_peft_model(toy.build_gpt2(), toy.lora()).eval(), layers=1)  # GPT-2 has dropout
-    torch.nn.init.normal_(critic.head.weight)
-    values, states = critic.values_and_states(IDS, MASK, 4)
-    assert states is None and critic.values_and_states(IDS, MASK, 4)[1] is None
-    torch.testing.assert_close(values, critic.values(IDS, MASK, 4))
-
-
-def test_more_layers_than_there_are(base):
-    with pytest.raises(UserError, match="critic_layers is 3, but the model has 2 layers"):
-        Critic(policy(base), layers=3)

@@ -31,6 +31,7 @@ _SIZES = {
             "hidden_size d_model n_embd emb_dim embed_dim embedding_dim embedding_size hidden_size_global lru_width "
             "input_embedding_size output_embedding_size attention_hidden_size ple_embed_dim mamba_d_ssm "
             "projector_input_dim projector_output_dim vision_output_dim out_hidden_size backbone_hidden_size "
+            "base_channels output_channels nemo_conv_channels ext_pw_out_channel depthwise_separable_out_channel "
             "router_hidden_size adapter_in_dim adapter_out_dim adapter_input_size",
         ),
         (
@@ -86,13 +87,14 @@ _SHARED_KEYS |= {"num_kv_shared_layers": 2, "intermediate_size": 64}
 _SHARED_BLOCKS = {"num_hidden_layers": 3, "layers_block_type": ["hybrid", "linear_attention", "hybrid"]}
 _SHARED_BLOCKS |= {"attention_hidden_size": 64, "attention_head_dim": 16}
 CHANGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys("axk1 axk2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa kimi_linear".split(), _LATENT),
+    **dict.fromkeys("axk1 axk2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa".split(), _LATENT),
     **dict.fromkeys("minicpm3 youtu".split(), _LATENT),
     "bailing_hybrid": _LATENT | {"num_expert_group": 1},
     "bamba": {"attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 50},
     "cohere_compass_text": _WINDOWED | {"rope_parameters": dict.fromkeys(_WINDOWED["layer_types"], _ROTARY)},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
+    "deepseek_v4": {"head_dim": 64, "index_head_dim": 64},
     "deepseek_v2": _LATENT | {"num_experts_per_tok": 2},
     "dots1": _WINDOWED | {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": _LATENT
@@ -107,6 +109,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {"no_rope_layers": [1, 0], "layer_types": ["chunked_attention", "full_attention"]},
+    "kimi_linear": _LATENT | {"linear_head_dim": 16},
     "longcat_flash": _LATENT | {"zero_expert_num": 1},
     "mamba2": {"num_heads": 8},
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
@@ -153,11 +156,21 @@ def build(model_type: str, seed: int = 0, **changes) -> PreTrainedModel:
 
 
 def targets_of(model_type: str) -> list[str]:
-    """What an adapter is put on: every linear layer, but for those that PEFT refuses for Mamba's kind."""
-    return _WITHOUT_MAMBA.get(model_type, ["all-linear"])
+    """What an adapter is put on: every linear layer, but for those that PEFT refuses or does not read back."""
+    return _TARGETS.get(model_type, ["all-linear"])
 
 
-_WITHOUT_MAMBA = {
+def settings_of(model_type: str) -> dict[str, Any]:
+    """Settings of SFT and PPO that the architecture needs: without TRL's loss for the balance of experts where it
+    does not know their number, or where there are none."""
+    return {"router_aux_loss_coef": 0.0} if model_type in _NO_BALANCE else {}
+
+
+_NO_BALANCE = {"deepseek_v4", "doge", "granitemoehybrid", "granitemoeshared"}
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_TARGETS = {
+    "inkling2_text": _ATTENTION,  # PEFT does not read back all of the others
+    "laguna": _ATTENTION,
     "falcon_h1": ["in_proj", "q_proj", "v_proj", "down_proj"],
     "falcon_mamba": ["in_proj", "x_proj"],
     "mamba": ["in_proj", "x_proj"],
@@ -188,8 +201,6 @@ def _small(cls: type[PreTrainedConfig]) -> dict[str, Any]:
         found["layer_types"] = ["full_attention", "sliding_attention"]
     if getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
         found["is_decoder"] = True
-    if hasattr(config, "output_router_logits"):
-        found["output_router_logits"] = False  # so that SFT's loss is that of the tokens alone
     return found | CHANGES.get(cls.model_type, {})
 
 

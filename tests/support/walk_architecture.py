@@ -12,10 +12,11 @@ import tiny_architectures as tiny
 import torch
 from conftest import build_tokenizer
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.config import ModelArguments, RewardStage, SFTStage
 from pipeline.errors import UserError
@@ -45,20 +46,24 @@ class Walk:
         self.args = ModelArguments(self.base, lora_r=2, lora_alpha=4, lora_target_modules=tiny.targets_of(model_type))
         self.tokenizer = models.load_tokenizer(self.base, self.args)
         self.sft_path, self.reward_path = folder / "sft", folder / "reward"
+        self.auto = AutoModelForCausalLM  # of the language model
+        self.settings = _COMMON | tiny.settings_of(model_type)
 
     def sft(self) -> float:
         """How far the loss that SFT states is from the mean over tokens of the saved model."""
-        model = models.load_base(self.args, base=self.base, tokenizer=self.tokenizer)
-        probe.check(model, self.tokenizer, "SFT")
+        model = self._language_model()
         rows = Dataset.from_dict({"prompt": PROMPTS, "completion": ANSWERS})
-        config = SFTStage(str(self.sft_path), max_steps=2, **_COMMON)
+        config = SFTStage(str(self.sft_path), max_steps=2, **self.settings)
+        probe.check(model, self.tokenizer, "SFT", config)
         trainer = SFT(model, config, None, rows, rows, self.tokenizer, peft_config=models.lora_config(self.args))
         self._train(trainer)
-        fresh, logprobs = self._fresh(AutoModelForCausalLM, self.sft_path), []
+        fresh, logprobs = self._fresh(self.auto, self.sft_path), []
         for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
             ids = self.tokenizer(prompt)["input_ids"], self.tokenizer(answer)["input_ids"] + [2]
             logprobs.append(_logprobs(fresh, *ids))
-        return abs(trainer.evaluate()["eval_loss"] + torch.cat(logprobs).mean().item())
+        said = trainer.evaluate()["eval_loss"]
+        said -= trainer.router_aux_loss_coef * trainer.state.log_history[-1].get("eval_aux_loss", 0.0)
+        return abs(said + torch.cat(logprobs).mean().item())
 
     def reward(self) -> float:
         """How far the scores of the held-out texts are from those of the saved model."""
@@ -69,7 +74,7 @@ class Walk:
         config = RewardStage(str(self.reward_path), max_steps=2, **_COMMON)
         trainer = Reward(model, config, None, rows, rows, self.tokenizer, reads_end=reads_end)
         self._train(trainer)
-        fresh = self._fresh(AutoModelForSequenceClassification, self.reward_path, num_labels=1)
+        fresh = self._fresh(AutoModelForSequenceClassification, self.reward_path)
         texts = [p + a + "</s>" * reads_end for p, a in zip(PROMPTS, ANSWERS, strict=True)]
         with torch.no_grad():
             said = [fresh(input_ids=torch.tensor([self.tokenizer(text)["input_ids"]])).logits[0, 0] for text in texts]
@@ -89,12 +94,13 @@ class Walk:
                 ids, mask = (torch.cat([batch[f"prompt_{x}"], batch[f"completion_{x}"]], 1) for x in ("ids", "mask"))
                 width = batch["completion_ids"].shape[1]
                 values.append(trainer.critic.values(ids, mask, width, batch.get("critic_states")))
-        policy, critic, apart = *(self._fresh(AutoModelForCausalLM, path / x) for x in ("", "critic")), []
+        policy, apart = self._fresh(self.auto, path), []
         head = load_file(path / "critic" / "adapter_model.safetensors")
+        critic, reads = self._fresh_critic(path / "critic")
         for row, prompt, completion in _rows(batch):
             said = batch["old_per_token_logps"][row, : len(completion)]
             apart.append((said - _logprobs(policy, prompt, completion)).abs().max())
-            states = _states(critic, prompt, completion)
+            states = _entering(reads, critic, prompt + completion)[len(prompt) - 1 : -1]
             wanted = states @ head[HEAD + "weight"][0] + head[HEAD + "bias"]
             apart += [(found[row, : len(completion)] - wanted).abs().max() / wanted.abs().max() for found in values]
         return torch.stack(apart).max().item()
@@ -103,15 +109,17 @@ class Walk:
         return self.ppo(layers=1)
 
     def _ppo_trainer(self, path: Path, layers: int | None) -> PPOTrainer:
-        model = models.load_base(self.args, base=self.base, tokenizer=self.tokenizer)
+        model = self._language_model()
         start, reward = self._if_made(self.sft_path), self._if_made(self.reward_path)
+        if reward and HEAD + "weight" not in load_file(self.reward_path / "adapter_model.safetensors"):
+            reward = None  # a head that no critic can start from
         if start:
             model = models.load_adapter(model, start, trainable=True)
         settings = {"num_iterations": 2, "max_completion_length": 10, "total_episodes": 16, "critic_layers": layers}
         trainer = PPOTrainer(
             model=model,
             reward_funcs=_different_letters,
-            args=PPOConfig(str(path), critic_path=reward, **settings, **_COMMON),
+            args=PPOConfig(str(path), critic_path=reward, **settings, **self.settings),
             train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
             processing_class=self.tokenizer,
             peft_config=None if start else models.lora_config(self.args),
@@ -120,19 +128,36 @@ class Walk:
             torch.nn.init.normal_(trainer.critic.head.weight)
         return trainer
 
+    def _language_model(self):
+        model = models.load_base(self.args, base=self.base, tokenizer=self.tokenizer)
+        if type(model).__name__ not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            self.auto = AutoModelForImageTextToText
+        return model
+
     def _train(self, trainer) -> None:
         precision.train_in_float32(trainer.model)
         freeze_idle(trainer.model)
+        probe.check_adapter(trainer.model)
         trainer.train()
         trainer.save_model()
 
     def _if_made(self, path: Path) -> str | None:
         return str(path) if (path / "adapter_config.json").exists() else None
 
-    def _fresh(self, auto, adapter: Path, **options):
+    def _fresh_critic(self, folder: Path):
+        """The model with the critic's adapter, and the module whose input its head reads: the score head of
+        transformers' own reward model, or where there is none the output layer."""
+        config = PeftConfig.from_pretrained(folder)
+        config.task_type = config.modules_to_save = None
+        scores = self._if_made(self.reward_path) is not None
+        model = self._fresh(AutoModelForSequenceClassification if scores else self.auto, folder, config=config)
+        return model, model.score if hasattr(model, "score") else model.get_output_embeddings()
+
+    def _fresh(self, auto, adapter: Path, config: PeftConfig | None = None):
+        options = {"num_labels": 1} if auto is AutoModelForSequenceClassification else {}
         model = auto.from_pretrained(self.base, **options).eval()
         model.config.get_text_config().pad_token_id = 0
-        return PeftModel.from_pretrained(model, adapter).eval()
+        return PeftModel.from_pretrained(model, adapter, config=config).eval()
 
 
 def walk(model_type: str, folder: Path, stages: tuple[str, ...] = STAGES) -> dict[str, float | str]:
@@ -161,13 +186,13 @@ def _logprobs(model, prompt: list[int], completion: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def _states(model, prompt: list[int], completion: list[int]) -> Tensor:
-    """What enters the output layer before each token of the completion, (T, H)."""
+def _entering(module, model, ids: list[int]) -> Tensor:
+    """What enters a module of the model for each token, (T, H)."""
     seen = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
-    model(input_ids=torch.tensor([prompt + completion]), use_cache=False)
+    hook = module.register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
+    model(input_ids=torch.tensor([ids]), use_cache=False)
     hook.remove()
-    return seen[0][len(prompt) - 1 : -1]
+    return seen[0]
 
 
 def _rows(batch: dict[str, Tensor]) -> Iterator[tuple[int, list[int], list[int]]]:

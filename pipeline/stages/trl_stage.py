@@ -17,7 +17,7 @@ from pipeline.exam.exam import RewardArguments, random_state_kept
 from pipeline.hub import PushesResults
 from pipeline.models import probe
 from pipeline.models.adapters import POLICY, copy_adapter
-from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
+from pipeline.models.generation import sample_plainly
 from pipeline.models.structure import freeze_idle
 from pipeline.rollouts import vllm_server
 from pipeline.rollouts.row_prompts import RowPrompts
@@ -130,7 +130,6 @@ def run(
         reward_funcs[-1].eos_token_ids = trainer.eos_token_ids
     vllm_server.send_merged(trainer)
     sample_plainly(trainer.model, trainer.eos_token_ids, start.tokenizer)
-    count_positions_from_the_mask(trainer.model)
     probe.check(trainer.model, start.tokenizer, algorithm.upper(), config, writes=True)
     probe.check_adapter(trainer.model)
     freeze_idle(trainer.model)

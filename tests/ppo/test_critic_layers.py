@@ -10,8 +10,8 @@ from test_critic import IDS, MASK, policy, reward_folder
 from toy import A, B, C, D
 
 from pipeline.errors import UserError
-from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.models.adapters import CRITIC
+from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.ppo.critic import Critic
 
 

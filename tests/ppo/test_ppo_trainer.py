@@ -248,7 +248,7 @@ def trainer_of(tmp_path, model, **kwargs):
     ids=["trainable tokens", "modules_to_save"],
 )
 def test_an_adapter_that_would_be_half_trained(tmp_path, config):
-    with pytest.raises(UserError, match="PPO does not train"):
+    with pytest.raises(UserError, match="which changes the base itself"):
         trainer_of(tmp_path, toy.build_model(), peft_config=config)
 
 

@@ -31,7 +31,7 @@ COMMON = (
     "output_dir learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
     "per_device_eval_batch_size max_length lr_scheduler_type warmup_steps weight_decay max_grad_norm optim bf16 "
     "gradient_checkpointing completion_only_loss assistant_only_loss packing center_rewards_coefficient "
-    "heldout_fraction max_completion_length num_iterations epsilon temperature eval_strategy eval_steps "
+    "max_completion_length num_iterations epsilon temperature eval_strategy eval_steps "
     "logging_steps save_strategy save_steps save_minutes save_total_limit resume report_to use_cpu seed"
 ).split()
 HELP = ("-h", "--help", "--help-all")

@@ -27,9 +27,8 @@ class ModelArguments:
     lora_target_modules: list[str] = setting(
         ["all-linear"], "Modules that get LoRA matrices: all-linear, or names such as q_proj v_proj."
     )
-    load_in_4bit: bool = setting(False, "Load the base in 4 bits (needs bitsandbytes, and use_peft).")
+    load_in_4bit: bool = setting(False, "Load the base in 4 bits (nf4; needs bitsandbytes, and use_peft).")
     load_in_8bit: bool = setting(False, "Load the base in 8 bits (needs bitsandbytes, and use_peft).")
-    bnb_4bit_quant_type: str = setting("nf4", "4-bit number format: nf4 or fp4.")
     use_bnb_nested_quant: bool = setting(
         True, "Quantise the 4-bit scales as well, as QLoRA does (saves 0.37 bit a weight)."
     )
@@ -51,9 +50,6 @@ class ModelArguments:
         check(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a number from 0 up to, not including, 1")
         check(bool(self.lora_target_modules), "lora_target_modules", self.lora_target_modules, "at least one name")
         check(
-            self.bnb_4bit_quant_type in ("nf4", "fp4"), "bnb_4bit_quant_type", self.bnb_4bit_quant_type, "nf4 or fp4"
-        )
-        check(
             not (self.load_in_4bit and self.load_in_8bit), "load_in_8bit", True, "load_in_4bit is on, only one can be"
         )
         if self.load_in_4bit or self.load_in_8bit:
@@ -74,7 +70,10 @@ class DataArguments:
     dataset_split: str = setting("train", "Split of a Hub data set or folder to train on.")
     eval_dataset: str | None = setting(None, "Held-out data, in the same forms; without it see eval_fraction.")
     eval_split: str | None = setting(None, "Split of the data set to hold out, e.g. test.")
-    eval_fraction: float = setting(0.0, "Part of the training prompts to hold out when no held-out data is named.")
+    eval_fraction: float = setting(
+        0.0,
+        "Part of the training prompts to hold out when no held-out data is named; 0: none (reward model: a tenth).",
+    )
     max_rows: int | None = setting(None, "Use only the first rows of each data set, for a quick look.")
     prompt_template: str | None = setting(None, 'Makes the prompt of other columns, such as "Translate: {source}".')
     completion_template: str | None = setting(None, 'Makes the completion of other columns, such as "{target}".')

@@ -30,8 +30,6 @@ class StageDefaults:
         "Minutes between two checkpoints, besides those of save_steps; more, where writing one takes long; 0: none.",
     )
     save_total_limit: int | None = setting(2, "Keep the newest checkpoints only.")
-    dataloader_pin_memory: bool = setting(True, "Pin host memory (on a GPU; resolved to false on a CPU).")
-    log_level: str = setting("warning", "Log level of the trainer.")
     hub_private_repo: bool | None = setting(True, "With push_to_hub: a new repository is private.")
 
     def __post_init__(self):
@@ -132,13 +130,11 @@ class RewardStage(StageDefaults, RewardConfig):
         0.01, "Weight of the pull that keeps the mean score near 0 (arXiv 2312.09244, Eq. 2)."
     )
     ddp_find_unused_parameters: bool | None = setting(False, "Every LoRA weight is used in every step.")
-    heldout_fraction: float = setting(0.1, "Part of the prompts to hold out when the data settings name none.")
 
     def __post_init__(self):
         check(
             self.max_length is None or self.max_length >= 2, "max_length", self.max_length, "a whole number from 2 up"
         )
-        check(0 < self.heldout_fraction < 1, "heldout_fraction", self.heldout_fraction, "a number between 0 and 1")
         coefficient = self.center_rewards_coefficient
         check(coefficient is None or coefficient >= 0, "center_rewards_coefficient", coefficient, "a number from 0 up")
         super().__post_init__()

@@ -49,7 +49,7 @@ def quantization(args: ModelArguments) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(
         load_in_4bit=args.load_in_4bit,
         load_in_8bit=args.load_in_8bit,
-        bnb_4bit_quant_type=args.bnb_4bit_quant_type,
+        bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=args.use_bnb_nested_quant,
         bnb_4bit_compute_dtype=compute_dtype(args),
     )

@@ -38,7 +38,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}
 QUANTIZED = 0.5  # its layers round what goes through them, to 8 or 16 bits
 ROWS, LENGTH = 4, 32  # of the texts on which the two are compared
 # Settings of the run that decide its weights. Never trust_remote_code: a run may come from somebody else.
-KEPT = ("dtype", "model_revision", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+KEPT = ("dtype", "model_revision", "load_in_4bit", "load_in_8bit", "use_bnb_nested_quant")
 
 
 @dataclass

@@ -38,6 +38,7 @@ from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards.rendering import TEMPLATE_COLUMNS
 
 BINS = 10
+HELD_OUT = 0.1  # of the prompts, when nothing is named: the stage has figures of held-out pairs always
 CHECKED_PAIRS = 8  # held-out pairs that the saved model must score as the trained one did
 PAIRS, MAX_PAIRS = "pairs.jsonl", 500  # held-out pairs with their scores, for the report; so many rows at most
 _ROW = "row"  # of the held-out pairs: TRL drops the long ones
@@ -133,8 +134,8 @@ def load_pairs(data_args: DataArguments, config: RewardStage, tokenizer: PreTrai
     """Training and held-out pairs, reduced to the columns that TRL reads."""
     train, heldout = data.load(data_args, "preference", config.seed, say)
     if heldout is None:
-        train, heldout = data.hold_out(train, config.heldout_fraction, config.seed)
-        say(f"no held-out pairs are named: {len(heldout):,} set aside (heldout_fraction {config.heldout_fraction})")
+        train, heldout = data.hold_out(train, HELD_OUT, config.seed)
+        say(f"no held-out pairs are named: {len(heldout):,} set aside (eval_fraction {HELD_OUT})")
     kept = ["prompt", "chosen", "rejected", "margin"]  # what TRL reads, and what the chat template is told
     kept += TEMPLATE_COLUMNS if are_messages(train[0]) else ()
     for name, rows in (("training", train), ("held-out", heldout)):

@@ -19,7 +19,7 @@ PRUNERS = ("median", "halving", "none")
 STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql")
 TRIALS = 20
 # What would make the exams of two trials different exams, or is the sweep's own business.
-NOT_SWEPT = {"eval_samples", "eval_dataset", "eval_split", "eval_fraction", "heldout_fraction", "max_rows", "referee"}
+NOT_SWEPT = {"eval_samples", "eval_dataset", "eval_split", "eval_fraction", "max_rows", "referee"}
 OWN = {"output_dir", "resume", "resume_from_checkpoint", "push_to_hub", "eval_every"}
 
 

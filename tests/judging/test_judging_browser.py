@@ -92,9 +92,9 @@ def test_twenty_pairs_by_keys_a_restart_and_a_reward_model(browser, tmp_path, ti
 
     trained = reward_model.run(
         ModelArguments(model_name_or_path=str(tiny_model_folder), lora_r=4),
-        DataArguments(dataset=str(folder / results.PREFERENCES)),
+        DataArguments(dataset=str(folder / results.PREFERENCES), eval_fraction=0.25),
         RewardStage(
-            output_dir="reward", heldout_fraction=0.25, num_train_epochs=8, learning_rate=1e-2, max_length=64,
+            output_dir="reward", num_train_epochs=8, learning_rate=1e-2, max_length=64,
             save_strategy="no", use_cpu=True,
         ),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,10 +159,9 @@ def test_a_whole_text_has_one_end(folder, tmp_path, monkeypatch):
 def test_the_reward_model_reads_one_end_and_is_asked_so(folder, tmp_path, monkeypatch):
     made = spy(monkeypatch, reward_model, "Reward")
     rows = [{"prompt": f"<s>{i} =>", "chosen": " b", "rejected": " c"} for i in range(6)]
-    config = RewardStage(
-        output_dir=str(tmp_path / "out"), max_steps=1, save_strategy="no", use_cpu=True, heldout_fraction=0.34
-    )
-    reward_model.run(ModelArguments(model_name_or_path=str(folder), lora_r=2), file_of(tmp_path, rows), config)
+    config = RewardStage(output_dir=str(tmp_path / "out"), max_steps=1, save_strategy="no", use_cpu=True)
+    pairs = replace(file_of(tmp_path, rows), eval_fraction=0.34)
+    reward_model.run(ModelArguments(model_name_or_path=str(folder), lora_r=2), pairs, config)
     read = [row["chosen_ids"] for row in made[0].train_dataset]
     assert [row[0] for row in read] == [BOS] * 3 and all(row[1] != BOS for row in read)
     assert all(row[-3:] == [*body(" b"), EOS] for row in read)

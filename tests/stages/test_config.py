@@ -17,7 +17,6 @@ from pipeline.errors import UserError
         ({"lora_dropout": 1.0}, "lora_dropout"),
         ({"lora_dropout": -0.1}, "lora_dropout"),
         ({"lora_target_modules": []}, "lora_target_modules"),
-        ({"bnb_4bit_quant_type": "nf5"}, "bnb_4bit_quant_type"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "load_in_8bit"),
         ({"load_in_4bit": True, "use_peft": False}, "use_peft"),
         ({"load_in_8bit": True, "use_peft": False}, "use_peft"),
@@ -64,10 +63,9 @@ def test_stage_settings_out_of_range(kind, key, value):
         kind(output_dir="x", **{key: value})
 
 
-@pytest.mark.parametrize(("key", "value"), [("heldout_fraction", 0.0), ("center_rewards_coefficient", -1.0)])
-def test_reward_settings_out_of_range(key, value):
-    with pytest.raises(UserError, match=rf"^{key}: "):
-        RewardStage(output_dir="x", **{key: value})
+def test_reward_settings_out_of_range():
+    with pytest.raises(UserError, match="^center_rewards_coefficient: "):
+        RewardStage(output_dir="x", center_rewards_coefficient=-1.0)
 
 
 @pytest.mark.parametrize("kind", [SFTStage, RewardStage])

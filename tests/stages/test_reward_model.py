@@ -41,6 +41,13 @@ def test_figures_by_pencil():
     assert found["score_mean"] == pytest.approx((2 * math.log(3) + 2 + math.log(9)) / 8)
 
 
+def test_a_tenth_is_held_out_where_nothing_is_named(run, capsys):
+    pairs = [{"prompt": f"say {i} ", "chosen": "a b", "rejected": "c d"} for i in range(20)]
+    summary, _, _ = run(pairs, eval_fraction=0.0, max_steps=1)
+    assert (summary["pairs"], summary["heldout_pairs"]) == (18, 2)
+    assert "no held-out pairs are named: 2 set aside (eval_fraction 0.1)" in capsys.readouterr().out
+
+
 def test_calibration_by_pencil():
     # Two pairs at confidence 0.78, one right: |1/2 - 0.78|. Two at 0.92, both right: |1 - 0.92|. Half the weight each.
     logit = {p: math.log(p / (1 - p)) for p in (0.78, 0.92)}

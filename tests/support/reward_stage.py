@@ -31,8 +31,12 @@ def runner(tmp_path, tiny_model_folder, monkeypatch):
         defaults = {"num_train_epochs": 1, "save_strategy": "no", "use_cpu": True, "max_length": 64}
         summary = reward_model.run(
             ModelArguments(**{"model_name_or_path": str(tiny_model_folder), "lora_r": 4} | (model or {})),
-            DataArguments(dataset=str(dataset), max_rows=settings.pop("max_rows", None)),
-            RewardStage(output_dir=out, **{"heldout_fraction": 0.25} | defaults | settings),
+            DataArguments(
+                dataset=str(dataset),
+                max_rows=settings.pop("max_rows", None),
+                eval_fraction=settings.pop("eval_fraction", 0.25),
+            ),
+            RewardStage(output_dir=out, **defaults | settings),
         )
         return summary, Path(out), Spy.last
 

@@ -55,9 +55,9 @@ class Passes(GRPOTrainer):
         """
         size, known = self.args.per_device_train_batch_size, CRITIC_STATES in batch
         shape, prompt = batch["completion_mask"].shape, batch["prompt_mask"].shape[1]
-        found, states = torch.zeros(shape, device=batch["completion_mask"].device), None
         if self.critic is None:
-            return found, None
+            return torch.zeros(shape, device=batch["completion_mask"].device), None
+        found, states = self.critic.head.weight.new_zeros(shape), None  # in the head's precision
         for part in parts(batch["prompt_mask"], batch["completion_mask"], size, self._a_pass):
             inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
             with self._reading(part.tokens), self.accelerator.autocast():

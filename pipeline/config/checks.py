@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.errors import UserError, shortened
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SELECTIVE = ("gradient_checkpointing_kwargs", {"selective": True}, "TRL does it in SFT of all weights alone")
 WATCH = ("warn", "stop", "off")
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}  # packages
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
@@ -42,6 +43,13 @@ def check(good: bool, key: str, value: Any, wants: str) -> None:
     """Raises `UserError` naming the setting unless `good`."""
     if not good:
         raise UserError(f"{key}: {shortened(repr(value))} is not valid: {wants}")
+
+
+def is_selective(config: Any) -> bool:
+    """Whether TRL is to keep some activations and recompute others."""
+    return bool(
+        (config.gradient_checkpointing_kwargs or config.activation_checkpointing_kwargs or {}).get("selective")
+    )
 
 
 def say_once(ours: Any, theirs: Any, key: str) -> None:

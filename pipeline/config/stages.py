@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
-from pipeline.config.checks import WATCH, check, setting, steps_for
+from pipeline.config.checks import SELECTIVE, WATCH, check, is_selective, setting, steps_for
 from pipeline.config.machine import gpu_asked_for, on_gpu, settle_bf16, settle_mixed_precision
 from pipeline.config.services import trackers_of, use_vllm_server
 from pipeline.errors import UserError
@@ -47,7 +47,9 @@ class StageDefaults:
         if self.trackio_static_space_id is None:
             self.trackio_static_space_id = False  # else a push of the model would publish trackio's log as well
         gpu = on_gpu(self)
-        check(gpu or not self.fp16, "fp16", True, "it needs a GPU, and this run has none: leave it out")
+        for key in ("fp16", "activation_offloading"):
+            good = gpu or not getattr(self, key, False)
+            check(good, key, True, "it needs a GPU, and this run has none: leave it out")
         if not self.use_cpu and (asked := gpu_asked_for()) and not torch.accelerator.is_available():
             raise UserError(
                 f"a GPU was asked for ({asked}), but torch finds none on this machine: see nvidia-smi, or give "
@@ -66,6 +68,8 @@ class StageDefaults:
         loads = "the model is loaded by settings of its own: dtype, attn_implementation, model_revision, load_in_4bit"
         given = getattr(self, "model_init_kwargs", None)
         check(not given, "model_init_kwargs", given, loads)
+        if not isinstance(self, SFTConfig):
+            check(not is_selective(self), *SELECTIVE)
         settle_mixed_precision(self)
 
 

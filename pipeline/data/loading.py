@@ -152,6 +152,14 @@ def _check_types(row: dict[str, Any], wanted: tuple[str, ...], where: str) -> No
                         f"{where}: {column} has a message whose role or content is no text: "
                         f"{shortened(str(message), 100)}; wants text in both"
                     )
+                shown = {str(part.get("type")) for part in message["content"] or () if isinstance(part, dict)} - {
+                    "text"
+                }
+                if shown:
+                    raise UserError(
+                        f"{where}: {column} has a message with {', '.join(sorted(shown))} in it: models here read "
+                        "text alone; leave the row out, or its part that is no text"
+                    )
         else:
             raise UserError(
                 f"{where}: {column} is {type(value).__name__}, but wants text or messages "

@@ -48,6 +48,7 @@ def answer_and_score(
     temperature: float = 1.0,
     batch_size: int = 32,
     seed: int = 0,
+    sampling: dict | None = None,
 ) -> ScoredAnswers:
     """Lets `model` answer every row's prompt and scores the answers.
 
@@ -57,8 +58,9 @@ def answer_and_score(
         referee: (completion text, row) -> named scores; never a reward in training.
         temperature: 1 = the policy's own distribution, 0 = greedy.
         batch_size: prompts at once. seed: of the sampling; the caller's random state is left as it was.
+        sampling: see `complete`.
     """
-    ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed)
+    ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed, sampling)
     texts = texts_of(tokenizer, rows, ids, eos_token_ids)
     question = question_about(rows, texts)
     scores = {name: guarded(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
@@ -91,20 +93,27 @@ def corpus_metrics(texts: Sequence[str], references: Sequence[list[str] | None])
 
 @torch.no_grad()
 def complete(
-    model, tokenizer, prompts: Sequence[Asked], max_new_tokens, eos_token_ids, temperature=1.0, batch_size=32, seed=0
+    model,
+    tokenizer,
+    prompts: Sequence[Asked],
+    max_new_tokens,
+    eos_token_ids,
+    temperature=1.0,
+    batch_size=32,
+    seed=0,
+    sampling: dict | None = None,
 ) -> list[list[int]]:
     """Completion ids of every prompt, cut after the first end-of-text id. `model` is put in eval mode and back.
 
-    Args: prompts: rows with `prompt` and what they tell the chat template, or bare prompts.
+    Args:
+        prompts: rows with `prompt` and what they tell the chat template, or bare prompts.
+        sampling: further settings of transformers' generation, such as top_p; greedy answers go without them.
     """
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=eos_token_ids,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        **({"do_sample": False} | sampling),
-    )
+    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": eos_token_ids, "do_sample": bool(temperature)}
+    settings |= {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
+    if temperature:
+        settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} | (sampling or {})
+    config = GenerationConfig(**settings)
     prompt_ids = tokenize_prompts(tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))  # like lengths together: less padding
     completions: list[list[int]] = [[] for _ in prompts]

@@ -110,6 +110,7 @@ class Exam:
                         temperature=temperature,
                         batch_size=self.batch_size,
                         seed=trainer.args.seed,
+                        sampling=sampled_by(trainer),
                     )
                     for temperature in ((trainer.temperature, 0) if greedy else (trainer.temperature,))
                 ]
@@ -153,6 +154,15 @@ class Exam:
     def active_adapter(self, adapter: str | None) -> AbstractContextManager:
         """Inside, `adapter` answers."""
         return use_adapter(self.model, adapter)
+
+
+def sampled_by(trainer) -> dict:
+    """How a trainer of TRL's samples besides the temperature, for transformers' generation."""
+    named = {key: getattr(trainer, key, None) for key in ("top_p", "top_k", "min_p", "repetition_penalty")}
+    own = getattr(trainer.args, "generation_kwargs", None) or {}
+    if getattr(trainer, "use_vllm", False):
+        own = {}  # they are vLLM's, by names of its own
+    return {key: value for key, value in named.items() if value is not None} | own
 
 
 class ExamCallback(TrainerCallback):

@@ -23,6 +23,7 @@ from pipeline.runs import claim
 from pipeline.runs.resume import open_run
 from pipeline.safety.console import say
 from pipeline.stages import frame, rl
+from pipeline.stages.refusals import check_start
 from pipeline.worlds import referee as world_referee
 from rewards import build_rewards, log_name_of, prepare
 
@@ -56,6 +57,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
     network, scored = load(model_args, config, start, tokenizer, train, heldout, weighted)
     trainer = ILQLTrainer(network, config, scored.rows, tokenizer, [folder.metrics_callback()])
     trainer.eos_token_ids = stop_token_ids(network.lm, tokenizer)
+    check_start(trainer)
     rows = heldout.select(range(min(reward_args.eval_samples, len(heldout)))).to_list()
     exam = ShiftedExam(
         trainer,

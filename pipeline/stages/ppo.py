@@ -26,7 +26,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
     if start.folder.finished:
         return start.folder.read_summary()
     # 2. The trainer adds the reference and the critic
-    config.reward_weights = [weight for _, weight in start.weighted]
+    config.reward_weights = rl.weights_of(start.weighted, config)
     with in_one_sentence(start.model):
         trainer = PPOTrainer(
             model=start.model,

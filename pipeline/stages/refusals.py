@@ -39,12 +39,15 @@ def in_one_sentence(model: nn.Module | None = None) -> Iterator[None]:
         ) from error
 
 
-def check_optimizer(trainer: Trainer) -> None:
-    """Raises `UserError` where `optim` or the learning-rate schedule cannot be made, which transformers notices only
-    when training begins: after whatever is measured before."""
+def check_start(trainer: Trainer) -> None:
+    """Raises `UserError` where optimizer, learning-rate schedule or the order of the rows cannot be made.
+
+    transformers notices it only when training begins: after whatever is measured before.
+    """
     args, weight = trainer.args, nn.Parameter(torch.zeros(2, 2))
-    with in_one_sentence():
-        kind, settings = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    with in_one_sentence(), torch.random.fork_rng():
+        trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+        trainer._get_train_sampler(trainer.train_dataset)
         try:
             optimizer = torch.optim.SGD([weight], lr=args.learning_rate)
             get_scheduler(

@@ -31,7 +31,7 @@ from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
 from pipeline.safety.console import say
 from pipeline.stages import frame
-from pipeline.stages.refusals import check_optimizer, in_one_sentence
+from pipeline.stages.refusals import check_start, in_one_sentence
 from pipeline.stages.sft import check_context
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite
@@ -102,7 +102,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         )
     freeze_idle(trainer.model)
     _check_left(trainer, train, heldout, config.max_length)
-    check_optimizer(trainer)
+    check_start(trainer)
     precision.train_in_float32(trainer.model)
     trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)

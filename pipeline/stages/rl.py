@@ -31,7 +31,7 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.resume import open_run
 from pipeline.safety.console import say
 from pipeline.stages import frame, token_credit
-from pipeline.stages.refusals import check_optimizer
+from pipeline.stages.refusals import check_start
 from pipeline.watching import trackers
 from pipeline.watching.terminal import visible
 from pipeline.watching.watch import WatchCallback
@@ -92,6 +92,14 @@ def load(
     return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
 
 
+def weights_of(weighted: list[WeightedReward], config) -> list[float]:
+    """The weights for TRL's `reward_weights`; a setting of that name that says something else is refused."""
+    weights, given = [weight for _, weight in weighted], config.reward_weights
+    wants = f"each reward has its own weight, which makes it {weights}: leave it out, and set weight in rewards"
+    check(given is None or [float(weight) for weight in given] == weights, "reward_weights", given, wants)
+    return weights
+
+
 def run_between_exams(trainer, start: Start, settings: tuple, algorithm: str, reference: str | None, started: float):
     """Trains a trainer that samples, between two exams; see `train_between_exams`.
 
@@ -100,7 +108,7 @@ def run_between_exams(trainer, start: Start, settings: tuple, algorithm: str, re
         reference: the adapter that the policy started from, None for the base.
     """
     *_, reward_args, config = settings
-    check_optimizer(trainer)
+    check_start(trainer)
     rows = start.heldout.select(range(min(reward_args.eval_samples, len(start.heldout)))).to_list()
     weighted = dict(zip(trainer.reward_func_names, start.weighted, strict=False))
     exam = Exam(

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTTrainer
 
-from pipeline.config import DataArguments, ModelArguments, SFTStage
+from pipeline.config import SELECTIVE, DataArguments, ModelArguments, SFTStage, check, is_selective
 from pipeline.data import loading as data
 from pipeline.data.exact_rows import begin_once, exact
 from pipeline.data.grouping import GroupsByLength
@@ -30,7 +30,7 @@ from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
 from pipeline.safety.console import say
 from pipeline.stages import frame
-from pipeline.stages.refusals import check_optimizer, in_one_sentence
+from pipeline.stages.refusals import check_start, in_one_sentence
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite
 from rewards.rendering import TEMPLATE_COLUMNS
@@ -53,6 +53,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     """
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
+    check(not (model_args.use_peft and is_selective(config)), *SELECTIVE)
     stage, tokenizer = frame.begin("SFT", model_args, config)
     train, heldout = data.load(data_args, "sft", config.seed, say)
     train, heldout = (
@@ -87,7 +88,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         )
     if len(trainer.train_dataset) == 0:
         raise UserError(f"no row is left: every prompt alone fills max_length {config.max_length}; raise it")
-    check_optimizer(trainer)
+    check_start(trainer)
     precision.train_in_float32(trainer.model)
     freeze_idle(trainer.model)
     if model_args.use_peft:

@@ -6,7 +6,6 @@ counted, the exam is taken on held-out prompts, and what is saved is one LoRA ad
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from pipeline.stages import rl
 from pipeline.stages.refusals import in_one_sentence
 from pipeline.watching.journal import Journal
 from pipeline.watching.nonfinite import SkipsNonFinite
-from rewards import load_state, log_name_of, pays_tokens, state_of
+from rewards import WeightedReward, load_state, log_name_of, pays_tokens, state_of
 from rewards.asking import guarded_alike
 
 START = "ref"  # TRL's own name for the frozen copy of the adapter that the policy starts from
@@ -115,7 +114,8 @@ def run(
         return start.folder.read_summary()
     if instant := [log_name_of(reward) for reward, _ in start.weighted if pays_tokens(reward)]:
         say(f"{algorithm.upper()} takes one score a completion: `instant` of {', '.join(instant)} has no effect here.")
-    reward_funcs, config.reward_weights = _with_penalty(start.weighted, config.missing_eos_penalty)
+    weighted = _with_penalty(start.weighted, config.missing_eos_penalty)
+    reward_funcs, config.reward_weights = [reward for reward, _ in weighted], rl.weights_of(weighted, config)
     with in_one_sentence(start.model):
         trainer = trainer_class(
             model=start.model,
@@ -139,9 +139,8 @@ def run(
     )
 
 
-def _with_penalty(weighted, penalty: float | None) -> tuple[list[Callable], list[float]]:
-    functions, weights = [reward for reward, _ in weighted], [weight for _, weight in weighted]
-    return (functions, weights) if penalty is None else ([*functions, MissingEOS()], [*weights, penalty])
+def _with_penalty(weighted: list[WeightedReward], penalty: float | None) -> list[WeightedReward]:
+    return weighted if penalty is None else [*weighted, WeightedReward(MissingEOS(), penalty)]
 
 
 def _frozen_start(model, peft_config) -> str | None:

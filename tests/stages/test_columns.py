@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 
 import pytest
 from conftest import build_model
@@ -10,11 +11,15 @@ from peft import LoraConfig
 from short_runs import SETTINGS
 
 from pipeline.chat import speakers
+from pipeline.config import DataArguments, ModelArguments
 from pipeline.data import loading as data
+from pipeline.errors import UserError
 from pipeline.eval.comparing import ask_judge, read_judges
 from pipeline.exam import evaluation
+from pipeline.exam.exam import Exam, RewardArguments
 from pipeline.ilql import data as offline
 from pipeline.ppo import PPOConfig, PPOTrainer
+from pipeline.stages import ppo as ppo_stage
 from pipeline.stages import trl_stage
 from rewards import Instant, Mixture, Shaped, WeightedReward, build_rewards, token_rewards_of
 from rewards.asking import ask, columns_of, guarded
@@ -212,3 +217,56 @@ def test_the_exam_and_its_explanation_hand_over_the_same_columns():
     asked_about = evaluation.question_about(rows, ["c"])  # as chat and token credit ask, too
     assert asked_about.pop("prompts") == ["p"] and asked_about.pop("completions") == ["c"]
     assert asked_about == {"facts": ["f"], "image": ["a.png"], "images": [["a.png"]]}
+
+
+@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "video", "path": "a.mp4"}])
+def test_messages_that_show_something_else_than_text_are_refused_with_their_row(tmp_path, part):
+    text = [{"type": "text", "text": "what is it?"}]
+    rows = [{"prompt": [{"role": "user", "content": content}]} for content in (text, [*text, part])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        UserError, match=f"row 2: prompt has a message with {part['type']} in it: models here read text"
+    ):
+        data.load(DataArguments(str(tmp_path / "rows.jsonl")), "prompts")
+
+
+# ------------------------------------------------------------ settings of TRL that say what a reward or an exam does
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_weights_that_contradict_those_of_the_rewards_are_refused(tmp_path, tiny_model_folder, algorithm):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"say {word}\n"}) + "\n" for word in WORDS))
+    run, config = (ppo_stage.run, ppo_stage.PPOStage) if algorithm == "ppo" else (trl_stage.run, trl_stage.GRPOStage)
+    with pytest.raises(
+        UserError, match=r"reward_weights: \[1.0\] is not valid: .* \[2.0\]: leave it out, and set weight"
+    ):
+        run(
+            ModelArguments(str(tiny_model_folder), dtype="float32", lora_r=2),
+            DataArguments(str(path), eval_fraction=0.5),
+            RewardArguments(rewards=[{"name": "length", "max": 3, "weight": 2}], show_samples=0),
+            config(**SETTINGS | {"output_dir": str(tmp_path / "out"), "total_episodes": 4, "reward_weights": [1.0]}),
+        )
+
+
+def test_the_exam_samples_as_the_training_does(tmp_path, tiny_tokenizer):
+    """With top_k 1 only the likeliest token is ever sampled, whatever the temperature."""
+    settings = SETTINGS | {
+        "output_dir": str(tmp_path),
+        "max_steps": 1,
+        "report_to": "none",
+        "top_k": 1,
+        "temperature": 3.0,
+    }
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    rows = Dataset.from_list([{"prompt": f"say {word}"} for word in WORDS])
+    trainer = trl_stage.CountedGRPO(
+        build_model(), wants_nothing, trl_stage.GRPOStage(**settings), rows, None, tiny_tokenizer, peft_config=lora
+    )
+    sampled, greedy = Exam(trainer, None, rows.to_list(), {"it": wants_nothing}, {"it": 1.0}).take(None)
+    assert sampled.completion_ids == greedy.completion_ids
+    trainer.top_k = 0
+    sampled, greedy = Exam(trainer, None, rows.to_list(), {"it": wants_nothing}, {"it": 1.0}).take(None)
+    assert sampled.completion_ids != greedy.completion_ids
+
+
+def wants_nothing(prompts, completions, **columns):
+    return [0.0] * len(completions)

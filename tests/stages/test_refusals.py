@@ -234,7 +234,6 @@ def test_settings_that_are_refused_as_they_are_read(place, name, settings, words
         ("ppo", {"optim": "galore_adamw"}, "transformers does not take these settings: .*galore"),
         ("reward", {"lr_scheduler_type": "cosine_with_min_lr"}, "transformers does not take these settings: .*min_lr"),
         ("ppo", {"lr_scheduler_kwargs": {"wiggle": 1}}, "lr_scheduler_kwargs .*wiggle.* is not valid"),
-        ("reward", {"train_sampling_strategy": "group_by_length"}, "transformers does not take .* infer lengths"),
     ],
 )
 def test_settings_that_the_libraries_refuse_once_the_model_is_there(place, name, settings, words):

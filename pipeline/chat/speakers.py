@@ -20,7 +20,7 @@ from pipeline.models import precision
 from pipeline.models.adapter_files import check_task, does_not_fit
 from pipeline.models.adapters import POLICY, REFERENCE, use_adapter
 from pipeline.models.ends import stop_token_ids
-from pipeline.models.folders import Stage, check_same_base, resolve_model
+from pipeline.models.folders import Stage, check_same_base, name_of_start, resolve_model
 from pipeline.models.prompts import context_of, tokenize_prompts, with_kwargs
 from pipeline.runs.folder import CONFIG, SUMMARY
 from pipeline.safety import shapes
@@ -112,7 +112,8 @@ def load_run(path: str, own_code: bool = False) -> Run:
             model.load_adapter(start.adapter, adapter_name=REFERENCE)
         except Exception as error:  # half a file fails in many ways
             raise does_not_fit(start.adapter, model, error) from None
-        speakers.insert(1, Speaker("SFT" if on_rewards else "start", REFERENCE))
+        name = name_of_start(start.adapter)
+        speakers.insert(1, Speaker("start" if name == speakers[-1].name else name, REFERENCE))
     if precision.quantization(model_args) is None:
         model.to(PartialState(cpu=bool(settings.get("use_cpu"))).device)
 

@@ -30,6 +30,7 @@ from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.runs.folder import write_aside
 from pipeline.safety.console import say
+from pipeline.watching.progress import counting
 
 
 @dataclass
@@ -88,7 +89,8 @@ def run(args: SampleArguments) -> Path:
     check_room(model, longest, args.max_completion_length)
     rows = [row for row in rows for _ in range(args.samples_per_prompt)]
     ends = stop_token_ids(model, candidate.tokenizer)
-    with active_adapter(model, adapter_name(0) if candidate.stage.adapter else None):
+    adapter = adapter_name(0) if candidate.stage.adapter else None
+    with active_adapter(model, adapter), counting("completions", len(rows)) as answered:
         found = complete(
             model,
             candidate.tokenizer,
@@ -98,6 +100,7 @@ def run(args: SampleArguments) -> Path:
             args.temperature,
             args.batch_size,
             args.seed,
+            answered,
         )
     texts = texts_of(candidate.tokenizer, [row["prompt"] for row in rows], found, ends)
     conversational = is_conversational({"prompt": rows[0]["prompt"]})

@@ -45,6 +45,7 @@ from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder
 from pipeline.safety.console import say
+from pipeline.watching.progress import counting
 from pipeline.worlds import load_world
 from rewards import Perplexity, build_rewards, log_name_of, raw
 from rewards.asking import guarded
@@ -293,7 +294,7 @@ def answer(
     model, candidate: Candidate, rows: list[dict], args: EvalArguments, decoding: str, rewards=None, referee=None
 ) -> ScoredAnswers:
     """What `model` says to each row as it is, and its scores. The same seed for every candidate."""
-    with random_state_kept():
+    with random_state_kept(), counting(f"{candidate.name}, {decoding}", len(rows)) as answered:
         return answer_and_score(
             model,
             candidate.tokenizer,
@@ -305,6 +306,7 @@ def answer(
             temperature=args.temperature if decoding == SAMPLED else 0,
             batch_size=args.eval_batch_size,
             seed=args.seed,
+            answered=answered,
         )
 
 

@@ -49,6 +49,7 @@ def answer_and_score(
     batch_size: int = 32,
     seed: int = 0,
     sampling: dict | None = None,
+    answered: Callable[[int], None] = lambda count: None,
 ) -> ScoredAnswers:
     """Lets `model` answer every row's prompt and scores the answers.
 
@@ -59,8 +60,11 @@ def answer_and_score(
         temperature: 1 = the policy's own distribution, 0 = greedy.
         batch_size: prompts at once. seed: of the sampling; the caller's random state is left as it was.
         sampling: see `complete`.
+        answered: is told of each number of prompts that have been answered.
     """
-    ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed, sampling)
+    ids = complete(
+        model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed, sampling, answered
+    )
     texts = texts_of(tokenizer, rows, ids, eos_token_ids)
     question = question_about(rows, texts)
     scores = {name: guarded(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
@@ -102,6 +106,7 @@ def complete(
     batch_size=32,
     seed=0,
     sampling: dict | None = None,
+    answered=lambda count: None,
 ) -> list[list[int]]:
     """Completion ids of every prompt, cut after the first end-of-text id. `model` is put in eval mode and back.
 
@@ -125,12 +130,19 @@ def complete(
             for i, ids in zip(batch, output.tolist(), strict=True):
                 end = next((t + 1 for t, token in enumerate(ids) if token in eos_token_ids), len(ids))
                 completions[i] = ids[:end]
+            answered(len(batch))
     return completions
 
 
 @torch.no_grad()
 def logprobs(
-    model, tokenizer, prompts: Sequence[Asked], completion_ids, temperature=1.0, batch_size=32
+    model,
+    tokenizer,
+    prompts: Sequence[Asked],
+    completion_ids,
+    temperature=1.0,
+    batch_size=32,
+    read=lambda count: None,
 ) -> list[torch.Tensor]:
     """Log-probability in nats of each completion token under `model`; one tensor (length,) a row. See `complete`."""
     prompt_ids, found = tokenize_prompts(tokenizer, prompts), []
@@ -147,6 +159,7 @@ def logprobs(
             chosen = inputs["input_ids"][:, -longest:, None]
             each = torch.log_softmax(logits[:, -longest - 1 : -1].float() / temperature, dim=-1).gather(2, chosen)
             found += [row[longest - len(answer) :, 0].cpu() for row, answer in zip(each, answers, strict=True)]
+            read(len(answers))
     return found
 
 

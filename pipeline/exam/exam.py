@@ -17,10 +17,12 @@ between is equal to the last bit to one trained without. Each exam is a row of `
 import json
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.models.prompts import with_kwargs
 from pipeline.runs.folder import HELDOUT, append_line, read_heldout
 from pipeline.safety.reading import read_json
+from pipeline.watching.progress import Count, Counting, counting, unshown
 from rewards import raw
 from rewards.mixture import at_rest
 
@@ -92,12 +95,17 @@ class Exam:
         self.rewards, self.weights, self.referee, self.batch_size = rewards, weights, referee, batch_size
         self.model = trainer.accelerator.unwrap_model(trainer.model)
 
-    def take(self, adapter: str | None, greedy: bool = True) -> list[evaluation.ScoredAnswers]:
+    def take(
+        self, adapter: str | None, greedy: bool = True, shown: Counting = unshown
+    ) -> list[evaluation.ScoredAnswers]:
         """Answers with `adapter`, sampled as in training and then, if asked for, greedy; scored by every reward and
-        the referee. An empty list on all processes but the main one."""
+        the referee. An empty list on all processes but the main one.
+
+        Args: shown: how the answers are counted (`pipeline.watching.progress.counting`).
+        """
         answers, trainer = [], self.trainer
         if trainer.accelerator.is_main_process:
-            with self._undisturbed(adapter):
+            with self._undisturbed(adapter), shown(len(self.rows) * (1 + greedy)) as answered:
                 answers = [
                     evaluation.answer_and_score(
                         self.model,
@@ -111,27 +119,26 @@ class Exam:
                         batch_size=self.batch_size,
                         seed=trainer.args.seed,
                         sampling=sampled_by(trainer),
+                        answered=answered,
                     )
                     for temperature in ((trainer.temperature, 0) if greedy else (trainer.temperature,))
                 ]
         trainer.accelerator.wait_for_everyone()
         return answers
 
-    def kl(self, answers: evaluation.ScoredAnswers) -> float:
+    def kl(self, answers: evaluation.ScoredAnswers, shown: Counting = unshown) -> float:
         """Mean over completions of log π - log π_start summed over tokens, in nats (the k1 estimate of the KL)."""
-        total = []
-        for adapter in (POLICY, self.reference):
-            with self.active_adapter(adapter):
-                each = evaluation.logprobs(
-                    self.model,
-                    self.trainer.processing_class,
-                    self.rows,
-                    answers.completion_ids,
-                    self.trainer.temperature,
-                    self.batch_size,
-                )
-            total.append(sum(row.double().sum().item() for row in each) / len(each))
-        return total[0] - total[1]
+        with shown(2 * len(self.rows)) as read:
+            now, at_the_start = (self._log_probability(who, answers, read) for who in (POLICY, self.reference))
+        return now - at_the_start
+
+    def _log_probability(self, adapter: str | None, answers: evaluation.ScoredAnswers, read: Count) -> float:
+        tokenizer, temperature = self.trainer.processing_class, self.trainer.temperature
+        with self.active_adapter(adapter):
+            each = evaluation.logprobs(
+                self.model, tokenizer, self.rows, answers.completion_ids, temperature, self.batch_size, read
+            )
+        return sum(row.double().sum().item() for row in each) / len(each)
 
     def figures(self, answers: evaluation.ScoredAnswers, kl: float) -> dict:
         """What one row of `heldout.jsonl` says about the answers."""
@@ -208,9 +215,11 @@ class ExamCallback(TrainerCallback):
             return
         self.watch.stop()
         started = time.perf_counter()
-        answers = self.exam.take(POLICY, greedy=False)
+        in_lines = partial(counting, f"held-out prompts, update {update}", first=False)
+        shown = unshown if sys.stdout.isatty() else in_lines  # there the bar of the training stands
+        answers = self.exam.take(POLICY, greedy=False, shown=shown)
         if state.is_world_process_zero:
-            self.write(answers[0], self.exam.kl(answers[0]))
+            self.write(answers[0], self.exam.kl(answers[0], shown))
         self.exam.trainer.accelerator.wait_for_everyone()
         self.watch.start()
         self.exam.trainer.journal.leave_out(time.perf_counter() - started)

@@ -13,6 +13,8 @@ from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, fingerpri
 _LONGEST_HUB_NAME = 193  # owner and name of 96 characters each
 _MOST_LAYERS = 10_000  # a config with more would be built for hours
 
+_STAGES = ("sft", "ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")  # that leave the adapter of a language model
+
 
 class Stage(NamedTuple):
     """A base model and the adapter on it (None: the base as it is)."""
@@ -80,6 +82,17 @@ def resolve_model(args: ModelArguments) -> Stage:
     if stage.adapter:
         check_fingerprint(stage)
     return stage
+
+
+def name_of_start(adapter: str | None) -> str:
+    """What tables and samples call the model that a run started from: `base`, or by the stage that left the adapter
+    (`SFT`, `PPO`, …); `start` where nothing says which that was."""
+    if adapter is None:
+        return "base"
+    path = Path(adapter, SUMMARY)
+    found = read_json(path) if path.is_file() else {}
+    made_by = found.get("stage") or found.get("algorithm") or Path(adapter).name
+    return made_by.upper() if made_by in _STAGES else "start"
 
 
 def check_same_base(base: str, adapter: str) -> None:

@@ -35,6 +35,7 @@ from pipeline.stages.refusals import check_start, in_one_sentence
 from pipeline.stages.sft import check_context
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite
+from pipeline.watching.progress import counting
 from rewards.rendering import TEMPLATE_COLUMNS
 
 BINS = 10
@@ -171,13 +172,15 @@ def score_pairs(trainer: RewardTrainer) -> tuple[Tensor, Tensor]:
     """Scores of the held-out pairs by the model as it is: chosen (N,) and rejected (N,), float32 on the CPU."""
     model = trainer.model_wrapped
     model.eval()
-    columns = [], []
-    for batch in trainer.get_eval_dataloader():
-        batch = trainer._prepare_inputs(batch)
-        with trainer.compute_loss_context_manager():
-            scores = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
-        for column, part in zip(columns, scores.float().chunk(2), strict=True):
-            column.append(trainer.accelerator.gather_for_metrics(part.contiguous()).cpu())
+    columns, batches = ([], []), trainer.get_eval_dataloader()
+    with counting("held-out pairs, in batches", len(batches)) as scored:
+        for batch in batches:
+            batch = trainer._prepare_inputs(batch)
+            with trainer.compute_loss_context_manager():
+                scores = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
+            for column, part in zip(columns, scores.float().chunk(2), strict=True):
+                column.append(trainer.accelerator.gather_for_metrics(part.contiguous()).cpu())
+            scored(1)
     return torch.cat(columns[0]), torch.cat(columns[1])
 
 

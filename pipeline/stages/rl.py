@@ -1,8 +1,10 @@
 """What the stages that train on rewards have in common: load; take the exam, train, take it again; write it down."""
 
 import json
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models.adapter_files import check_brought, check_output_layer, check_shares_base
 from pipeline.models.adapters import POLICY
+from pipeline.models.folders import name_of_start
 from pipeline.models.prompts import check_room
 from pipeline.ppo.reward_adapter import stands_on
 from pipeline.report import SAMPLES, write_report
@@ -33,6 +36,7 @@ from pipeline.safety.console import say
 from pipeline.stages import frame, token_credit
 from pipeline.stages.refusals import check_start
 from pipeline.watching import trackers
+from pipeline.watching.progress import counting
 from pipeline.watching.terminal import visible
 from pipeline.watching.watch import WatchCallback
 from pipeline.worlds import lower_is_better
@@ -122,6 +126,8 @@ def run_between_exams(trainer, start: Start, settings: tuple, algorithm: str, re
     )
     exams = ExamCallback(exam, start.folder.path, reward_args.eval_every)
     trainer.add_callback(exams)
+    if note := episodes_note(config, len(start.train)):
+        say(note)
     if config.watch != "off":  # after the exam's, whose rows it reads
         warmup = getattr(config, "critic_warmup", 0)
         lower = lower_is_better(reward_args.referee)
@@ -154,17 +160,18 @@ def train_between_exams(
     exam, is_main = exams.exam, trainer.accelerator.is_main_process
     folder.write_config(*settings)
     trackers.connect(trainer)
-    before = exam.take(exam.reference)
+    before = exam.take(exam.reference, shown=partial(counting, "held-out prompts, before training"))
     if is_main and folder.checkpoint is None:
         exams.write(before[0], kl=0.0)
     frame.train(trainer, folder, algorithm, getattr(config, "sample_every", 0))
     with claim.all_or_nothing(folder.path):
         trainer.save_model(str(folder.path), _internal_call=True)  # not pushed yet: summary and report are to come
-    after = exam.take(POLICY)
+    after = exam.take(POLICY, shown=partial(counting, "held-out prompts, after training"))
 
     summary = {}
     if is_main:
-        kl, seconds = exam.kl(after[0]), time.perf_counter() - started + trainer.seconds_before
+        kl = exam.kl(after[0], partial(counting, "KL to the start"))
+        seconds = time.perf_counter() - started + trainer.seconds_before
         exams.write(after[0], kl)
         summary = _summary(trainer, algorithm, before, after, kl, seconds) | figures()
         folder.write_summary(summary)
@@ -179,6 +186,29 @@ def train_between_exams(
     trainer.accelerator.wait_for_everyone()
     folder.finish()
     return summary
+
+
+def episodes_note(config, prompts: int) -> str | None:
+    """What to say when a run samples another number of completions than its settings ask for, since it samples in
+    whole rollouts: TRL leaves the prompts that fill none out of an epoch. None: it is the number that was asked for.
+
+    Args: config: the trainer's. prompts: rows of its training data.
+    """
+    size = config.generation_batch_size  # completions of a rollout
+    of_prompts = size // config.num_generations
+    asked = getattr(config, "total_episodes", None)
+    if asked is not None:
+        made = -(-asked // size) * size
+        return None if made == asked else f"note: total_episodes {asked} become {made}: whole rollouts of {size}"
+    whole, left = divmod(prompts, of_prompts)
+    if config.max_steps > 0 or (not left and config.num_train_epochs == int(config.num_train_epochs)):
+        return None
+    steps = max(1, config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps)
+    rollouts = math.ceil(math.ceil(config.num_train_epochs * whole * steps) / steps)
+    return (
+        f"note: {prompts} prompts x {config.num_train_epochs:g} epochs become {rollouts * size} episodes: a rollout "
+        f"takes {of_prompts} prompts, and {left} of them, others each time, are left out of an epoch"
+    )
 
 
 def _summary(trainer, algorithm: str, before, after, kl: float, seconds: float) -> dict:
@@ -215,8 +245,9 @@ def _write_samples(path: Path, rows, before: evaluation.ScoredAnswers, after: ev
 def _show(summary, rows, before_answers, after_answers, count, folder: Path, report: Path) -> None:
     console = Console(soft_wrap=False)
     table = Table(title=f"{summary['heldout']} held-out prompts", title_justify="left")
-    name = summary["algorithm"].upper()
-    for column in ("", "SFT", name, "SFT greedy", f"{name} greedy"):
+    name, start = summary["algorithm"].upper(), name_of_start(summary["started_from"])
+    start = "start" if start == name else start
+    for column in ("", start, name, f"{start} greedy", f"{name} greedy"):
         table.add_column(column, justify="left" if not column else "right")
     greedy = summary["greedy"]
     for score in summary["before"]:
@@ -228,8 +259,9 @@ def _show(summary, rows, before_answers, after_answers, count, folder: Path, rep
     for row, before, after in list(pairs)[:count]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else text_of(row["prompt"][-1:])
         console.print(f"[bold]{escape(visible(prompt.strip()))}[/bold]")
-        console.print(f"  {'SFT':<{len(name)}}  {escape(visible(before.strip()))}")
-        console.print(f"  {name}  {escape(visible(after.strip()))}\n")
+        width = max(len(start), len(name))
+        console.print(f"  {start:<{width}}  {escape(visible(before.strip()))}")
+        console.print(f"  {name:<{width}}  {escape(visible(after.strip()))}\n")
     speed = f"{summary['episodes']} episodes in {summary['seconds']:.0f} s"
     say(f"{name}: {speed}. The result lies in {folder}; the report with the curves is {report}.")
     say("Next: open the report in a browser.")

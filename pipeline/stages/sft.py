@@ -33,6 +33,7 @@ from pipeline.stages import frame
 from pipeline.stages.refusals import check_start, in_one_sentence
 from pipeline.watching import terminal, trackers
 from pipeline.watching.nonfinite import SkipsNonFinite
+from pipeline.watching.progress import evaluating
 from rewards.rendering import TEMPLATE_COLUMNS
 
 
@@ -99,9 +100,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     folder.write_config(model_args, data_args, config)
 
     # 3. Measure, train, measure again
-    before = frame.held_out_before(trainer, resumed=folder.checkpoint is not None)
+    with evaluating(trainer, "held-out rows, before training"):
+        before = frame.held_out_before(trainer, resumed=folder.checkpoint is not None)
     trained = frame.train(trainer, folder, "sft")
-    before, after = before(), trainer.evaluate() if heldout else {}
+    with evaluating(trainer, "held-out rows, after training"):
+        before, after = before(), trainer.evaluate() if heldout else {}
 
     # 4. Save, check what was saved, and say where it is
     frame.save(trainer, folder.path)

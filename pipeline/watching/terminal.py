@@ -1,7 +1,8 @@
 """What a person sees while a stage runs: a line an update, the time that is left, now and then a sample.
 
 In a terminal each line is a row of a table as wide as the terminal, above a bar; elsewhere (a log file, a pipe) there
-are about ten plain lines a run. Whatever a model wrote is shown as text: it can neither format nor drive the terminal.
+is a plain line after the first update, then at each tenth of the run and at least every two minutes. Whatever a model
+wrote is shown as text: it can neither format nor drive the terminal.
 """
 
 import logging
@@ -9,7 +10,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +18,14 @@ from typing import NamedTuple
 import datasets
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from pipeline.safety.console import is_main
 from pipeline.safety.visible import visible
+from pipeline.watching.progress import EVERY, as_clock, in_words, make_bar
 from rewards import text_of
 
 
@@ -83,7 +85,11 @@ def one_line(text: str, limit: int) -> str:
 
 @contextmanager
 def show_progress(
-    trainer: Trainer, name: str, sample_every: int = 0, console: Console | None = None
+    trainer: Trainer,
+    name: str,
+    sample_every: int = 0,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[None]:
     """Inside the block, training is shown in the terminal in place of the trainer's own printing.
 
@@ -91,12 +97,13 @@ def show_progress(
         name: what is trained, as the lines shall call it.
         sample_every: updates between two samples from the rollout that training made; 0: none.
         console: where to; by default standard output, with a bar if it is a terminal.
+        clock: seconds that only grow.
     """
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     # rich would take the variable FORCE_COLOR for a terminal, and write its control characters into a log file
     console = console or Console(force_terminal=sys.stdout.isatty())
-    watch = (Rows if console.is_terminal else Lines)(trainer, name, sample_every, console)
+    watch = (Rows if console.is_terminal else Lines)(trainer, name, sample_every, console, clock)
     trainer.add_callback(watch)
     try:
         yield
@@ -108,8 +115,16 @@ def show_progress(
 class Watch(TrainerCallback):
     """Counts updates, estimates the time that is left and picks the samples; subclasses print, on one process."""
 
-    def __init__(self, trainer: Trainer, name: str, sample_every: int, console: Console):
+    def __init__(
+        self,
+        trainer: Trainer,
+        name: str,
+        sample_every: int,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.trainer, self.name, self.sample_every, self.console = trainer, name, sample_every, console
+        self.clock = clock
         args = trainer.args
         samples = hasattr(args, "steps_per_generation")
         self.unit = "update" if samples else "step"
@@ -123,16 +138,24 @@ class Watch(TrainerCallback):
         self.done = self.total = 0  # updates
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first, self.left = time.monotonic(), state.global_step, math.nan
+        self.started, self.first, self.left = self.clock(), state.global_step, math.nan
         self.done, self.total = state.global_step // self.per_update, math.ceil(state.max_steps / self.per_update)
         if state.is_world_process_zero:
             self.begin()
 
     def on_step_end(self, args, state, control, **kwargs):
         steps = max(1, state.global_step - self.first)
-        self.left = (time.monotonic() - self.started) / steps * (state.max_steps - state.global_step)
+        self.left = (self.clock() - self.started) / steps * (state.max_steps - state.global_step)
         if state.is_world_process_zero:
             self.advance(state.global_step / self.per_update)
+        if not control.should_log:  # else figures come at once
+            self.on_substep_end(args, state, control)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.wait(state.global_step // self.per_update)
+
+    on_prediction_step = on_substep_end  # of an evaluation in between
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
@@ -180,6 +203,9 @@ class Watch(TrainerCallback):
     def advance(self, updates: float) -> None:
         """So many updates are done; the last one may be a part."""
 
+    def wait(self, updates: int) -> None:
+        """Time goes by; so many updates are done."""
+
     def show(self, values: dict[str, str | None]) -> None:
         """The figures of an update."""
 
@@ -191,26 +217,35 @@ class Watch(TrainerCallback):
 
 
 class Lines(Watch):
-    """About ten lines a run, for output that is not a terminal."""
+    """For output that is not a terminal: a line after the first update, at each tenth, and every two minutes."""
 
     shown = 0
+    last: float | None = None  # when the newest line was said
 
     def begin(self):
         self.shown = self._tenth()
 
+    def wait(self, updates):
+        if self.last is not None and self.clock() - self.last >= EVERY:
+            self._say(self._how_far(updates), {})
+
     def show(self, values):
-        if self._tenth() > self.shown:
+        if self.last is None or self._tenth() > self.shown or self.clock() - self.last >= EVERY:
             self.shown = self._tenth()
-            self._say(f"{self.unit} {self.done}/{self.total}, about {self.left:.0f} s left", values)
+            self._say(self._how_far(self.done), values)
 
     def show_held_out(self, values):
         self._say("held out", values)
+
+    def _how_far(self, done: int) -> str:
+        return f"{self.unit} {done}/{self.total}, about {in_words(self.left)} left"
 
     def _tenth(self) -> int:
         return 10 * self.done // max(1, self.total)
 
     def _say(self, what: str, values: dict[str, str | None]) -> None:
         known = [f", {label} {value}" for label, value in values.items() if value is not None][:IN_A_LINE]
+        self.last = self.clock()
         print(f"{self.name}: {what}{''.join(known)}", file=self.console.file, flush=True)
 
 
@@ -221,19 +256,7 @@ class Rows(Watch):
     heading: str | None = None  # the one above the newest row
 
     def begin(self):
-        columns = ("{task.description}", "{task.fields[count]}", "{task.fields[left]}")
-        text, count, left = (TextColumn(column, markup=False) for column in columns)
-        self.bar = Progress(
-            text,
-            BarColumn(bar_width=None),
-            count,
-            left,
-            console=self.console,
-            expand=True,
-            transient=True,
-            refresh_per_second=2,
-            redirect_stderr=sys.stderr.isatty(),  # 2> errors.log stays there
-        )
+        self.bar = make_bar(self.console)
         self.task = self.bar.add_task(self.name, total=self.total, completed=self.done, count="", left="")
         self.advance(self.done)
         self.bar.start()
@@ -241,7 +264,7 @@ class Rows(Watch):
     def advance(self, updates):
         if self.bar:
             count = f"{self.unit} {math.floor(updates)}/{self.total}"
-            self.bar.update(self.task, completed=updates, count=count, left=f"{_clock(self.left)} left")
+            self.bar.update(self.task, completed=updates, count=count, left=f"{as_clock(self.left)} left")
 
     def show(self, values):
         first = max(len(self.unit), 2 * len(str(self.total)) + 1)
@@ -253,7 +276,7 @@ class Rows(Watch):
                 break
             room -= width + 1
             cells.append((label, value or "-", width))
-        cells.append(("left", _clock(self.left), WIDTH))
+        cells.append(("left", as_clock(self.left), WIDTH))
         heading = " ".join(label.rjust(width) for label, _, width in cells)
         if heading != self.heading:
             self._print(heading, style="bold")
@@ -286,19 +309,6 @@ def _number(x: float | None, figure: Figure) -> str | None:
         return None
     text = format(x, figure.form)
     return text if len(text) <= WIDTH + 1 else format(x, ".2g")
-
-
-def _clock(seconds: float) -> str:
-    """`4:05`, or `1:04:05`.
-
-    >>> _clock(245), _clock(3845), _clock(float("nan"))
-    ('4:05', '1:04:05', '-:--')
-    """
-    if math.isnan(seconds):
-        return "-:--"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def next_step(stage: str, output_dir: str | Path) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.ppo.config import PPOStage
 from pipeline.stages import reward_model, sft
 from pipeline.watching import terminal
+from pipeline.watching.progress import as_clock
 
 NASTY = "\x1b[2J\x1b]0;owned\x07[bold]wide 東京[/bold] :smile: \u202etxt\x9b31m"
 
@@ -55,18 +57,20 @@ def screen(monkeypatch):
     return make
 
 
-def watch(width=80, is_terminal=True, sample_every=0, total=4, per_update=2, logs=None) -> tuple[Screen, object]:
+def watch(
+    width=80, is_terminal=True, sample_every=0, total=4, per_update=2, logs=None, clock=time.monotonic
+) -> tuple[Screen, object]:
     """A watcher of a training that is told step by step what happens, by hand."""
     shown = Screen(width, is_terminal)
     args = SimpleNamespace(steps_per_generation=1, num_iterations=per_update, gradient_accumulation_steps=1)
     trainer = SimpleNamespace(args=args, _logs=logs)
     kind = terminal.Rows if is_terminal else terminal.Lines
-    watcher = kind(trainer, "ppo", sample_every, shown.console)
+    watcher = kind(trainer, "ppo", sample_every, shown.console, clock)
     state = TrainerState(max_steps=total * per_update, is_world_process_zero=True)
 
     def step(number, **logs):
         state.global_step = number
-        watcher.on_step_end(args, state, TrainerControl())
+        watcher.on_step_end(args, state, TrainerControl(should_log=bool(logs)))
         if logs:
             watcher.on_log(args, state, TrainerControl(), logs={k.replace("__", "/"): v for k, v in logs.items()})
 
@@ -167,23 +171,21 @@ def test_logs_of_single_steps_make_one_row_an_update():
     assert len(rows) == 3
 
 
-def test_the_time_that_is_left_by_hand(monkeypatch):
+def test_the_time_that_is_left_by_hand():
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
-    shown, watcher = watch(total=4, per_update=2)
+    shown, watcher = watch(total=4, per_update=2, clock=lambda: now[0])
     now[0] = 130.0
     watcher.step(1)
     now[0] = 160.0
     watcher.step(2, score=1.0)  # 2 of 8 steps in 60 s: 6 more take 180 s
     watcher.close()
     assert shown.lines()[1].split() == ["1/4", "1.000", "3:00"]
-    assert terminal._clock(3723.4) == "1:02:03"
+    assert as_clock(3723.4) == "1:02:03"
 
 
-def test_a_resumed_run_counts_on(monkeypatch):
+def test_a_resumed_run_counts_on():
     now = [0.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
-    shown, watcher = watch(total=4, per_update=2)
+    shown, watcher = watch(total=4, per_update=2, clock=lambda: now[0])
     watcher.state.global_step = 4
     watcher.on_train_begin(None, watcher.state, None)
     now[0] = 10.0
@@ -242,13 +244,13 @@ def test_a_run_that_fails_gives_the_screen_back(screen, tmp_path):
 
 
 # ------------------------------------------------------------ log files
-def test_a_log_file_gets_about_ten_plain_lines():
+def test_a_log_file_gets_the_first_update_and_about_ten_plain_lines():
     shown, watcher = watch(is_terminal=False, total=25, per_update=1)
     for step in range(1, 26):
         watcher.step(step, score=step / 2, kl=1.0, loss=9.0)
     lines = shown.lines()
     assert [line.split()[2].rstrip(",") for line in lines] == [
-        f"{n}/25" for n in (3, 5, 8, 10, 13, 15, 18, 20, 23, 25)
+        f"{n}/25" for n in (1, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25)
     ]
     assert lines[-1] == "ppo: update 25/25, about 0 s left, score 12.500, kl 1.00"
 

@@ -119,11 +119,11 @@ def test_seconds_are_those_of_training(monkeypatch, tmp_path):
     judged = ScoredAnswers(["x"], [[2]], [True], {})
 
     class Slow(Exam):
-        def take(self, adapter, greedy=True):
+        def take(self, adapter, greedy=True, shown=None):
             now[0] += 100
             return [judged]
 
-        def kl(self, judged):
+        def kl(self, judged, shown=None):
             return 0.0
 
     trainer = SimpleNamespace(

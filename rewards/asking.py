@@ -138,22 +138,22 @@ def guarded(function: Callable[..., Any], name: str | None = None) -> RewardFunc
     """`function` so that a row on which it fails gets None, as in training; an async one is waited for."""
     alike = guarded_alike(function, name)
 
-    def score(prompts, completions, **columns) -> list[float | None]:
+    def score(prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         return asyncio.run(alike(prompts, completions, **columns))
 
     return score if is_async(alike) else alike
 
 
-def guarded_alike(function: Callable, name: str | None = None) -> Callable:
+def guarded_alike(function: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
     """The same, but async where `function` is."""
     if is_async(function):
 
-        async def score_later(prompts, completions, **columns) -> list[float | None]:
+        async def score_later(prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
             return await ask_async(function, prompts, completions, columns, name)
 
         return score_later
 
-    def score(prompts, completions, **columns) -> list[float | None]:
+    def score(prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         return ask(function, prompts, completions, columns, name)
 
     return score

@@ -26,7 +26,7 @@ def read(
     tokens: bool = False,
     nan: Callable[[int], None] = lambda row: None,
     give: str = "return",
-) -> list:
+) -> list[Any]:
     """`answers` as a list of floats, of lists of floats (`tokens`) and of None.
 
     Args:
@@ -42,14 +42,14 @@ def read(
         raise RewardError(f"{got} {describe(answers)}; {give} a list with one number for each completion.")
     if len(answers) != count:
         raise RewardError(f"{got} {len(answers)} scores for {count} completions; {give} one for each.")
-    found: list = []
+    found: list[Any] = []
     for i, answer in enumerate(answers):
         if tokens and is_list(answer):
             numbers = [_number(x, i, got, row, give) for x in answer]
-            value = None if None in numbers or any(map(math.isnan, numbers)) else numbers
+            value: Any = None if any(x is None or math.isnan(x) for x in numbers) else numbers
         else:
-            value = _number(answer, i, got, row, give)
-            value = None if value is not None and math.isnan(value) else value
+            number = _number(answer, i, got, row, give)
+            value = None if number is None or math.isnan(number) else number
         if value is None and answer is not None:
             nan(i)
         found.append(value)
@@ -76,7 +76,7 @@ def _number(value: Any, i: int, got: str, row: Callable[[int], str], give: str) 
     if value is None:
         return None
     try:
-        if isinstance(value, str | bytes | bytearray) or getattr(value, "ndim", 0):
+        if isinstance(value, str | bytes | bytearray) or getattr(value, "ndim", None):
             raise TypeError
         return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, OverflowError):

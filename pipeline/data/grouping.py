@@ -3,36 +3,47 @@ is computed is padding.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
+from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+# It stands before a Trainer's class, whose attributes and methods it uses
+if TYPE_CHECKING:
+    _Trainer = Trainer
+else:
+    _Trainer = object
 
-class GroupsByLength:
+
+class GroupsByLength(_Trainer):
     """Mixed into a Trainer, before its class: what `train_sampling_strategy: group_by_length` does.
 
     Trainer's own looks for `input_ids`, which rows of pairs do not have, and draws from the global generator, so that
     a resumed run would go on with other batches. It shuffles held-out rows as well; here they stay in their order.
     """
 
-    def lengths(self, rows) -> list[int]:
+    def lengths(self, rows: Dataset) -> list[int]:
         """Tokens of each row of the training data; of the longest of its parts, where these are padded together."""
         raise NotImplementedError
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
+            usual: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return usual
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return GroupedByLength(self.lengths(self.train_dataset), size, self.args.data_seed or self.args.seed)
 
-    def _get_eval_sampler(self, eval_dataset):
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_eval_sampler(eval_dataset)
+            usual: Sampler[int] | None = super()._get_eval_sampler(eval_dataset)
+            return usual
         return SequentialSampler(eval_dataset)
 
 
-class GroupedByLength(Sampler):
+class GroupedByLength(Sampler[int]):
     """Rows of like length together, in another order in each epoch, and in the same one when the run is resumed.
 
     Args:

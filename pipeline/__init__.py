@@ -13,5 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1" and "huggingface_hub.constants" in sys.modules:
     # Read once at its import, so the environment alone comes too late.
     sys.modules["huggingface_hub.constants"].HF_HUB_DISABLE_TELEMETRY = True
+# OpenMP's threads wait for each other at the end of every parallel loop, by default for many milliseconds without
+# sleeping. Where another program runs as well, two of them are thereby several times slower than one. A fraction of a
+# millisecond bridges the way to the next loop all the same. libgomp reads it once, when torch loads it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # bitsandbytes says at its import which optional kernels it lacks, also when nobody asked for 4 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
 from .base import Reward, RewardError, choice, number
@@ -238,7 +236,7 @@ def references_of(value: str | Sequence[str] | None, column: str) -> list[str]:
 def bleu_tokenizer(references: Sequence[str]) -> str:
     """sacrebleu's tokenizer for the script of `references`."""
     text = "".join(references)
-    if not any(map(is_unspaced, text)):
+    if text.isascii() or not any(map(is_unspaced, text)):  # the first is quick: asked for each prefix
         return "13a"
     if any(map(is_kana, text)):
         return "ja-mecab" if has_mecab() else "char"
@@ -289,6 +287,10 @@ def _rouge_words(text: str, tokenize: str, stemmer: bool) -> tuple[str, ...]:
 
 
 @functools.cache
-def _rouge(type: str, tokenize: str, stemmer: bool) -> RougeScorer:
+def _rouge(type: str, tokenize: str, stemmer: bool) -> Any:
+    # Here, because every command imports the rewards, and this imports nltk and takes two seconds
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
     tokenizer = WordTokenizer() if tokenize == "words" else DefaultTokenizer(stemmer)
     return RougeScorer([type], tokenizer=tokenizer)

@@ -1,5 +1,6 @@
 """Processors without units for 16 bits: nothing is computed in them unasked, and who asks is told what it costs."""
 
+import ast
 import os
 import platform
 import re
@@ -240,3 +241,31 @@ def test_autocast_on_a_cpu_is_had_by_asking_only(no_units, monkeypatch, capsys):
     settings = SFTStage("out", use_cpu=True, bf16=True)
     assert (settings.bf16, settings.mixed_precision) == (True, "bf16")
     assert capsys.readouterr().out.startswith("note: bf16: true: this processor has no bfloat16 units")
+
+
+# ------------------------------------------------------------ threads
+def openmp(*code: str, **variables: str) -> str | None:
+    """The spin count that OpenMP itself says it has after `code`, with these variables set."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))} | variables
+    env |= {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], env=env, capture_output=True, text=True, check=True)
+    found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+    return found and found[1]
+
+
+def test_threads_that_wait_go_to_sleep_soon_unless_somebody_set_it_otherwise():
+    if openmp("import torch") is None:
+        pytest.skip("this torch has another OpenMP")
+    assert openmp("import pipeline, torch") == "10000"
+    assert openmp("import pipeline, torch", GOMP_SPINCOUNT="7") == "7"
+    assert openmp("import pipeline, torch", OMP_WAIT_POLICY="passive") == "0"
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.py")))
+def test_every_recipe_imports_the_pipeline_before_anything_that_loads_torch(recipe):
+    tree = ast.parse((ROOT / "recipes" / recipe).read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    roots = [name.split(".")[0] for name in names]
+    before = roots[: roots.index("pipeline")] if "pipeline" in roots else roots
+    assert set(before) <= sys.stdlib_module_names | {"yaml"}

@@ -177,7 +177,7 @@ endif
 PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 "$(PY)" -m pytest
 # Two processes, unless ARGS names test files. The tests of a file stay together, and with them what they share; files
 # run in the order of their names, so that a long one does not come last.
-TWO    := $(if $(findstring .py,$(ARGS)),,-n 2 --dist loadfile --no-loadscope-reorder)
+TWO    := $(if $(findstring .py,$(ARGS)),,-n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder)
 
 test: $(STAMP)  ## the tests, without those that take long; no network
 	$(PYTEST) $(TWO) -m "not slow" $(ARGS)

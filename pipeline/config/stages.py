@@ -66,8 +66,8 @@ class StageDefaults:
             good = not choices or getattr(value, "value", value) in (each.default, *choices)
             check(good, each.name, value, f"one of {', '.join(map(str, choices))}")
         loads = "the model is loaded by settings of its own: dtype, attn_implementation, model_revision, load_in_4bit"
-        given = getattr(self, "model_init_kwargs", None)
-        check(not given, "model_init_kwargs", given, loads)
+        given = getattr(self, "model_init_kwargs", None)  # its values may be secrets
+        check(not given, "model_init_kwargs", ", ".join(given) if isinstance(given, dict) else given, loads)
         if not isinstance(self, SFTConfig):
             check(not is_selective(self), *SELECTIVE)
         settle_mixed_precision(self)

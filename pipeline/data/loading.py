@@ -152,7 +152,7 @@ def _check_types(row: dict[str, Any], wanted: tuple[str, ...], where: str) -> No
                         f"{where}: {column} has a message whose role or content is no text: "
                         f"{shortened(str(message), 100)}; wants text in both"
                     )
-                shown = {str(part.get("type")) for part in message["content"] or () if isinstance(part, dict)} - {
+                shown = {str(part.get("type")) for part in message.get("content") or () if isinstance(part, dict)} - {
                     "text"
                 }
                 if shown:

@@ -197,7 +197,7 @@ def test_lambda_below_one_is_exact_with_an_exact_critic_only(tmp_path):
     for row, completion in enumerate(EVERY):
         for t in range(len(completion)):
             table[row, t] = totals[tuple(completion[:t])] / masses[tuple(completion[:t])]
-    trainer._values = lambda batch: table
+    trainer._values = lambda batch: (table, None)
     batch = toy.sample(trainer, [PROMPT] * len(EVERY))
     del trainer._values
     assert_close(gradient(trainer, batch, p), expected)

@@ -25,7 +25,7 @@ def launch(server, tmp_path, tiny_model_folder):
         **{"model_name_or_path": str(tiny_model_folder), "dataset": "sft.jsonl", "eval_fraction": 0.25},
         **{"output_dir": "out", "use_cpu": True, "max_steps": 1, "max_length": 64, "save_strategy": "steps"},
         **{"save_steps": 1, "push_to_hub": True, "hub_model_id": "me/canary"},
-        "model_init_kwargs": {"token": PASSWORD},
+        "chat_template_kwargs": {"token": PASSWORD},
     }
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(settings))
 

@@ -209,5 +209,5 @@ def test_generation_stops_where_the_tokenizer_says():
     model.generation_config = GenerationConfig(eos_token_id=7, do_sample=False, temperature=0.6)
     prepare_generation(model, tokenizer)
     found = model.generation_config
-    assert (found.eos_token_id, found.pad_token_id, found.temperature) == ([7, 2], 0, 0.6)
+    assert (found.eos_token_id, found.pad_token_id, found.temperature) == ([2, 7], 0, 0.6)
     found.validate(strict=True)

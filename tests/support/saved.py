@@ -12,7 +12,8 @@ from pipeline.models import loading as models
 def make_adapter(base, path, value: float = 0.01, scores: bool = False, **settings):
     """A saved adapter on `base` whose LoRA B matrices are `value`, so that it changes something."""
     args = ModelArguments(model_name_or_path=str(base), lora_r=4, **settings)
-    model = models.load_base(args, "scores" if scores else "causal")
+    # as a file from elsewhere may be: what our stages would not train is not refused here
+    model = models.load_base(ModelArguments(model_name_or_path=str(base)), "scores" if scores else "causal")
     model = get_peft_model(model, models.lora_config(args, "SEQ_CLS" if scores else "CAUSAL_LM"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -23,7 +23,7 @@ from pipeline.worlds import BaseModelSettings, WorldSettings, field_notes
 from pipeline.worlds.base_model import Muon, make_base_model, orthogonal
 from rewards import Learned, processor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Under these PyTorch multiplies as on a processor with AVX2 alone, and as on one with AVX512 but not its bfloat16
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 AVX512 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}

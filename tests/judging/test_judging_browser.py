@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browser import chromium
+from browser import browser  # noqa: F401
 from judges import no_more_than, opened, serving
 from rows import write_rows
 
@@ -22,17 +22,8 @@ ROWS = [{"prompt": f"{a}{b} =>", "before": f" {a}{b}!", "after": f" {a}{b}."} fo
 PHONE = {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True}
 
 
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install playwright)")
-    with api.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @contextmanager
-def looking(browser, url: str, said: tuple = (), **settings):
+def looking(browser, url: str, said: tuple = (), **settings):  # noqa: F811
     """The page in a window of its own. In the end its console has `said` just that, and nobody else was asked."""
     context = browser.new_context(**settings)
     page = context.new_page()
@@ -48,7 +39,7 @@ def looking(browser, url: str, said: tuple = (), **settings):
 
 
 @contextmanager
-def showing(browser, folder: Path, rows=ROWS, **settings):
+def showing(browser, folder: Path, rows=ROWS, **settings):  # noqa: F811
     with opened(folder, rows) as verdicts, serving(verdicts) as (url, _), looking(browser, url, **settings) as page:
         yield page, verdicts
 
@@ -62,7 +53,7 @@ def better_one(page) -> str:
     return "1" if page.inner_text("#left").endswith(".") else "2"
 
 
-def test_twenty_pairs_by_keys_a_restart_and_a_reward_model(browser, tmp_path, tiny_model_folder, monkeypatch):
+def test_twenty_pairs_by_keys_a_restart_and_a_reward_model(browser, tmp_path, tiny_model_folder, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "judged"
     with showing(browser, folder) as (page, _):
@@ -102,7 +93,7 @@ def test_twenty_pairs_by_keys_a_restart_and_a_reward_model(browser, tmp_path, ti
     assert trained["accuracy"] == 1.0 and trained["margin"] > 1  # it has learned to like full stops
 
 
-def test_buttons_undo_and_the_switch_for_keys(browser, tmp_path):
+def test_buttons_undo_and_the_switch_for_keys(browser, tmp_path):  # noqa: F811
     with showing(browser, tmp_path / "judged") as (page, verdicts):
         undo = page.get_by_role("button", name="Undo the last")
         assert undo.is_disabled()
@@ -125,7 +116,7 @@ def test_buttons_undo_and_the_switch_for_keys(browser, tmp_path):
         assert [row["verdict"] for row in verdicts.rows] == ["left", "tie", "right", "left"]
 
 
-def test_by_tab_and_enter_and_what_a_screen_reader_hears(browser, tmp_path):
+def test_by_tab_and_enter_and_what_a_screen_reader_hears(browser, tmp_path):  # noqa: F811
     with showing(browser, tmp_path / "judged") as (page, verdicts):
         for name in ("1 is better", "Tie"):
             page.keyboard.press("Tab")
@@ -139,7 +130,7 @@ def test_by_tab_and_enter_and_what_a_screen_reader_hears(browser, tmp_path):
         assert "Completion 1: " in heard and pair.second.strip() in heard and "after" not in heard
 
 
-def test_text_is_shown_as_text(browser, tmp_path):
+def test_text_is_shown_as_text(browser, tmp_path):  # noqa: F811
     nasty = "</script><script>document.title='hacked'</script><b onclick=1>bold</b>"
     chat = [{"role": "user", "content": nasty}, {"role": "assistant", "content": "two\n  lines"}]
     rows = [{"prompt": chat, "before": nasty, "after": ""}]
@@ -152,7 +143,7 @@ def test_text_is_shown_as_text(browser, tmp_path):
         page.get_by_text("All pairs are judged.", exact=True).wait_for()
 
 
-def test_two_windows(browser, tmp_path):
+def test_two_windows(browser, tmp_path):  # noqa: F811
     conflict = "Failed to load resource: the server responded with a status of 409 (CONFLICT)"  # Chromium's own words
     with opened(tmp_path / "judged", ROWS) as verdicts, serving(verdicts) as (url, _):
         with looking(browser, url) as first, looking(browser, url, (conflict,)) as second:
@@ -164,7 +155,7 @@ def test_two_windows(browser, tmp_path):
             assert [row["verdict"] for row in verdicts.rows] == ["left"]
 
 
-def test_a_verdict_that_is_not_saved_is_not_lost_in_silence(browser, tmp_path):
+def test_a_verdict_that_is_not_saved_is_not_lost_in_silence(browser, tmp_path):  # noqa: F811
     failed = "Failed to load resource: the server responded with a status of 500 (INTERNAL SERVER ERROR)"
     gone = "Failed to load resource: net::ERR_CONNECTION_REFUSED"
     with opened(tmp_path / "judged", ROWS) as verdicts:
@@ -186,7 +177,7 @@ def test_a_verdict_that_is_not_saved_is_not_lost_in_silence(browser, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("device", [{"viewport": {"width": 1280, "height": 760}}, PHONE], ids=["laptop", "phone"])
-def test_it_fits_and_axe_finds_nothing(browser, tmp_path, scheme, device):
+def test_it_fits_and_axe_finds_nothing(browser, tmp_path, scheme, device):  # noqa: F811
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     long = "word " * 400 + "unbroken" * 60
     rows = [{"prompt": long, "before": long, "after": long + "!"}, ROWS[0]]
@@ -205,7 +196,7 @@ def test_it_fits_and_axe_finds_nothing(browser, tmp_path, scheme, device):
 
 
 @pytest.mark.slow
-def test_the_recipe_is_killed_goes_on_and_ends_by_ctrl_c(browser, tmp_path):
+def test_the_recipe_is_killed_goes_on_and_ends_by_ctrl_c(browser, tmp_path):  # noqa: F811
     samples = write_rows(tmp_path / "samples.jsonl", ROWS)
     flags = ["--samples", samples, "--output_dir", str(tmp_path / "judged"), "--judge", "anna"]
     command = [sys.executable, str(ROOT / "recipes/judge.py"), *flags]

@@ -188,6 +188,7 @@ def test_trap_31_no_tensor_of_batch_times_tokens_times_vocabulary(tmp_path):
 
 
 CHANGES = {
+    "advantage": None,  # test_advantage.py
     "algorithm": "reinforce",
     "baseline": None,  # test_algorithms.py
     "num_generations": 2,

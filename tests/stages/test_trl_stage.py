@@ -70,7 +70,7 @@ def test_the_training_is_trls_own(run, algorithm, beta, tmp_path, tiny_model_fol
     sampler = trainer_class._get_train_sampler
 
     def spy(self, *args):
-        trained_on.extend(self.train_dataset.to_list())
+        trained_on[:] = self.train_dataset.to_list()  # it is asked for a sampler more than once
         return sampler(self, *args)
 
     monkeypatch.setattr(trainer_class, "_get_train_sampler", spy)
@@ -123,9 +123,9 @@ def test_kl_is_that_of_the_saved_adapter_to_the_start(
 ):
     seen, kl = [], Exam.kl
 
-    def spy(self, judged):
+    def spy(self, judged, *shown):
         seen.append(([row["prompt"] for row in self.rows], judged.completion_ids))
-        return kl(self, judged)
+        return kl(self, judged, *shown)
 
     monkeypatch.setattr(Exam, "kl", spy)
     summary = run("grpo", [{"name": noisy}], beta=beta, adapter=sft if adapter else None)

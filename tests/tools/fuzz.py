@@ -30,6 +30,7 @@ MEMORY = 3 << 30  # bytes that a worker may take beyond what it has when all is 
 LONGEST = 3000  # characters of a refusal
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")
 ROOT = Path(__file__).resolve().parents[2]
+PATHS = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
 
 class Violation(Exception):
@@ -185,7 +186,7 @@ def supervise(args: argparse.Namespace) -> int:
     while first < args.cases and (args.keep_going or not violations):
         command = [sys.executable, __file__, "--worker", f"--first={first}", f"--cases={args.cases}"]
         command += [f"--seed={args.seed}", f"--out={args.out}", *(f"--family={name}" for name in args.family or [])]
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "HF_HUB_OFFLINE": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
             row = None

@@ -56,7 +56,7 @@ def test_a_violation_is_kept_and_told(tmp_path):
     """A loader that is made to fail, to hang, to run code, to eat memory and to die: five violations."""
     code = f"""
 import os, sys
-sys.path[:0] = [{str(ROOT / "tests" / "tools")!r}, {str(ROOT)!r}]
+sys.path[:0] = [{str(ROOT / "tests" / "tools")!r}, {str(ROOT / "tests" / "support")!r}, {str(ROOT)!r}]
 import fuzz, fuzz_loaders
 fuzz.SECONDS = 1
 def spoil(place):

@@ -100,7 +100,7 @@ def run(args: SampleArguments) -> Path:
             args.temperature,
             args.batch_size,
             args.seed,
-            answered,
+            answered=answered,
         )
     texts = texts_of(candidate.tokenizer, [row["prompt"] for row in rows], found, ends)
     conversational = is_conversational({"prompt": rows[0]["prompt"]})

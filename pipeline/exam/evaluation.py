@@ -62,9 +62,8 @@ def answer_and_score(
         sampling: see `complete`.
         answered: is told of each number of prompts that have been answered.
     """
-    ids = complete(
-        model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed, sampling, answered
-    )
+    drawn = {"sampling": sampling, "answered": answered}
+    ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed, **drawn)
     texts = texts_of(tokenizer, rows, ids, eos_token_ids)
     question = question_about(rows, texts)
     scores = {name: guarded(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
@@ -105,6 +104,7 @@ def complete(
     temperature=1.0,
     batch_size=32,
     seed=0,
+    *,
     sampling: dict | None = None,
     answered=lambda count: None,
 ) -> list[list[int]]:

@@ -228,7 +228,9 @@ def test_runs_of_sft_without_rewards_and_without_their_data(tmp_path, tiny_model
     assert lines[0] == "say red =>" and lines[1].split() == ["base", "SFT"]
     (tmp_path / "prompts.jsonl").unlink()
     lines = talk_to(load_run(str(folder))).hear("/example")
-    assert " ".join(lines).startswith("error: there is no example: ") and "prompts.jsonl" in " ".join(lines)
+    assert " ".join(lines).startswith("error: there is no example: ") and "prompts.jsonl" in "".join(
+        lines
+    )  # a long path is broken
 
 
 def test_a_checkpoint_takes_the_settings_of_its_run(tmp_path, tiny_model_folder):

@@ -36,7 +36,9 @@ def read_judges(specs: Iterable[Any], columns: Iterable[str] = ()) -> dict[str, 
         if name in judges:
             raise UserError(f"judges: two are called {name}; rename one of the functions")
         try:
-            inspect.signature(function).bind([], [], [], **dict.fromkeys(set(columns) - {*RESERVED, *SIDES}, []))
+            inspect.signature(function).bind(
+                [], [], [], **dict.fromkeys(sorted(set(columns) - {*RESERVED, *SIDES}), [])
+            )
         except TypeError as error:
             raise UserError(
                 f"judge {name} does not take what it will be given ({error}); write it as "

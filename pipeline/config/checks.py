@@ -17,8 +17,8 @@ CHAT_TEMPLATE = (
     "Later stages find it beside the adapter."
 )
 CHAT_TEMPLATE_KWARGS = (
-    "What the chat template is given besides, e.g. '{\"enable_thinking\": false}'; a row's column of that name goes "
-    "before it."
+    "What the chat template is given besides, e.g. '{\"enable_thinking\": false}'; a row's column of that name "
+    "takes precedence."
 )
 
 

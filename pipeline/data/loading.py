@@ -9,6 +9,7 @@ Three kinds of data, each as plain text or as messages (`[{"role": ..., "content
 """
 
 import difflib
+import heapq
 import json
 import random
 import textwrap
@@ -45,6 +46,7 @@ OTHER_NAMES = {
     "messages": ("conversation", "conversations", "dialog", "dialogue"),
 }
 MEASURED = 20_000  # rows whose tokens are counted; more would only cost time
+LONGEST = 200  # of the rows beyond those, the ones with the most characters, whose tokens are counted too
 
 
 def load(
@@ -343,11 +345,11 @@ def show_examples(
 
     def measure(rows: Dataset, name: str) -> list[int]:
         found = []
-        for number, row in enumerate(rows.select(range(min(MEASURED, len(rows)))), start=1):
+        for number in _measured(rows, kind):
             try:
-                found.append(max(map(len, ids(row, kind, tokenizer, template))))
+                found.append(max(map(len, ids(rows[number], kind, tokenizer, template))))
             except UserError as error:
-                raise UserError(f"dataset {name}, row {number}: {error}") from None
+                raise UserError(f"dataset {name}, row {number + 1}: {error}") from None
         return found
 
     lengths = measure(train, name)
@@ -365,7 +367,7 @@ def show_examples(
                 f"dataset {name}: every pair is longer than max_length {max_length} (the shortest has {ranked[0]} "
                 "tokens): raise it"
             )
-    log(line + (f" (of the first {len(lengths):,} rows)" if len(lengths) < len(train) else ""))
+    log(line + (f" (of {len(lengths):,} rows)" if len(lengths) < len(train) else ""))
     labels = ["chosen", "rejected"] if kind == "preference" else ["text"]
     for number, row in enumerate(train.select(range(min(2, len(train)))), start=1):
         for label, text in zip(labels, render(row, kind, tokenizer, template), strict=False):
@@ -373,11 +375,20 @@ def show_examples(
     return max([ranked[-1], *also])
 
 
+def _measured(rows: Dataset, kind: str) -> list[int]:
+    """Rows whose tokens are counted: the first ones and, as no prompt may outgrow the context, the longest others."""
+    first = list(range(min(MEASURED, len(rows))))
+    if kind != "prompts" or len(first) == len(rows):
+        return first
+    size = [len(str(prompt)) for prompt in rows.select(range(MEASURED, len(rows)))["prompt"]]
+    return first + [MEASURED + i for i in heapq.nlargest(LONGEST, range(len(size)), key=size.__getitem__)]
+
+
 def _about_columns(columns: list[str], kind: str) -> Iterator[str]:
     """What columns do not mean here, though they do elsewhere."""
     if pictures := [column for column in columns if column in PICTURES]:
         rewards = "; the rewards get them" if kind == "prompts" else ""
-        yield f"note: no model here is shown pictures: {' and '.join(pictures)} are columns like others{rewards}"
+        yield f"note: models here read text alone: {' and '.join(pictures)} treated like any other column{rewards}"
     taken = [column for column in columns if column in RESERVED - {"prompt", "completion"}]
     if taken and kind == "prompts":
         yield f"note: rewards do not get {', '.join(taken)}: such a name means something else to them; rename it"

@@ -150,8 +150,6 @@ def _add_adapter(model: PeftModel, adapter: str, name: str) -> None:
 @contextmanager
 def active_adapter(model: torch.nn.Module, adapter: str | None) -> Iterator[None]:
     """Inside, `model` is the base with this adapter, or with None the raw base."""
-    # PEFT's own switches, unlike use_adapter, also switch modules that an adapter has replaced as a whole
-    # (embeddings, say). They touch requires_grad, which nobody needs here.
     if not isinstance(model, PeftModel):
         yield
     elif adapter is None:

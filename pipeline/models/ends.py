@@ -96,7 +96,7 @@ def end_of_turn(tokenizer) -> int:
 
 
 def say_stops(model, tokenizer) -> None:
-    """Says it where a chat template ends turns with another token than the model and its tokenizer name."""
+    """Logs a note when the chat template ends a turn with a token that neither model nor tokenizer names as an end."""
     end = end_of_turn(tokenizer)
     if end not in (tokenizer.eos_token_id, *_named_by(model)):
         say(

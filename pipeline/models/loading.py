@@ -90,7 +90,7 @@ def load_tokenizer(
         chat_templates.take(tokenizer, args.chat_template_path, new_tokens=not args.use_peft)
     for key in ("eos_token", "pad_token"):
         if (token := getattr(config, key, None)) is not None:
-            check(token in tokenizer.get_vocab(), key, token, f"a token of the tokenizer in {path}, which has it not")
+            check(token in tokenizer.get_vocab(), key, token, f"a token that the tokenizer in {path} has")
             setattr(tokenizer, key, token)
     if needs_end and tokenizer.eos_token is None:
         raise UserError(

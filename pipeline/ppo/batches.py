@@ -13,8 +13,8 @@ from torch import Tensor, nn
 # TRL's names -> tensors with one row a completion, numbers, and lists where there are images
 Batch = dict[str, Any]
 CRITIC_STATES = "critic_states"  # (B, P+T, H): what enters the critic's first trained layer (pipeline/ppo/critic.py)
-# Shapes that come again are cheap: libraries prepare their products anew for every other one (oneDNN in bfloat16 above
-# all). So parts have a multiple of so many rows and columns where they can.
+# Shapes that were seen before are cheap: libraries prepare their matrix products anew for each new shape (oneDNN in
+# bfloat16 above all). So parts have a multiple of this many rows and columns where they can.
 _ROWS, _COLUMNS = 4, 8
 # Multiplications that a device could make in the time in which the calls of one layer are made: half a millisecond or
 # two of Python and launches, at some hundred billion a second on a CPU and some hundred thousand billion on a GPU

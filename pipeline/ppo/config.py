@@ -116,7 +116,7 @@ class PPOConfig(GRPOConfig):
     replay: int = field(
         default=0,
         metadata={
-            "help": "So many of the num_iterations epochs of an update go over the rollouts before the new one."
+            "help": "Of the num_iterations epochs of an update, how many go over earlier rollouts instead of the new one."
         },
     )
     kl_coef: float = field(default=0.05, metadata={"help": "β of the per-token KL penalty against the reference."})
@@ -164,7 +164,7 @@ class PPOConfig(GRPOConfig):
     )
     critic_warmup: int = field(
         default=0,
-        metadata={"help": "So many first updates train the critic alone: the policy does not follow a cold one."},
+        metadata={"help": "Updates at the start that train the critic alone, before the policy follows it."},
     )
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of critic adapter and value head; none: learning_rate."}

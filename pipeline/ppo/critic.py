@@ -165,7 +165,7 @@ class Critic:
         if any(is_head(key) and not key.startswith(HEAD) for key in read_weights(folder / ADAPTER_WEIGHTS)):
             raise UserError(
                 f"The reward model in {folder} has another head than `score` on the last token, so that no critic can "
-                "start from it. Leave critic_path out; as a reward (learned) it is welcome."
+                "start from it. Leave critic_path out; it can still be a reward (learned)."
             )
         head = self._checked(read_head(folder), folder)
         add_adapter(self.model, folder, CRITIC)

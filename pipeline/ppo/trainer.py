@@ -325,7 +325,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         # 2. The loss of each token
         clip = (self.epsilon_low, self.epsilon_high) if self.args.algorithm == "ppo" else (torch.inf, torch.inf)
         policy_loss, ratio, clipped = math.policy_loss(logprobs, old_logprobs, inputs["advantages"], *clip)
-        if "importance_sampling_ratio" in inputs:  # vLLM's sampler is not quite the policy (TRL's correction)
+        if "importance_sampling_ratio" in inputs:  # replay's, and vLLM's sampler (TRL's correction)
             policy_loss = policy_loss * inputs["importance_sampling_ratio"]
         token_loss = policy_loss - self.entropy_coef * entropy
         if self.state.global_step < self.args.critic_warmup * self.args.steps_per_update:

@@ -90,7 +90,7 @@ def newest(run: Path, log: Callable[[str], None]) -> Path | None:
         problem = damage(path)
         if problem is None:
             return path
-        log(f"{path} is damaged ({problem}) and passed over.")
+        log(f"{path} cannot be used ({problem}) and is passed over.")
     return None
 
 

@@ -61,7 +61,7 @@ def _of_number(number: int, file: str | None) -> str | None:
         return f"a file{where} could not be written ({reason}): make room, or give an --output_dir on another disk"
     if number in DENIED:
         return f"a file{where} may not be read or written ({reason}): change its rights, or give another --output_dir"
-    return f"the machine refuses{where or ' a file'} ({reason})" if number in MACHINES else None
+    return f"the system cannot give access to{where or ' a file'} ({reason})" if number in MACHINES else None
 
 
 def _first_line(error: BaseException) -> str:

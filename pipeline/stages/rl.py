@@ -199,7 +199,7 @@ def episodes_note(config, prompts: int) -> str | None:
     asked = getattr(config, "total_episodes", None)
     if asked is not None:
         made = -(-asked // size) * size
-        return None if made == asked else f"note: total_episodes {asked} become {made}: whole rollouts of {size}"
+        return None if made == asked else f"note: total_episodes {asked} is rounded up to {made}: whole rollouts of {size}"
     whole, left = divmod(prompts, of_prompts)
     if config.max_steps > 0 or (not left and config.num_train_epochs == int(config.num_train_epochs)):
         return None
@@ -207,7 +207,7 @@ def episodes_note(config, prompts: int) -> str | None:
     rollouts = math.ceil(math.ceil(config.num_train_epochs * whole * steps) / steps)
     return (
         f"note: {prompts} prompts x {config.num_train_epochs:g} epochs become {rollouts * size} episodes: a rollout "
-        f"takes {of_prompts} prompts, and {left} of them, others each time, are left out of an epoch"
+        f"takes {of_prompts} prompts, so each epoch leaves out {left}, not the same ones each time"
     )
 
 

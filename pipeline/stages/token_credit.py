@@ -118,7 +118,7 @@ def credit_tokens(
         mask, scores, policy_logprobs, ref_logprobs, torch.zeros_like(mask) if values is None else values, instant
     )
     settings, kl_coef = _settings(trainer), _kl_coef(trainer)
-    experience = make_experience(rollout, settings, kl_coef)
+    experience = make_experience(rollout, settings, kl_coef, advantage=getattr(trainer, "advantage", math.gae))
     paid = math.token_rewards(scores, experience.kl, mask, 0.0, instant)
     kl = math.kl_penalty(policy_logprobs, ref_logprobs)
     ends, before_scores = token_ends(ids, texts, exam.trainer.processing_class), scores_of(exam, before)

@@ -92,7 +92,7 @@ def all_cut(seen: Seen) -> str | None:
     at = f" at {length[0]:.0f} tokens" if length else ""
     return (
         f"all completions are cut{at}: none ended by itself in {LASTING} logs. Raise max_completion_length, set "
-        "missing_eos_penalty, and look whether the SFT data ends with the end-of-text token."
+        "missing_eos_penalty, and check that the SFT data ends with the end-of-text token."
     )
 
 

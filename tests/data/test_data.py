@@ -273,6 +273,15 @@ def test_show_examples_of_messages_uses_the_chat_template(tiny_tokenizer):
         data.show_examples(rows, None, tiny_tokenizer, "preference", 100, log=told.append)
 
 
+def test_the_longest_prompt_is_found_beyond_the_rows_whose_tokens_are_counted(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(data, "MEASURED", 3)
+    monkeypatch.setattr(data, "LONGEST", 2)
+    rows = Dataset.from_list([{"prompt": "x" * size} for size in (5, 4, 3, 7, 2, 30, 6)])
+    told = []
+    assert data.show_examples(rows, None, tiny_tokenizer, "prompts", None, log=told.append) == 30
+    assert any("longest 30 (of 5 rows)" in line for line in told)  # the first three, the 30 and the 7
+
+
 def test_show_examples_refuses_pairs_that_are_all_too_long(tiny_tokenizer):
     rows = Dataset.from_list([{"chosen": "abcd", "rejected": "abce"}])
     with pytest.raises(UserError, match="every pair is longer than max_length 4 .the shortest has 5 tokens"):

@@ -96,14 +96,14 @@ ADAPTERS = [
     model(
         "truncated adapter",
         "sft/adapter_model.safetensors",
-        "cut off or spoilt",
+        "truncated or damaged",
         make=cut("sft/adapter_model.safetensors"),
         adapter_path="sft",
     ),
     model(
         "truncated adapter for the reward model",
         "sft/adapter_model.safetensors",
-        "cut off or spoilt",
+        "truncated or damaged",
         make=cut("sft/adapter_model.safetensors"),
         recipe="reward",
     ),
@@ -148,7 +148,7 @@ CRITICS = [
     model(
         "truncated critic",
         "reward/adapter_model.safetensors",
-        "cut off or spoilt",
+        "truncated or damaged",
         make=cut("reward/adapter_model.safetensors"),
         recipe="ppo",
         critic_path="reward",
@@ -196,7 +196,7 @@ REWARDS = [
         "truncated reward model",
         "Reward 'learned'",
         "reward",
-        "cut off or spoilt",
+        "truncated or damaged",
         make=cut("reward/adapter_model.safetensors"),
     ),
     learned(

@@ -38,15 +38,15 @@ BASES = [
         make=pickled("base", "model.safetensors", "pytorch_model.bin"),
     ),
     model(
-        "truncated weights", "base/model.safetensors", "cut off or spoilt", "again", make=cut("base/model.safetensors")
+        "truncated weights", "base/model.safetensors", "truncated or damaged", "again", make=cut("base/model.safetensors")
     ),
     model(
-        "weights of nothing", "base/model.safetensors", "cut off or spoilt", make=file("base/model.safetensors", b"")
+        "weights of nothing", "base/model.safetensors", "truncated or damaged", make=file("base/model.safetensors", b"")
     ),
     model(
         "weights that are text",
         "base/model.safetensors",
-        "cut off or spoilt",
+        "truncated or damaged",
         make=file("base/model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
     ),
     model(

@@ -153,7 +153,7 @@ def test_report_only_when_asked(server, runs):
 def test_pickles_are_refused_under_any_name(server, runs):
     weights = runs / "ppo/adapter_model.safetensors"
     weights.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UserError, match="is cut off or spoilt"):
+    with pytest.raises(UserError, match="is truncated or damaged"):
         push("me/a")
     weights.rename(runs / "ppo/adapter_model.bin")
     (runs / "ppo/rollout_0.safetensors").unlink()
@@ -165,7 +165,7 @@ def test_pickles_are_refused_under_any_name(server, runs):
 def test_half_a_file_is_refused(server, runs):
     weights = runs / "ppo/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(UserError, match="is cut off or spoilt"):
+    with pytest.raises(UserError, match="is truncated or damaged"):
         push("me/a")
 
 

@@ -214,7 +214,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_lost(stage, capsys):
     capsys.readouterr()
     assert stage(resume=True, save_steps=1)["steps"] == 3
     said = capsys.readouterr().out
-    assert said.count("is damaged (optimizer.pt has") == 2 and "starts from the beginning" in said
+    assert said.count("cannot be used (optimizer.pt has") == 2 and "starts from the beginning" in said
     assert "What the run had written is kept in out/before-restart." in said
     stays = {Path(name) for name in ("config.yaml", ".unfinished")}
     for path in written.keys() - stays:

@@ -184,7 +184,7 @@ def test_a_checkpoint_of_somebody_else_runs_nothing(checkpoint, tmp_path, canary
         ("trainer_state.json", '{"global_step": "1"}', "global_step is text, but wants a whole number"),
         ("trainer_state.json", '{"global_step": -1}', "global_step is -1"),
         ("ppo_state.json", '{"micro_step": 0}', "kl_coef is missing"),
-        ("adapter_model.safetensors", "", "is cut off or spoilt"),
+        ("adapter_model.safetensors", "", "is truncated or damaged"),
     ],
 )
 def test_a_broken_checkpoint_is_one_sentence(checkpoint, tmp_path, name, content, says):
@@ -265,7 +265,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_no_weights(good, tmp_path, ca
         torch.save({"x": Evil(canary)}, next(folder.glob("*.safetensors")))
     with pytest.raises(UserError, match="no usable model"):
         LOADERS["base"](str(tmp_path / "base"), "")
-    with pytest.raises(UserError, match="is cut off or spoilt"):
+    with pytest.raises(UserError, match="is truncated or damaged"):
         LOADERS["sft"](str(tmp_path / "sft"), str(good / "base"))
     assert not canary.exists()
 

@@ -164,7 +164,7 @@ def test_what_rewards_do_not_get_is_said_before_anything_runs(tiny_tokenizer):
     rows, told = Dataset.from_list([{"prompt": "p", "completions": "x", "self": 1, "image": None}]), []
     data.show_examples(rows, None, tiny_tokenizer, "prompts", None, log=told.append)
     assert told[1:3] == [
-        "note: no model here is shown pictures: image are columns like others; the rewards get them",
+        "note: models here read text alone: image treated like any other column; the rewards get them",
         "note: rewards do not get completions, self: such a name means something else to them; rename it",
     ]
 

@@ -149,6 +149,16 @@ def test_rewards_add_up_and_probabilities_are_those_of_the_models(tmp_path):
         assert row["values"] == pytest.approx(values.tolist(), abs=1e-4)
 
 
+def halves(rewards, values, mask, gamma, lam):
+    """An advantage estimator of one's own: half the reward of each token, whatever the critic says."""
+    return rewards / 2 * mask, values * mask
+
+
+def test_advantages_are_those_of_the_estimator_that_trained(tmp_path):
+    rows, _ = written(examined(tmp_path, advantage=f"{__name__}:halves"), tmp_path)
+    assert all(row["advantages"] == pytest.approx([r / 2 for r in row["rewards"]], abs=1e-4) for row in rows)
+
+
 def test_instant_rewards_stand_at_the_tokens_that_earn_them(tmp_path):
     exam = examined(tmp_path, reward=Instant(letters, at="tokens", log_name="letters"))
     row = next(row for row in written(exam, tmp_path)[0] if row["prompt"] == "cd")

@@ -11,7 +11,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HEADS = ("score", "classifier")  # what transformers calls the last layer of a sequence classifier
 # Of PEFT's settings those by which a file can name Python modules to be imported.
 _NAMES_CODE = ("megatron_config",)  # with megatron_core, the name of a module that PEFT then imports
-# PEFT's settings of a LoRA adapter that are read for what they say, each held by tests/models/test_foreign_adapters.py.
+# PEFT's settings of a LoRA adapter that are read for what they say; each is in tests/models/test_foreign_adapters.py.
 _OF_THE_FILE = ("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
 _LORA = (
     *("task_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "target_modules"),

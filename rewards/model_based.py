@@ -201,7 +201,7 @@ def _check_whole(path: str, name: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise RewardError(
-                f"Reward '{name}': {file} is truncated or damaged ({str(error)[:200]}); copy, download or make it again."
+                f"Reward '{name}': {file} is truncated or damaged ({str(error)[:200]}); copy or download it again."
             ) from None
 
 

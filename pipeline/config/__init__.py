@@ -21,6 +21,7 @@ from pipeline.config.checks import (
     say_once,
     setting,
     steps_for,
+    steps_per_update,
 )
 from pipeline.config.machine import on_gpu, settle_bf16, settle_mixed_precision, tell_cost
 from pipeline.config.services import trackers_of, use_vllm_server
@@ -50,6 +51,7 @@ __all__ = [
     "say_once",
     "setting",
     "steps_for",
+    "steps_per_update",
     "on_gpu",
     "settle_bf16",
     "settle_mixed_precision",

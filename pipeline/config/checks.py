@@ -29,14 +29,20 @@ def setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-def steps_for(total_episodes: int, per_update: int, steps_per_update: int, max_steps: int) -> int:
-    """Optimizer steps of `total_episodes` completions in whole updates; `max_steps`, unless -1, must agree."""
-    steps = ceil(total_episodes / per_update) * steps_per_update
-    if max_steps not in (-1, steps):
+def steps_for(total_episodes: int, per_update: int, steps: int, max_steps: int) -> int:
+    """Optimizer steps of `total_episodes` completions in whole updates of `per_update` completions and `steps` each;
+    `max_steps`, unless -1, must agree."""
+    in_all = ceil(total_episodes / per_update) * steps
+    if max_steps not in (-1, in_all):
         raise UserError(
-            f"max_steps is {max_steps}, but total_episodes {total_episodes} makes it {steps}: give one of them."
+            f"max_steps is {max_steps}, but total_episodes {total_episodes} makes it {in_all}: give one of them."
         )
-    return steps
+    return in_all
+
+
+def steps_per_update(config: Any) -> int:
+    """Optimizer steps over one rollout, by TRL's settings of a stage that samples."""
+    return max(1, config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps)
 
 
 def check(good: bool, key: str, value: Any, wants: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
-from pipeline.config.checks import SELECTIVE, WATCH, check, is_selective, setting, steps_for
+from pipeline.config.checks import SELECTIVE, WATCH, check, is_selective, setting, steps_for, steps_per_update
 from pipeline.config.machine import gpu_asked_for, on_gpu, settle_bf16, settle_mixed_precision
 from pipeline.config.services import trackers_of, use_vllm_server
 from pipeline.errors import UserError
@@ -166,9 +166,9 @@ class GroupStage(RolloutDefaults):
     )
 
     def __post_init__(self):
-        for key in ("total_episodes", "missing_eos_penalty"):
-            value = getattr(self, key)
-            check(value is None or value > 0, key, value, "a number above 0")
+        episodes, penalty = self.total_episodes, self.missing_eos_penalty
+        check(episodes is None or episodes > 0, "total_episodes", episodes, "a number above 0")
+        check(penalty is None or penalty >= 0, "missing_eos_penalty", penalty, "a number from 0 up")
         # a run's own config.yaml has both, of which TRL takes one
         given = self.generation_batch_size
         if self.steps_per_generation is not None:
@@ -184,13 +184,11 @@ class GroupStage(RolloutDefaults):
                 f"generation_batch_size is {given}, but steps_per_generation {self.steps_per_generation} makes it "
                 f"{self.generation_batch_size}: give one of them."
             )
-        steps_per_update = self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
         if once_an_update:
-            self.logging_steps = max(1, steps_per_update)
+            self.logging_steps = steps_per_update(self)
         if self.total_episodes is not None:
-            self.max_steps = steps_for(
-                self.total_episodes, self.generation_batch_size, steps_per_update, self.max_steps
-            )
+            steps = steps_per_update(self)
+            self.max_steps = steps_for(self.total_episodes, self.generation_batch_size, steps, self.max_steps)
 
 
 @dataclass

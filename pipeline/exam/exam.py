@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from pipeline.config import check, setting
+from pipeline.config import check, setting, steps_per_update
 from pipeline.exam import evaluation
 from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.models.prompts import with_kwargs
@@ -183,10 +183,8 @@ class ExamCallback(TrainerCallback):
     def __init__(self, exam: Exam, folder: Path, every: int | None):
         self.exam, self.folder, self.every = exam, Path(folder), every
         args = exam.trainer.args
-        self.steps_per_update = 1
-        if hasattr(args, "steps_per_generation"):  # else nothing is sampled, and an update is a step
-            steps = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
-            self.steps_per_update = max(1, steps)
+        samples = hasattr(args, "steps_per_generation")  # else an update is a step
+        self.steps_per_update = steps_per_update(args) if samples else 1
         self.watch = Stopwatch()
 
     def write(self, answers: evaluation.ScoredAnswers, kl: float) -> None:

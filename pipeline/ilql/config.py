@@ -45,7 +45,7 @@ class ILQLStage(StageDefaults, TrainingArguments):
         check(0 <= self.cql_coef < float("inf"), "cql_coef", self.cql_coef, "a number from 0 up")
         check(0 < self.polyak <= 1, "polyak", self.polyak, "a number above 0, up to 1")
         penalty = self.missing_eos_penalty
-        check(penalty is None or penalty > 0, "missing_eos_penalty", penalty, "a number above 0")
+        check(penalty is None or penalty >= 0, "missing_eos_penalty", penalty, "a number from 0 up")
         check(self.max_length >= 2, "max_length", self.max_length, "a whole number from 2 up")
         check(
             self.max_completion_length >= 1,

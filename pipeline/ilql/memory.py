@@ -11,11 +11,13 @@ from pipeline.memory.estimate import Architecture, Batch, Estimate, estimate, op
 from pipeline.memory.report import adapter_of, precision_of
 
 
-def of_ilql(model: PeftModel, model_args: ModelArguments, args: ILQLStage, longest: int, prompt: int) -> Estimate:
+def of_ilql(
+    model: PeftModel, model_args: ModelArguments, args: ILQLStage, longest: int, prompt: int, exam_rows: int
+) -> Estimate:
     """Estimate of one process.
 
     Args: model: the base with the policy's adapter. longest: tokens of the longest row. prompt: of the longest
-        held-out prompt.
+        held-out prompt. exam_rows: prompts that the exam answers at once.
     """
     architecture = Architecture.of(model.config)
     precision = replace(precision_of(model_args, args), lean=True)
@@ -26,7 +28,7 @@ def of_ilql(model: PeftModel, model_args: ModelArguments, args: ILQLStage, longe
         "cuda": torch.cuda.is_available() and not args.use_cpu,
     }
     adapter = adapter_of(model, model_args)
-    exam = Batch(50, prompt, args.max_completion_length)
+    exam = Batch(exam_rows, prompt, args.max_completion_length)
     found = estimate(architecture, precision, adapter, batch, frozen=2, exam=exam, **common)
     trunk = estimate(replace(architecture, vocab=0), precision, adapter, batch, **common)
     hidden = architecture.hidden

@@ -26,9 +26,9 @@ def adapter_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def base_of(model: PeftModel) -> PreTrainedModel:
-    """The model of transformers on which the adapters stand; PEFT's annotation says less of it."""
-    return cast(PreTrainedModel, model.get_base_model())
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model without PEFT's wrapper; its layers have the adapters."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 @contextmanager

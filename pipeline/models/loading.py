@@ -50,7 +50,7 @@ from pipeline.models.adapter_files import (
 from pipeline.models.auto_class import auto_classes
 from pipeline.models.ends import end_of_turn, say_stops
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
-from pipeline.models.precision import on_gpu, quantization, resolve_dtype
+from pipeline.models.precision import models_on_gpu, quantization, resolve_dtype
 from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
 from pipeline.safety.console import say
@@ -144,10 +144,10 @@ def load_base(
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # not ignored: refused below, in words
     }
-    if options["quantization_config"] is not None and on_gpu():
+    if options["quantization_config"] is not None and models_on_gpu():
         options["device_map"] = {"": PartialState().local_process_index}
     check_attention(args)
-    if not on_gpu():
+    if not models_on_gpu():
         tell_cost(f"dtype: {args.dtype}", options["dtype"])
     if for_ == "scores":
         options["num_labels"] = 1

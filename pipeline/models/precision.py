@@ -20,7 +20,7 @@ def resolve_dtype(args: ModelArguments) -> torch.dtype:
     """The precision of the base weights; see `ModelArguments.dtype`."""
     if args.dtype != "auto":
         return getattr(torch, args.dtype)
-    gpu = on_gpu() and torch.cuda.is_bf16_supported()
+    gpu = models_on_gpu() and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if gpu and args.use_peft else torch.float32
 
 
@@ -29,10 +29,10 @@ def compute_dtype(args: ModelArguments) -> torch.dtype:
     for that, which is many times faster there and takes no more memory to speak of (a layer's weights at a time).
     """
     dtype = resolve_dtype(args)
-    return dtype if on_gpu() or has_units(dtype) else torch.float32
+    return dtype if models_on_gpu() or has_units(dtype) else torch.float32
 
 
-def on_gpu() -> bool:
+def models_on_gpu() -> bool:
     """Whether models of this process go to a CUDA GPU; with `use_cpu` they do not, though there may be one."""
     return torch.cuda.is_available() and (not PartialState._shared_state or PartialState().device.type == "cuda")
 

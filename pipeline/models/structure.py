@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import UserError
+from pipeline.models.adapters import base_of
 from pipeline.safety.console import say
 
 
@@ -27,11 +28,6 @@ class Anatomy(NamedTuple):
     layers: nn.ModuleList  # the stack that a text passes; empty where there is none, or where one runs twice
     passes: Counter  # how often each module ran
     returned: dict[nn.Module, int]  # 0: a tensor; n: a tuple of n, the first of them a tensor; -1: anything else
-
-
-def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model without PEFT's wrapper; its layers have the adapters."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def trunk_of(model: PreTrainedModel | PeftModel) -> nn.Module:

@@ -116,7 +116,7 @@ class PPOConfig(GRPOConfig):
     replay: int = field(
         default=0,
         metadata={
-            "help": "Of the num_iterations epochs of an update, how many go over earlier rollouts instead of the new one."
+            "help": "Of the num_iterations epochs of an update, how many go over earlier rollouts, not the new one."
         },
     )
     kl_coef: float = field(default=0.05, metadata={"help": "β of the per-token KL penalty against the reference."})

@@ -41,7 +41,7 @@ CHANNELS = (
         "Reward",
         "earns",
         "costs",
-        "What the token is paid, as in training: its share of the score (the rest of the score comes at the last token), "
+        "What the token is paid, as in training: its share of the score (the rest comes at the last token), "
         "less the price of leaving the start.",
     ),
     Channel(

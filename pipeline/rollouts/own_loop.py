@@ -79,7 +79,7 @@ class OwnLoop:
         if self.state.global_step >= self.args.max_steps:
             raise UserError(f"total_episodes ({self.args.max_steps} optimizer steps) are used up: raise it.")
         self.model.train()
-        steps = self.num_iterations * self.args.num_mini_batches
+        steps = self.args.steps_per_update
         micro_steps = steps * self.args.gradient_accumulation_steps
         rows = [{"prompt": prompt} for prompt in prompts]
         with self._instead_of_sampling(ids, scores):

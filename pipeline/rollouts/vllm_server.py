@@ -22,8 +22,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY
-from pipeline.runs.folder import _agree
-from pipeline.safety.console import is_main
+from pipeline.safety.console import from_main, is_main
 
 # The server as the trainer needs it; {} is the base.
 COMMAND = (
@@ -56,7 +55,7 @@ def check(config) -> None:
         )
     if config.vllm_mode == "server":
         url = config.vllm_server_base_url or f"http://{config.vllm_server_host}:{config.vllm_server_port}"
-        problem = _agree(problem_of(url, config.vllm_server_timeout) if is_main() else None)
+        problem = from_main(problem_of(url, config.vllm_server_timeout) if is_main() else None)
         if problem:
             raise UserError(problem)
 

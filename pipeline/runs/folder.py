@@ -16,7 +16,7 @@ from pipeline import __version__
 from pipeline.errors import UserError
 from pipeline.runs import claim
 from pipeline.safety import shapes
-from pipeline.safety.console import is_main
+from pipeline.safety.console import from_main, is_main
 from pipeline.safety.reading import read_lines
 from pipeline.safety.redaction import is_secret
 
@@ -52,7 +52,7 @@ class RunFolder:
             raise UserError("output_dir is not set: name the folder for the results, e.g. --output_dir runs/mine/sft")
         folder = cls(path)
         # Only rank 0 looks, otherwise a slower rank would find the folder that rank 0 has just filled.
-        problem = _agree(folder._make(resume) if is_main() else None)
+        problem = from_main(folder._make(resume) if is_main() else None)
         if problem:
             raise UserError(problem)
         return folder
@@ -209,14 +209,3 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
     line = json.dumps(row, ensure_ascii=False, default=float) + "\n"
     with path.open("ab", buffering=0) as file:
         file.write(line.encode())
-
-
-def _agree(problem: Any) -> Any:
-    """Rank 0's finding on every rank, so that all stop together instead of one waiting for ever."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return problem
-    box = [problem]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

@@ -19,8 +19,7 @@ from transformers import TrainerCallback
 from pipeline.errors import UserError
 from pipeline.runs import checkpoint_files
 from pipeline.runs.checkpoint_loading import ReadsCheckpoints, check_checkpoint, from_checkpoint
-from pipeline.runs.folder import _agree
-from pipeline.safety.console import say
+from pipeline.safety.console import from_main, say
 
 SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints that are written because time has passed
 _ROWS_LOOKED_AT = 200  # of the training data, to tell whether they are the same
@@ -59,7 +58,7 @@ class Resumable(ReadsCheckpoints):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
             run = Path(self.args.output_dir)
-            resume_from_checkpoint = _agree(
+            resume_from_checkpoint = from_main(
                 checkpoint_files.newest(run, say) if self.is_world_process_zero() else None
             )
             if resume_from_checkpoint is None:

@@ -13,8 +13,8 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.runs import checkpoint_files
-from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder, _agree, settings_of, versions
-from pipeline.safety.console import is_main, say
+from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder, settings_of, versions
+from pipeline.safety.console import from_main, is_main, say
 from pipeline.safety.weights import fingerprint
 
 LENGTH = ("max_steps", "num_train_epochs", "total_episodes")
@@ -63,7 +63,7 @@ def open_run(*settings: Any) -> RunFolder:
     else:
         folder = RunFolder.create(config.output_dir, resume=True)
         # one process looks, and all of them do as it says
-        found = _agree(_look(folder, settings) if is_main() else None)
+        found = from_main(_look(folder, settings) if is_main() else None)
         if isinstance(found, UserError):
             raise found
         folder.checkpoint, folder.finished, folder.resumed = found

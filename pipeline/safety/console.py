@@ -1,6 +1,7 @@
 """What a run says in the terminal: from one process, and as text alone."""
 
 import os
+from typing import Any
 
 from pipeline.safety.visible import visible
 
@@ -8,6 +9,17 @@ from pipeline.safety.visible import visible
 def is_main() -> bool:
     """True in the one process that writes and prints (rank 0), also before anything distributed was set up."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value on every process, so that all do the same instead of one waiting for ever."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def say(text: str = "") -> None:

@@ -53,7 +53,9 @@ def check_whole(file: Path) -> None:
         with safe_open(file, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is truncated or damaged ({str(error)[:200]}): copy, download or make it again") from None
+        raise UserError(
+            f"{file} is truncated or damaged ({str(error)[:200]}): copy, download or make it again"
+        ) from None
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any]:

@@ -54,11 +54,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
 
     # 2. The base with its adapters, and what the data are worth
     torch.manual_seed(config.seed)
-    network, scored = load(model_args, config, start, tokenizer, train, heldout, weighted)
+    rows = heldout.select(range(min(reward_args.eval_samples, len(heldout)))).to_list()
+    at_once = min(reward_args.eval_batch_size, len(rows))
+    network, scored = load(model_args, config, start, tokenizer, train, heldout, weighted, at_once)
     trainer = ILQLTrainer(network, config, scored.rows, tokenizer, [folder.metrics_callback()])
     trainer.eos_token_ids = stop_token_ids(network.lm, tokenizer)
     check_start(trainer)
-    rows = heldout.select(range(min(reward_args.eval_samples, len(heldout)))).to_list()
     exam = ShiftedExam(
         trainer,
         rows,
@@ -87,9 +88,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
 
 
 def load(
-    model_args: ModelArguments, config: ILQLStage, start: Stage, tokenizer, train, heldout, weighted
+    model_args: ModelArguments, config: ILQLStage, start: Stage, tokenizer, train, heldout, weighted, exam_rows: int
 ) -> tuple[Network, data.Scored]:
     """The network, whose values start at their mean over the data, and the scored data.
+
+    Args: exam_rows: prompts that the exam answers at once, for the estimate of the memory.
 
     Raises:
         UserError, RewardError: the adapter or the data do not fit, or no reward scores any row.
@@ -105,7 +108,7 @@ def load(
     check_brought(model, start.adapter)
     model = models.load_adapter(model, start.adapter)
     probe.check(model, tokenizer, "ILQL", None, writes=True)
-    memory_report.log_estimate(memory.of_ilql, model, model_args, config, longest, prompt)
+    memory_report.log_estimate(memory.of_ilql, model, model_args, config, longest, prompt, exam_rows)
     if precision.quantization(model_args) is None:
         model.to(config.device)
     since = time.perf_counter()

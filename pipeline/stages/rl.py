@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.config import DataArguments, ModelArguments, check, say_once
+from pipeline.config import DataArguments, ModelArguments, check, say_once, steps_per_update
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.exam import evaluation
@@ -199,11 +199,15 @@ def episodes_note(config, prompts: int) -> str | None:
     asked = getattr(config, "total_episodes", None)
     if asked is not None:
         made = -(-asked // size) * size
-        return None if made == asked else f"note: total_episodes {asked} is rounded up to {made}: whole rollouts of {size}"
+        return (
+            None
+            if made == asked
+            else f"note: total_episodes {asked} is rounded up to {made}: whole rollouts of {size}"
+        )
     whole, left = divmod(prompts, of_prompts)
     if config.max_steps > 0 or (not left and config.num_train_epochs == int(config.num_train_epochs)):
         return None
-    steps = max(1, config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps)
+    steps = steps_per_update(config)
     rollouts = math.ceil(math.ceil(config.num_train_epochs * whole * steps) / steps)
     return (
         f"note: {prompts} prompts x {config.num_train_epochs:g} epochs become {rollouts * size} episodes: a rollout "

@@ -20,7 +20,9 @@ from pipeline.safety.console import say
 from pipeline.watching.watch import note_warning
 
 FOLDER = "non_finite"  # in the run folder: the batches of skipped steps
-IN_A_ROW = 3  # skipped steps that stop the run: one may be a single bad row, three mean that the run itself has diverged
+IN_A_ROW = (
+    3  # skipped steps that stop the run: one may be a single bad row, three mean that the run itself has diverged
+)
 MOST_FILES = 20  # batches that are written, so that a run which skips now and then does not fill the disk
 
 

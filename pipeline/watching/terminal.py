@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from pipeline.config import steps_per_update
 from pipeline.safety.console import is_main
 from pipeline.safety.visible import visible
 from pipeline.watching.progress import EVERY, as_clock, in_words, make_bar
@@ -128,11 +129,7 @@ class Watch(TrainerCallback):
         args = trainer.args
         samples = hasattr(args, "steps_per_generation")
         self.unit = "update" if samples else "step"
-        self.per_update = 1
-        if samples:
-            self.per_update = max(
-                1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
-            )
+        self.per_update = steps_per_update(args) if samples else 1
         self.figures = FIGURES if samples else FIGURES_SUPERVISED
         self.latest: dict[str, float] = {}
         self.done = self.total = 0  # updates

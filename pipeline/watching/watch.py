@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch.distributed as dist
 from transformers import TrainerCallback
 
 from pipeline.errors import UserError
 from pipeline.runs.folder import METRICS, read_heldout, read_metrics, write_aside
-from pipeline.safety.console import say
+from pipeline.safety.console import from_main, say
 
 WARNINGS = "warnings.jsonl"
 
@@ -267,7 +266,7 @@ class WatchCallback(TrainerCallback):
             for watcher, text in self.read(logs | {"step": state.global_step}):
                 self._say(state.global_step, watcher, text)
         if self.action == "stop" and logs and "loss" in logs:
-            self.stopped = _from_main(self.stopped)
+            self.stopped = from_main(self.stopped)
             if self.stopped:
                 control.should_save = control.should_training_stop = True
 
@@ -299,12 +298,3 @@ def read_warnings(folder: str | Path) -> list[dict]:
 
 def _line(row: dict) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _from_main(value):
-    """The main process's value, on all of them."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

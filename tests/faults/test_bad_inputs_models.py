@@ -38,10 +38,17 @@ BASES = [
         make=pickled("base", "model.safetensors", "pytorch_model.bin"),
     ),
     model(
-        "truncated weights", "base/model.safetensors", "truncated or damaged", "again", make=cut("base/model.safetensors")
+        "truncated weights",
+        "base/model.safetensors",
+        "truncated or damaged",
+        "again",
+        make=cut("base/model.safetensors"),
     ),
     model(
-        "weights of nothing", "base/model.safetensors", "truncated or damaged", make=file("base/model.safetensors", b"")
+        "weights of nothing",
+        "base/model.safetensors",
+        "truncated or damaged",
+        make=file("base/model.safetensors", b""),
     ),
     model(
         "weights that are text",

@@ -18,6 +18,7 @@ import torch
 import yaml
 from trl import TrlParser
 
+from pipeline.config.machine import leave_busy_cores
 from pipeline.errors import UserError, shortened
 from pipeline.runs import mishaps
 from pipeline.runs.stopping import Stopped, farewell
@@ -99,6 +100,7 @@ def launch(main: Callable[[], Any]) -> None:
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         # Without it Accelerate's processes on a CPU do not find each other: each believes that it is alone.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    leave_busy_cores()
     try:
         main()
         _leave_together()

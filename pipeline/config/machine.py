@@ -3,6 +3,7 @@
 import os
 from functools import cache
 
+import psutil
 import torch
 
 from pipeline.safety.console import say
@@ -17,6 +18,24 @@ def gpu_asked_for() -> str | None:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
     return f"mixed_precision is {precision} in the accelerate file" if precision != "no" and not on_cpu else None
+
+
+def leave_busy_cores() -> None:
+    """Takes no more threads than cores that are idle now, unless OMP_NUM_THREADS says how many.
+
+    Beside another program, two threads on two cores are several times slower than one (docs/performance.md).
+    """
+    most = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ or most == 1 or torch.cuda.is_available():
+        return
+    cores = psutil.cpu_count() or 1
+    busy = cores * psutil.cpu_percent(0.2) / 100
+    threads = max(1, min(most, round(cores - busy)))
+    if threads < most:
+        torch.set_num_threads(threads)
+        say(
+            f"note: other programs use {busy:.1f} of {cores} cores: this one takes {threads} (OMP_NUM_THREADS sets it)"
+        )
 
 
 def on_gpu(config) -> bool:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import TrainerCallback
 
@@ -159,8 +160,9 @@ def read_heldout(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the libraries that decide the result."""
-    found = {"plumbline": __version__, "python": platform.python_version()}
+    """Versions of Python, of this package and of the libraries that decide the result, and the number of threads,
+    by which the last bits differ too."""
+    found = {"plumbline": __version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
     return found | {name: metadata.version(name) for name in PACKAGES}
 
 

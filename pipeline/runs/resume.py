@@ -3,12 +3,14 @@
 What decides the result must be as it was; how long the run is and what it logs may change, and is written down.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from pipeline.errors import UserError
@@ -62,6 +64,7 @@ def open_run(*settings: Any) -> RunFolder:
             checkpoint_files.check(folder.checkpoint)
     else:
         folder = RunFolder.create(config.output_dir, resume=True)
+        _take_its_threads(folder.path)
         # one process looks, and all of them do as it says
         found = from_main(_look(folder, settings) if is_main() else None)
         if isinstance(found, UserError):
@@ -73,6 +76,19 @@ def open_run(*settings: Any) -> RunFolder:
         if folder.checkpoint is None and (aside := checkpoint_files.set_aside(folder.path)):
             say(f"No checkpoint there can be used. What the run had written is kept in {aside}.")
     return folder
+
+
+def _take_its_threads(run: Path) -> None:
+    """The number of threads that the run began with, which decides its last bits, unless OMP_NUM_THREADS is set."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    try:
+        config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        threads = int(config["versions"]["threads"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return  # of an older version, or none that can be read, which is told elsewhere
+    if 0 < threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
 
 
 def inputs_of(*settings: Any) -> dict[str, str]:
@@ -156,7 +172,7 @@ def compare(run: Path, settings: tuple) -> tuple[dict[str, list], dict[str, list
         fast = {key: pair for key, pair in fast.items() if key not in DERIVED}
     for name, version in versions().items():
         if name in versions_then and versions_then[name] != version:
-            free[f"version of {name}"] = [versions_then[name], version]
+            free["threads" if name == "threads" else f"version of {name}"] = [versions_then[name], version]
     return free, fast
 
 
@@ -173,8 +189,11 @@ def _told(changed: dict[str, list], config: Any, step: int) -> Iterator[str]:
     for key, (then, now) in changed.items():
         if key != "output_dir":
             yield f"Changed: {key} {then!r} -> {now!r}"
-    if any(key.startswith("version of") for key in changed):
-        yield "With other versions of the libraries the last bits may differ from those of a run without a stop."
+    if any(key.startswith("version of") or key == "threads" for key in changed):
+        yield (
+            "With other versions of the libraries, or another number of threads, the last bits may differ from those "
+            "of a run without a stop."
+        )
     if set(LENGTH) & set(changed) and step:
         schedule = str(getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type))
         if schedule not in ("constant", "constant_with_warmup"):

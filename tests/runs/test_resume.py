@@ -201,6 +201,28 @@ def test_a_kill_while_the_summary_is_written(stage):
     assert summary["train_loss"] == next(row["train_loss"] for row in rows if "train_loss" in row)
 
 
+@pytest.fixture
+def two_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core takes one thread")
+def test_it_goes_on_with_the_threads_that_it_began_with(stage, two_threads, monkeypatch, capsys):
+    """Sums are taken in another order by another number of threads, so the last bits would differ."""
+    stage(max_steps=1)
+    torch.set_num_threads(1)
+    stage(resume=True, max_steps=2)
+    assert torch.get_num_threads() == 2 and "threads" not in capsys.readouterr().out
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the user says
+    torch.set_num_threads(1)
+    stage(resume=True, max_steps=3)
+    assert torch.get_num_threads() == 1 and "Changed: threads '2' -> '1'" in capsys.readouterr().out
+
+
 def test_when_every_checkpoint_is_damaged_nothing_is_lost(stage, capsys):
     """It starts from the beginning, says so, and what the run had written lies aside as it was, checkpoints too."""
     stage(save_steps=1)

@@ -55,7 +55,7 @@ def test_config_holds_settings_versions_and_seed_but_no_token(tmp_path):
     assert "hf_secret" not in text and "hub_token" not in found
     assert (found["seed"], found["lora_r"], found["use_cpu"]) == (7, 3, True)
     assert set(found["versions"]) == {
-        *("plumbline", "python", "torch", "trl", "transformers", "peft", "accelerate", "datasets")
+        *("plumbline", "python", "threads", "torch", "trl", "transformers", "peft", "accelerate", "datasets")
     }
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
 

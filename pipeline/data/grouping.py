@@ -3,7 +3,7 @@ is computed is padding.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -25,6 +25,8 @@ class GroupsByLength(_Trainer):
     a resumed run would go on with other batches. It shuffles held-out rows as well; here they stay in their order.
     """
 
+    _order: "GroupedByLength | None" = None
+
     def lengths(self, rows: Dataset) -> list[int]:
         """Tokens of each row of the training data; of the longest of its parts, where these are padded together."""
         raise NotImplementedError
@@ -34,7 +36,16 @@ class GroupsByLength(_Trainer):
             usual: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return usual
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return GroupedByLength(self.lengths(self.train_dataset), size, self.args.data_seed or self.args.seed)
+        seed = self.args.data_seed or self.args.seed
+        self._order = GroupedByLength(self.lengths(self.train_dataset), size, seed)
+        return self._order
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
+        # In the epoch of a resumed run the sampler of several processes lies a wrapper too deep for Accelerate's
+        # `set_epoch`, and would give the order of the first epoch.
+        if self._order is not None:
+            self._order.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":

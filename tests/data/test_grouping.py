@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
 from safetensors.torch import load_file
+from torch.utils.data import BatchSampler
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage, SFTStage
-from pipeline.data.grouping import GroupedByLength
+from pipeline.data.grouping import GroupedByLength, GroupsByLength
 from pipeline.stages import reward_model, sft
 from rewards import Learned
 
@@ -46,6 +48,27 @@ def test_another_order_in_each_epoch_and_the_same_one_again():
         each.set_epoch(1)
     assert list(sampler) == list(again) != first
     assert list(GroupedByLength(LENGTHS, 8, seed=1)) != first
+
+
+def test_a_resumed_epoch_of_several_processes_has_its_own_order():
+    """The loader as Accelerate makes it for one of two processes; its `set_epoch` does not reach the sampler."""
+
+    class Epochs:
+        def _run_epoch(self, *, epoch, train_dataloader):
+            train_dataloader.set_epoch(epoch)
+            return [row for batch in train_dataloader for row in batch.tolist()]
+
+    class Grouped(GroupsByLength, Epochs):
+        _order = GroupedByLength(LENGTHS, 8, seed=0)
+
+    pairs = BatchSamplerShard(BatchSampler(Grouped._order, 4, drop_last=False), num_processes=2, process_index=0)
+    loader = skip_first_batches(DataLoaderShard(range(323), batch_sampler=pairs), 5)
+    found = Grouped()._run_epoch(epoch=1, train_dataloader=loader)
+    wanted = GroupedByLength(LENGTHS, 8, seed=0)
+    wanted.set_epoch(1)
+    order = list(wanted)
+    halves = [row for start in range(5 * 8, 320, 8) for row in order[start : start + 4]]
+    assert found[: len(halves)] == halves
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 17])

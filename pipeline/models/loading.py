@@ -323,8 +323,8 @@ def start_score_adapter(model: PreTrainedModel, args: ModelArguments, start: str
 
 
 def _check_names(weights: dict[str, Tensor], model: PreTrainedModel, start: str) -> None:
-    """Raises `UserError` when an adapter stands on layers of which a classifier has none by that name: transformers may
-    take the text's part alone for a language model, and the whole model for a classifier (Qwen 3.5)."""
+    """Raises `UserError` when an adapter stands on layers of which a classifier has none by that name: transformers
+    may take the text's part alone for a language model, and the whole model for a classifier (Qwen 3.5)."""
     layers = {key.split(".lora_")[0].removeprefix("base_model.model.") for key in weights}
     if layers.isdisjoint(name for name, _ in model.named_modules()):
         raise UserError(

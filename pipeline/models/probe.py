@@ -28,9 +28,11 @@ _EXACT, _SIXTEEN_BITS = 1e-4, 0.05
 
 @torch.no_grad()
 def check_scores(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, who: str) -> None:
-    """Raises `UserError` when padding on the right, as the texts of a batch have it, changes the scores of `model`."""
+    """Raises `UserError` when `model` cannot learn from texts of any length, or when padding on the right, as the
+    texts of a batch have it, changes its scores."""
     rows = _rows(tokenizer, base_of(model))
     with eval_mode(model), runs_on_text(model):
+        _while_learning(model, rows[0], who)
         if padding_matters(model, rows, tokenizer.pad_token_id):
             raise UserError(
                 f"{who} pads texts on the right, and padding changes the scores of {kind_of(model)}, which reads them "
@@ -136,17 +138,21 @@ def _check_balance(model, row: Tensor, args) -> None:
             ) from None
 
 
-def _check_learning(model, row: Tensor, alone: Tensor | None, who: str) -> None:
-    """Some models compute otherwise while they learn: with noise beside dropout, or for texts of one length alone."""
-    devices = [row.device] if row.is_cuda else []
-    with torch.random.fork_rng(devices):
+def _while_learning(model, row: Tensor, who: str):
+    """What a model in training mode says of a row; some take texts of one length alone there (Reformer)."""
+    with torch.random.fork_rng([row.device] if row.is_cuda else []):
         model.train()
         try:
-            learning = _logprobs(model(input_ids=row[None], use_cache=False).logits[0])
+            return model(input_ids=row[None])
         except Exception as error:
             raise _refusal(error, f"{who} trains on texts of any length, and {kind_of(model)} cannot") from None
         finally:
             model.eval()
+
+
+def _check_learning(model, row: Tensor, alone: Tensor | None, who: str) -> None:
+    """Some models compute otherwise while they learn: with noise beside dropout."""
+    learning = _logprobs(_while_learning(model, row, who).logits[0])
     if alone is not None and _differ(learning, alone, model):
         raise UserError(
             f"{who} trains on what the model wrote, and {kind_of(model)} says something else of a text while it "

@@ -113,10 +113,11 @@ def checkpoint_through_adapters(args: Settings, model: PeftModel) -> Settings:
 
 
 def switch_dropout_off(model: nn.Module) -> None:
-    """Also where a module keeps it as a number (OPT's dropout, Llama's attention_dropout), which TRL passes over."""
+    """Also where a module keeps it as a number (OPT's dropout, Llama's attention_dropout), which TRL passes over; and
+    the noise of routers (Mixtral's jitter)."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):
+            if ("drop" in name or "jitter" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

@@ -1,8 +1,8 @@
 """Every architecture that transformers has a causal model for, or PEFT has targets for: what the stages make of it.
 
-Two layers, random weights: SFT, reward model, two updates of PPO with the critic on all layers and on one, each compared
-with a fresh model from the saved files, one text at a time and without padding. What cannot be had is refused in one
-sentence before a step is made: by the first of `REFUSED` that names it, or because transformers has no class for it.
+Two layers, random weights: SFT, reward model, two updates of PPO with the critic on all layers and on one, each
+compared with a fresh model from the saved files, one text at a time and without padding. What cannot be had is refused
+in one sentence before a step is made: by the first of `REFUSED` that names it, or because transformers has no class.
 A few that differ in kind are tried by `make test`; the table is long (docs/correctness.md has the counts).
 """
 
@@ -26,7 +26,11 @@ PPO = ("ppo", "critic_layers")
 LANGUAGE = ("sft", *PPO)
 # Which stages say what of which architectures
 REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (STAGES, "no usable model X", "RefinedWeb RefinedWebModel btlm chatglm gemma3n gemma4_unified_assistant rwkv7"),
+    (STAGES, "no usable model X", "RefinedWeb RefinedWebModel btlm chatglm rwkv7"),
+    (LANGUAGE, "no usable model X", "gemma3n gemma4_assistant gemma4_unified_assistant"),
+    (("sft",), "with an output layer on top", "blip-2"),
+    (PPO, "does not run on a text alone", "blip-2"),
+    (STAGES, "trains on texts of any length", "reformer"),
     (STAGES, "is an encoder-decoder", "mt5 musicgen musicgen_melody t5"),
     (
         ("reward",),
@@ -34,7 +38,7 @@ REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet whisper",
     ),
     (LANGUAGE, "is no language model", "deberta deberta-v2 layoutlm"),
-    (LANGUAGE, "depends on those after it", "cpmant xlm xlnet"),
+    (LANGUAGE, "depends on those after it", "cpmant paligemma xlm xlnet"),
     (("reward",), "padding changes the scores", "xlnet"),
     (("reward",), "does not fit Qwen3_5ForSequenceClassification", "qwen3_5"),
     (
@@ -46,7 +50,8 @@ REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         PPO,
         "padding changes what X",
-        "bart bigbird_pegasus blenderbot blenderbot-small blt marian mbart mvp pegasus plbart rwkv trocr whisper",
+        "bart bigbird_pegasus blenderbot blenderbot-small blt deepseek_v4 marian mbart mvp pegasus plbart rwkv trocr "
+        "whisper",
     ),
     (PPO, "writes by others than it gives for the same text at once", "git moshi"),
     (("critic_layers",), "but the model has 0 layers", "hrm_text"),
@@ -102,12 +107,12 @@ def test_adapters_that_no_text_runs_on_two_processes(warm, tmp_path):
             below = ".layers.0." in name and ".critic." in name  # frozen
             idle = "vision" in name or ".reference." in name or below
             assert torch.equal(end, first[stage]["start"][name]) is idle, name
-    steps = Walk("gemma3", tmp_path / "alone")
+    steps = Walk("gemma3", tmp_path / "alone", optim="sgd", learning_rate=0.5)
     trainer = steps.sft_trainer()
     trainer.train()
     alone = {name: p.detach() for name, p in trainer.model.named_parameters() if "lora_" in name}
     for name, end in first["sft"]["end"].items():
-        torch.testing.assert_close(end, alone[name], atol=1e-4, rtol=0, msg=name)
+        torch.testing.assert_close(end, alone[name], atol=1e-6, rtol=1e-3, msg=name)
 
 
 def test_the_page_has_the_counts():

@@ -32,7 +32,7 @@ MULTIMODAL = ("idefics3", "internvl", "llava", "mistral3", "paligemma", "qwen2_5
 ARCHITECTURES = tuple(sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *PEFT_TARGETS, *MULTIMODAL}))
 # transformers makes no model of these: it gives a class for one half another config than its own, wants a package that
 # is not here, or has no class at all. Their folders have a config and a file of weights without any.
-WITHOUT_MODEL = {"gemma3n", "gemma4_unified_assistant", "mt5", "musicgen", "musicgen_melody", "t5"}
+WITHOUT_MODEL = {"gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "mt5", "musicgen", "musicgen_melody", "t5"}
 VOCABULARY = 280  # the 259 tokens of conftest.build_tokenizer, and room for those that stand for images
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -121,12 +121,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "emu3": {"vocabulary_map": {"<image>": 262}},
     "gemma3n_text": _SHARED_KEYS | {"activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0]},
     "gemma4_text": _SHARED_KEYS,
-    "gemma4_assistant": {
-        "text_config": {name: _SIZES[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")}
-        | {"num_attention_heads": 4, "num_key_value_heads": 2, "global_head_dim": 8, "num_hidden_layers": 2}
-        | {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 2}
-        | _WINDOWED
-    },
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "hrm_text": {"num_layers_per_stack": None},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -140,6 +135,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4}
     | {"indexer_compress_ratio": 2, "ple_layer_ids": [1], "ngram_vocab_size_base": 50, "split_ngram_parts": 1}
     | {"heads_per_ngram": 2},
+    "qwen2_5_vl_text": {"rope_parameters": _ROTARY | {"mrope_section": [1, 1, 2]}},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16), "attn_layers": ("local", "lsh")},
     "roc_bert": {f"{part}_{size}": 20 for part in ("pronunciation", "shape") for size in ("vocab_size", "embed_dim")},
@@ -207,7 +203,7 @@ def settings_of(model_type: str) -> dict[str, Any]:
 
 _NO_BALANCE = {
     *("deepseek_v4", "doge", "flint", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"),
-    "phimoe",
+    *("llama4", "llama4_text", "phimoe"),
 }
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _MLP = ["gate_proj", "up_proj", "down_proj"]

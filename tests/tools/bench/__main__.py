@@ -70,9 +70,7 @@ def usual_cases() -> list[str]:
     of nobody's use."""
     slow = [name for name, case in CASES.items() if not has_units(getattr(torch, case.dtype))]
     if slow:
-        print(
-            f"left out, without units for 16 bits on this processor: {', '.join(slow)} (--cases runs them)", flush=True
-        )
+        print(f"This processor has no units for 16 bits; only --cases runs {', '.join(slow)}", flush=True)
     return [name for name in CASES if name not in slow]
 
 

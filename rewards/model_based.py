@@ -163,8 +163,11 @@ def padding_matters(model: Any, rows: Sequence[torch.Tensor], pad: int) -> bool:
     a sequence classifier together: a head that reads the last position then reads padding."""
     ids = pad_sequence(list(rows), batch_first=True, padding_value=pad)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    training = model.training
+    model.eval()
     alone = [model(input_ids=row[None], attention_mask=torch.ones_like(row)[None]).logits for row in rows]
     wanted, found = torch.cat(alone).float(), model(input_ids=ids, attention_mask=mask).logits.float()
+    model.train(training)
     exact = model.dtype == torch.float32 and getattr(model, "quantization_method", None) is None
     return not bool((found - wanted).abs().max() <= (1e-3 if exact else 0.2) * wanted.abs().max())
 

@@ -28,8 +28,8 @@ _EXACT, _SIXTEEN_BITS = 1e-4, 0.05
 
 @torch.no_grad()
 def check_scores(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, who: str) -> None:
-    """Raises `UserError` when `model` cannot learn from texts of any length, or when padding on the right, as the
-    texts of a batch have it, changes its scores."""
+    """Raises `UserError` when `model`, a classifier with another head than `score` on the last token, cannot learn
+    from texts of any length, or when padding on the right, as the texts of a batch have it, changes its scores."""
     rows = _rows(tokenizer, base_of(model))
     with eval_mode(model), runs_on_text(model):
         _while_learning(model, rows[0], who)

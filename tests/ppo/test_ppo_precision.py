@@ -42,7 +42,7 @@ def test_a_four_bit_base_starts_at_its_reference(tmp_path):
     trainer.train()
     # TRL rounds what is trainable on a quantized base to bfloat16: policy, critic and head must not be
     assert {p.dtype for p in toy.learned(trainer).values()} == {torch.float32}
-    assert toy.logged(trainer, "kl") == pytest.approx([0.0], abs=1e-6)
+    assert toy.logged(trainer, "kl") == [0.0]
     assert toy.logged(trainer, "ratio") == pytest.approx([1.0], abs=1e-5)
 
 

@@ -15,7 +15,12 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    set_seed,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.config import ModelArguments, RewardStage, SFTStage
@@ -66,6 +71,7 @@ class Walk:
         return abs(said + torch.cat(logprobs).mean().item())
 
     def sft_trainer(self) -> SFT:
+        set_seed(0)
         model = self._language_model()
         rows = Dataset.from_dict({"prompt": PROMPTS, "completion": ANSWERS})
         config = SFTStage(str(self.sft_path), max_steps=2, **self.settings)
@@ -84,7 +90,8 @@ class Walk:
         rows = Dataset.from_dict({"prompt": PROMPTS, "chosen": ANSWERS, "rejected": [" a"] * len(PROMPTS)})
         config = RewardStage(str(self.reward_path), max_steps=2, **_COMMON)
         probe.check_adapter(model)
-        probe.check_scores(model, self.tokenizer, "The reward-model stage")
+        if not reads_end:
+            probe.check_scores(model, self.tokenizer, "The reward-model stage")
         trainer = Reward(model, config, None, rows, rows, self.tokenizer, reads_end=reads_end)
         _ready(trainer)
         self._train(trainer)

@@ -11,7 +11,16 @@ from transformers.utils import cached_file
 
 from .base import RewardError, choice, nearest
 from .foreign import ADAPTER_WEIGHTS
-from .model_based import ModelBased, adapter_config, check_complete, is_head, load_adapter, load_options, loading
+from .model_based import (
+    ModelBased,
+    adapter_config,
+    check_complete,
+    is_head,
+    load_adapter,
+    load_options,
+    loading,
+    padding_matters,
+)
 from .rendering import NOTHING, encode, row_of
 from .text import Message, Text, Texts, text_of
 from .tokenizing import adds_end
@@ -149,6 +158,13 @@ class Learned(ModelBased):
         if tokenizer.pad_token_id is None:
             raise self.error(f"the tokenizer of '{self.path}' has neither a padding nor an end-of-text token.")
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        if not _reads_last(self._model):
+            rows = [torch.tensor(tokenizer(text)["input_ids"], device=self.device) for text in ("no", "a longer text")]
+            if padding_matters(self._model, rows, tokenizer.pad_token_id):
+                raise self.error(
+                    f"the model at '{self.path}' scores a text otherwise when it stands in a batch, padded on the "
+                    "right: give another one."
+                )
 
         if self.template is not None:
             file = Path(self.template)

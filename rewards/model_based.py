@@ -157,6 +157,21 @@ class ModelBased(Reward):
         return {"input_ids": padded.to(self.device), "attention_mask": mask.to(self.device)}
 
 
+@torch.no_grad()
+def padding_matters(model: Any, rows: Sequence[torch.Tensor], pad: int) -> bool:
+    """Whether scores change by more than rounding when texts, ids (T,) each, are padded on the right to go through
+    a sequence classifier together: a head that reads the last position then reads padding."""
+    ids = pad_sequence(list(rows), batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    training = model.training
+    model.eval()
+    alone = [model(input_ids=row[None], attention_mask=torch.ones_like(row)[None]).logits for row in rows]
+    wanted, found = torch.cat(alone).float(), model(input_ids=ids, attention_mask=mask).logits.float()
+    model.train(training)
+    exact = model.dtype == torch.float32 and getattr(model, "quantization_method", None) is None
+    return not bool((found - wanted).abs().max() <= (1e-3 if exact else 0.2) * wanted.abs().max())
+
+
 def process_device() -> torch.device:
     """The device of this process: each one loads its own model, onto its own device."""
     from accelerate import PartialState

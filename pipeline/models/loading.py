@@ -21,7 +21,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -47,12 +47,14 @@ from pipeline.models.adapter_files import (
     read_settings,
     read_weights,
 )
+from pipeline.models.adapters import base_of
 from pipeline.models.auto_class import auto_classes
 from pipeline.models.ends import end_of_turn, say_stops
 from pipeline.models.folders import Stage, resolve_model, resolve_stage
 from pipeline.models.precision import models_on_gpu, quantization, resolve_dtype
 from pipeline.models.quantized import never_repack
 from pipeline.models.sharding import read_whole
+from pipeline.models.structure import kind_of, name_trunk
 from pipeline.safety.console import say
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_WEIGHTS, check_safetensors
@@ -171,6 +173,7 @@ def load_base(
     if for_ == "scores" and hasattr(model, "score") and not has_own_head(base):  # on a decoder
         init_score_head(model)
     model.fresh_parts = sorted(fresh)
+    name_trunk(model)
     check_targets(model, args)
     never_repack(model)
     if tokenizer is not None:
@@ -310,12 +313,26 @@ def start_score_adapter(model: PreTrainedModel, args: ModelArguments, start: str
     try:
         peft_model = get_peft_model(model, config)
     except (TypeError, ValueError) as error:
+        _check_names(weights, model, start)
         raise does_not_fit(start, model, error) from None
     if odd := difference(peft_model, weights):
+        _check_names(weights, base_of(peft_model), start)
         raise UserError(f"adapter {start} does not fit the base {model.name_or_path}: they differ at {odd}")
     own = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     set_peft_model_state_dict(peft_model, own | weights | head)
     return peft_model
+
+
+def _check_names(weights: dict[str, Tensor], model: PreTrainedModel, start: str) -> None:
+    """Raises `UserError` when an adapter stands on layers of which a classifier has none by that name: transformers
+    may take the text's part alone for a language model, and the whole model for a classifier (Qwen 3.5)."""
+    layers = {key.split(".lora_")[0].removeprefix("base_model.model.") for key in weights}
+    if layers.isdisjoint(name for name, _ in model.named_modules()):
+        raise UserError(
+            f"adapter {start} does not fit {type(model).__name__}, as which transformers loads {kind_of(model)} for "
+            f"scores: layers have other names there than in the language model. Start from the base, with "
+            f"model_name_or_path: {model.name_or_path}"
+        )
 
 
 def load_scorer(path: str, args: ModelArguments | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -10,13 +10,15 @@ Two short rows go through the model as the stages run it, and each by itself as 
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
 from pipeline.errors import UserError
-from pipeline.models.adapters import POLICY
-from pipeline.models.structure import base_of, eval_mode, kind_of, positions, runs_on_text, trunk_of
+from pipeline.models.adapters import POLICY, base_of
+from pipeline.models.structure import eval_mode, is_product, kind_of, positions, runs_on_text, trunk_of
+from rewards.model_based import padding_matters
 
 _LENGTHS = (9, 5)  # tokens of the two rows
 _NEW = 3  # tokens that are written
@@ -25,12 +27,35 @@ _EXACT, _SIXTEEN_BITS = 1e-4, 0.05
 
 
 @torch.no_grad()
+def check_scores(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, who: str) -> None:
+    """Raises `UserError` when `model`, a classifier with another head than `score` on the last token, cannot learn
+    from texts of any length, or when padding on the right, as the texts of a batch have it, changes its scores."""
+    rows = _rows(tokenizer, base_of(model))
+    with eval_mode(model), runs_on_text(model):
+        _while_learning(model, rows[0], who)
+        if padding_matters(model, rows, tokenizer.pad_token_id):
+            raise UserError(
+                f"{who} pads texts on the right, and padding changes the scores of {kind_of(model)}, which reads them "
+                "elsewhere: take another architecture"
+            )
+
+
+@torch.no_grad()
 def check(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, who: str, args, writes: bool = False
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    who: str,
+    args,
+    writes: bool = False,
+    dropout: bool = True,
 ) -> None:
     """Raises `UserError` when `model` is not what a stage takes it for.
 
-    Args: who: the stage, for the error. args: its settings. writes: whether it lets the model write.
+    Args:
+        who: the stage, for the error.
+        args: its settings.
+        writes: whether it lets the model write.
+        dropout: whether it may be on, so that a model says something else while it learns.
     """
     base = base_of(model)
     if base.get_output_embeddings() is None or trunk_of(model) is base:
@@ -41,6 +66,7 @@ def check(
         _check_causal(model, rows[0], alone[0], who)
         _check_head(model, rows[0], alone[0], who)
         _check_balance(model, rows[0], args)
+        _check_learning(model, rows[0], None if dropout else alone[0], who)
         if writes:
             batch = _left_padded(rows, tokenizer.pad_token_id)
             _check_padding(model, batch, alone, who)
@@ -48,10 +74,20 @@ def check(
 
 
 def check_adapter(model: PeftModel, name: str = POLICY) -> None:
-    """Raises `UserError` when PEFT could not read back what it saves of an adapter: some architectures have their
-    weights under other names in files, and PEFT puts an adapter's names through the same translation."""
+    """Raises `UserError` where an adapter cannot be what it should. Call it before the first pass.
+
+    It stands on what is a linear layer by its type alone. Or PEFT could not read back what it saves: some
+    architectures have their weights under other names in files, and PEFT puts an adapter's names through the same
+    translation.
+    """
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         return  # sharded by DeepSpeed ZeRO-3: there is nothing to look at
+    for where, layer in base_of(model).named_modules():
+        if isinstance(layer, BaseTunerLayer) and not is_product(layer.get_base_layer()):
+            raise UserError(
+                f"PEFT takes {where} of {kind_of(model)} for a plain linear layer, which it is not: give "
+                f"lora_target_modules without {where.split('.')[-1]}"
+            )
     result = set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=name), adapter_name=name)
     lost = [key for key in result.missing_keys if "lora_" in key and name in key.split(".")]
     if lost:
@@ -100,6 +136,28 @@ def _check_balance(model, row: Tensor, args) -> None:
                 f"TRL adds a loss for the balance of experts, and {kind_of(model)} has none to compute it from",
                 "set router_aux_loss_coef: 0.0",
             ) from None
+
+
+def _while_learning(model, row: Tensor, who: str):
+    """What a model in training mode says of a row; some take texts of one length alone there (Reformer)."""
+    with torch.random.fork_rng([row.device] if row.is_cuda else []):
+        model.train()
+        try:
+            return model(input_ids=row[None])
+        except Exception as error:
+            raise _refusal(error, f"{who} trains on texts of any length, and {kind_of(model)} cannot") from None
+        finally:
+            model.eval()
+
+
+def _check_learning(model, row: Tensor, alone: Tensor | None, who: str) -> None:
+    """Some models compute otherwise while they learn: with noise beside dropout."""
+    learning = _logprobs(_while_learning(model, row, who).logits[0])
+    if alone is not None and _differ(learning, alone, model):
+        raise UserError(
+            f"{who} trains on what the model wrote, and {kind_of(model)} says something else of a text while it "
+            "learns, with dropout off: take another architecture"
+        )
 
 
 def _by_trl(model, row: Tensor, **options):

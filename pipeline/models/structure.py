@@ -30,6 +30,17 @@ class Anatomy(NamedTuple):
     returned: dict[nn.Module, int]  # 0: a tensor; n: a tuple of n, the first of them a tensor; -1: anything else
 
 
+def name_trunk(model: PreTrainedModel) -> None:
+    """Sets the name under which TRL's fused head runs the decoder, where transformers gives one that no module has.
+
+    A model of Llama 4's text alone calls it `language_model`, by which its weights stand in the files of the whole
+    model, but has it as `model`; `base_model` would be the model with its head.
+    """
+    parts = [name for name, child in model.named_children() if isinstance(child, PreTrainedModel)]
+    if model.base_model is model and len(parts) == 1:
+        model.base_model_prefix = parts[0]
+
+
 def trunk_of(model: PreTrainedModel | PeftModel) -> nn.Module:
     """The decoder without its head, by the name under which TRL's fused head runs it."""
     return base_of(model).base_model
@@ -96,6 +107,23 @@ def _stack(trunk: nn.Module, passes: Counter) -> nn.ModuleList:
         m for m in trunk.modules() if isinstance(m, nn.ModuleList) and max((passes[x] for x in m), default=0) == 1
     ]
     return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=nn.ModuleList())
+
+
+def is_product(layer: nn.Module) -> bool:
+    """Whether a linear layer returns as much as the product with its weights. Routers of some mixtures of experts
+    return more, and products by groups less, and PEFT, which goes by the type, cannot put an adapter on them."""
+    if not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward:
+        return True
+    whole = layer.weight.shape == (layer.out_features, layer.in_features) and layer.weight.is_floating_point()
+    if not whole or layer.weight.is_meta:
+        return True  # packed in 4 bits, or in shards elsewhere: nothing can be tried
+    rows = torch.zeros(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    with torch.no_grad(), eval_mode(layer):
+        try:
+            found = layer(rows)
+        except (IndexError, RuntimeError, TypeError, ValueError):  # it takes other inputs
+            return False
+    return isinstance(found, Tensor) and found.shape == (1, layer.out_features)
 
 
 def idle_layers(model: PreTrainedModel | PeftModel) -> dict[str, BaseTunerLayer]:

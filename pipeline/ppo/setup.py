@@ -18,8 +18,9 @@ from trl import GRPOConfig
 from pipeline.config import on_gpu
 from pipeline.errors import UserError
 from pipeline.models.adapter_files import check_settings
-from pipeline.models.adapters import CRITIC, POLICY, checkpoint_contexts
+from pipeline.models.adapters import CRITIC, POLICY, base_of, checkpoint_contexts
 from pipeline.models.quantized import never_repack
+from pipeline.models.structure import name_trunk
 from pipeline.ppo import math
 from pipeline.safety.weights import ADAPTER_CONFIG
 from rewards.processor import suited
@@ -43,6 +44,7 @@ def with_policy_adapter(
             suited(model)
         args.model_init_kwargs = None
     never_repack(model)
+    name_trunk(base_of(model))
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise UserError("model has a LoRA adapter already, and peft_config would be a second: give one of them.")
@@ -111,10 +113,11 @@ def checkpoint_through_adapters(args: Settings, model: PeftModel) -> Settings:
 
 
 def switch_dropout_off(model: nn.Module) -> None:
-    """Also where a module keeps it as a number (OPT's dropout, Llama's attention_dropout), which TRL passes over."""
+    """Also where a module keeps it as a number (OPT's dropout, Llama's attention_dropout), which TRL passes over; and
+    the noise of routers (Mixtral's jitter)."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):
+            if ("drop" in name or "jitter" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

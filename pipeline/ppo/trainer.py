@@ -105,6 +105,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         set_seed(args.seed)  # before adapters are made, so that they are the same on every process and in every run
         starts_from_adapter = isinstance(model, PeftModel)
         model = setup.with_policy_adapter(model, peft_config, args)
+        probe.check_adapter(model)
         self.reference_adapter = REFERENCE if starts_from_adapter else None  # None: the base with every adapter off
         if starts_from_adapter:
             copy_adapter(model, POLICY, REFERENCE)
@@ -124,12 +125,11 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             processing_class=processing_class,
             **kwargs,
         )
-        probe.check(model, self._tokenizer, self._name, args, writes=True)
-        probe.check_adapter(model)
+        setup.switch_dropout_off(model)
+        probe.check(model, self._tokenizer, self._name, args, writes=True, dropout=False)
         put_on_base(self.reward_funcs, model, self.accelerator.autocast)
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         freeze_idle(model)
-        setup.switch_dropout_off(model)
         lean(model)
         use_short_rows(model.get_base_model())
         trunk = Trunk(model)

@@ -88,6 +88,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         with in_one_sentence(model):
             model = models.start_score_adapter(model, model_args, stage.adapter)
         probe.check_adapter(model)
+    if not reads_end:
+        probe.check_scores(model, tokenizer, "The reward-model stage")
     memory_report.log_estimate(
         memory_report.of_reward, model, model_args, config, min(longest, config.max_length or longest)
     )

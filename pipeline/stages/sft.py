@@ -91,9 +91,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         raise UserError(f"no row is left: every prompt alone fills max_length {config.max_length}; raise it")
     check_start(trainer)
     precision.train_in_float32(trainer.model)
-    freeze_idle(trainer.model)
     if model_args.use_peft:
         probe.check_adapter(trainer.model)
+    freeze_idle(trainer.model)
     if not model_args.use_peft:  # saved with the model, for whoever lets it answer
         model.generation_config.eos_token_id = stop_token_ids(model, tokenizer)
     trackers.connect(trainer)

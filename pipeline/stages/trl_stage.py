@@ -130,8 +130,8 @@ def run(
         reward_funcs[-1].eos_token_ids = trainer.eos_token_ids
     vllm_server.send_merged(trainer)
     sample_plainly(trainer.model, trainer.eos_token_ids, start.tokenizer)
-    probe.check(trainer.model, start.tokenizer, algorithm.upper(), config, writes=True)
     probe.check_adapter(trainer.model)
+    probe.check(trainer.model, start.tokenizer, algorithm.upper(), config, writes=True)
     freeze_idle(trainer.model)
     settings = (model_args, data_args, reward_args, config)
     return rl.run_between_exams(

@@ -12,6 +12,7 @@ from toy import A, B, C, D
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC
 from pipeline.models.generation import count_positions_from_the_mask
+from pipeline.models.structure import name_trunk
 from pipeline.ppo.critic import Critic
 
 
@@ -74,13 +75,16 @@ def test_more_layers_than_there_are(base):
 # ---------------------------------------------------------------- models whose layers differ
 # What the upper layer is that the lower is not: full attention above a window, a window above full attention, no
 # positions above rotary ones, attention above a recurrence; and positions that are added before the first layer.
-FAMILIES = "gemma2 gemma3_text cohere2 gpt_oss qwen2 smollm3 qwen3_next opt gpt2".split()
+FAMILIES = "gemma2 gemma3_text cohere2 gpt_oss llama4_text qwen2 smollm3 qwen3_next opt gpt2".split()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_are_those_of_the_whole_model_on_texts_that_grow_past_the_window(family):
     """Windows have 4 tokens. What is kept of a text must give the values of the text alone, unpadded, run whole."""
-    model = get_peft_model(tiny.build(family), toy.lora()).eval()
+    base, targets = tiny.build(family), tiny.targets_of(family)
+    name_trunk(base)
+    adapter = toy.lora() if targets == ["all-linear"] else toy.lora(target_modules=targets)  # Llama 4: no routers
+    model = get_peft_model(base, adapter).eval()
     count_positions_from_the_mask(model)
     critic = Critic(model, layers=1)
     toy.randomize(model, CRITIC, 3)

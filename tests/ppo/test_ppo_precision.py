@@ -42,20 +42,24 @@ def test_a_four_bit_base_starts_at_its_reference(tmp_path):
     trainer.train()
     # TRL rounds what is trainable on a quantized base to bfloat16: policy, critic and head must not be
     assert {p.dtype for p in toy.learned(trainer).values()} == {torch.float32}
-    assert toy.logged(trainer, "kl") == pytest.approx([0.0], abs=1e-6)
+    assert toy.logged(trainer, "kl") == [0.0]
     assert toy.logged(trainer, "ratio") == pytest.approx([1.0], abs=1e-5)
 
 
-@pytest.mark.parametrize("family", ["opt", "bloom", "gpt2"])
+@pytest.mark.parametrize("family", ["opt", "bloom", "gpt2", "mixtral"])
 def test_other_architectures_keep_ratio_one(tmp_path, family):
-    """OPT drops out by a number in its layers, Bloom has no positions, GPT-2 has Conv1D layers."""
+    """OPT drops out by a number in its layers, Bloom has no positions, GPT-2 has Conv1D layers, Mixtral's routers have
+    noise while they learn."""
     import transformers as t
 
     ids = {"vocab_size": 9, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": EOS}
     small = {"n_layer": 2, "n_head": 2}
     opt = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 2}
+    mixtral = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    mixtral |= {"num_key_value_heads": 1, "num_local_experts": 4, "router_jitter_noise": 0.3}
     torch.manual_seed(0)
     model = {
+        "mixtral": lambda: t.MixtralForCausalLM(t.MixtralConfig(**ids, **mixtral)),
         "opt": lambda: t.OPTForCausalLM(
             t.OPTConfig(**ids, **opt, num_attention_heads=2, dropout=0.5, layerdrop=0.5, max_position_embeddings=32)
         ),

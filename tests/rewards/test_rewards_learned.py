@@ -5,12 +5,14 @@ import math
 import shutil
 
 import pytest
+import tiny_architectures as tiny
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from scored import COMPLETIONS, PROMPTS, make_tokenizer, tiny_config
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     LlamaForCausalLM,
@@ -353,3 +355,11 @@ def test_a_whole_model_folder_and_its_eos_setting(tmp_path):
     assert all(p.requires_grad for p in model.parameters())  # a model that is handed in is left as it is
     expected = Learned(model=model, tokenizer=make_tokenizer())(PROMPTS, COMPLETIONS)
     assert Learned(str(tmp_path), device="cpu")(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_head_that_reads_the_last_position_is_refused():
+    """XLNet's reads what stands last in a batch, padding or not."""
+    config = tiny.config_of("xlnet", num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(RewardError, match="scores a text otherwise when it stands in a batch"):
+        Learned(model=model, tokenizer=make_tokenizer())(["a"], ["b"])

@@ -1,21 +1,38 @@
-"""A tiny random model of every causal architecture that transformers has, made from the library's own config classes.
+"""A tiny random model of every architecture that transformers has a causal model for, or PEFT has targets for, made
+from the library's own config classes.
 
 Every number of a config whose name is known to be a size becomes small; two layers stay, of two kinds where the
 architecture has several (a sliding window and full attention, say). `CHANGES` has what that does not give.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+# Models of images and text that have no entry among the causal ones, one of each kind
+MULTIMODAL = ("idefics3", "internvl", "llava", "mistral3", "paligemma", "qwen2_5_vl", "qwen3_vl")
+ARCHITECTURES = tuple(sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *PEFT_TARGETS, *MULTIMODAL}))
+# transformers makes no model of these: it gives a class for one half another config than its own, wants a package that
+# is not here, or has no class at all. Their folders have a config and a file of weights without any.
+WITHOUT_MODEL = {"gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "mt5", "musicgen", "musicgen_melody", "t5"}
 VOCABULARY = 280  # the 259 tokens of conftest.build_tokenizer, and room for those that stand for images
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -104,6 +121,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "emu3": {"vocabulary_map": {"<image>": 262}},
     "gemma3n_text": _SHARED_KEYS | {"activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0]},
     "gemma4_text": _SHARED_KEYS,
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "hrm_text": {"num_layers_per_stack": None},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -117,6 +135,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4}
     | {"indexer_compress_ratio": 2, "ple_layer_ids": [1], "ngram_vocab_size_base": 50, "split_ngram_parts": 1}
     | {"heads_per_ngram": 2},
+    "qwen2_5_vl_text": {"rope_parameters": _ROTARY | {"mrope_section": [1, 1, 2]}},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16), "attn_layers": ("local", "lsh")},
     "roc_bert": {f"{part}_{size}": 20 for part in ("pronunciation", "shape") for size in ("vocab_size", "embed_dim")},
@@ -137,9 +156,12 @@ def config_of(model_type: str, **changes) -> PreTrainedConfig:
 def build(model_type: str, seed: int = 0, **changes) -> PreTrainedModel:
     """The model of that config, as somebody publishes it: with its image tower, if it has one. Random weights, large
     enough for every part of it to matter."""
-    several = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    auto = AutoModelForCausalLM
+    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        auto = AutoModelForImageTextToText
+    elif model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        auto = AutoModelForMaskedLM
     torch.manual_seed(seed)
-    auto = AutoModelForImageTextToText if several else AutoModelForCausalLM
     model = auto.from_config(config_of(model_type, **changes)).eval()
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -155,6 +177,19 @@ def build(model_type: str, seed: int = 0, **changes) -> PreTrainedModel:
     return model
 
 
+def save(model_type: str, folder: str) -> None:
+    """A folder with that model, as far as there is one."""
+    if model_type in CONFIG_MAPPING and model_type not in WITHOUT_MODEL:
+        build(model_type).save_pretrained(folder)
+        return
+    Path(folder).mkdir(parents=True)
+    if model_type in CONFIG_MAPPING:
+        config_of(model_type).save_pretrained(folder)
+    else:  # of a model that brings its own code
+        Path(folder, "config.json").write_text(json.dumps({"model_type": model_type}))
+    save_file({"no": torch.zeros(1)}, Path(folder, "model.safetensors"), {"format": "pt"})
+
+
 def targets_of(model_type: str) -> list[str]:
     """What an adapter is put on: every linear layer, but for those that PEFT refuses or does not read back."""
     return _TARGETS.get(model_type, ["all-linear"])
@@ -166,9 +201,19 @@ def settings_of(model_type: str) -> dict[str, Any]:
     return {"router_aux_loss_coef": 0.0} if model_type in _NO_BALANCE else {}
 
 
-_NO_BALANCE = {"deepseek_v4", "doge", "granitemoehybrid", "granitemoeshared"}
+_NO_BALANCE = {
+    *("deepseek_v4", "doge", "flint", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"),
+    *("llama4", "llama4_text", "phimoe"),
+}
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_MLP = ["gate_proj", "up_proj", "down_proj"]
 _TARGETS = {
+    # what is no plain linear layer: routers, and products by groups
+    "deepseek_v4": ["q_a_proj", "q_b_proj", "kv_proj", "o_b_proj", *_MLP],
+    "llama4": [*_ATTENTION, *_MLP],
+    "llama4_text": [*_ATTENTION, *_MLP],
+    "phimoe": _ATTENTION,
+    "nemotron_h": ["in_proj", *_ATTENTION, "up_proj", "down_proj"],
     "inkling2_text": _ATTENTION,  # PEFT does not read back all of the others
     "laguna": _ATTENTION,
     "falcon_h1": ["in_proj", "q_proj", "v_proj", "down_proj"],

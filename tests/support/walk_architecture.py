@@ -15,7 +15,12 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    set_seed,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.config import ModelArguments, RewardStage, SFTStage
@@ -25,6 +30,7 @@ from pipeline.models import loading as models
 from pipeline.models.structure import freeze_idle
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.critic import HEAD
+from pipeline.stages.refusals import in_one_sentence
 from pipeline.stages.reward_model import Reward, score_pairs
 from pipeline.stages.sft import SFT
 
@@ -39,23 +45,22 @@ _COMMON |= {"lr_scheduler_type": "constant", "learning_rate": 1e-2, "per_device_
 class Walk:
     """The stages of one architecture, in a folder of its own."""
 
-    def __init__(self, model_type: str, folder: Path):
+    training = False  # whether the stage that runs has come to its training
+
+    def __init__(self, model_type: str, folder: Path, targets: list[str] | None = None, **settings):
         self.folder, self.base = folder, str(folder / "base")
-        tiny.build(model_type).save_pretrained(self.base)
+        tiny.save(model_type, self.base)
         build_tokenizer().save_pretrained(self.base)
-        self.args = ModelArguments(self.base, lora_r=2, lora_alpha=4, lora_target_modules=tiny.targets_of(model_type))
+        targets = targets or tiny.targets_of(model_type)
+        self.args = ModelArguments(self.base, lora_r=2, lora_alpha=4, lora_target_modules=targets)
         self.tokenizer = models.load_tokenizer(self.base, self.args)
         self.sft_path, self.reward_path = folder / "sft", folder / "reward"
         self.auto = AutoModelForCausalLM  # of the language model
-        self.settings = _COMMON | tiny.settings_of(model_type)
+        self.settings = _COMMON | tiny.settings_of(model_type) | settings
 
     def sft(self) -> float:
         """How far the loss that SFT states is from the mean over tokens of the saved model."""
-        model = self._language_model()
-        rows = Dataset.from_dict({"prompt": PROMPTS, "completion": ANSWERS})
-        config = SFTStage(str(self.sft_path), max_steps=2, **self.settings)
-        probe.check(model, self.tokenizer, "SFT", config)
-        trainer = SFT(model, config, None, rows, rows, self.tokenizer, peft_config=models.lora_config(self.args))
+        trainer = self.sft_trainer()
         self._train(trainer)
         fresh, logprobs = self._fresh(self.auto, self.sft_path), []
         for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
@@ -65,14 +70,30 @@ class Walk:
         said -= trainer.router_aux_loss_coef * trainer.state.log_history[-1].get("eval_aux_loss", 0.0)
         return abs(said + torch.cat(logprobs).mean().item())
 
+    def sft_trainer(self) -> SFT:
+        set_seed(0)
+        model = self._language_model()
+        rows = Dataset.from_dict({"prompt": PROMPTS, "completion": ANSWERS})
+        config = SFTStage(str(self.sft_path), max_steps=2, **self.settings)
+        probe.check(model, self.tokenizer, "SFT", config)
+        with in_one_sentence(model):
+            trainer = SFT(model, config, None, rows, rows, self.tokenizer, peft_config=models.lora_config(self.args))
+        _ready(trainer)
+        return trainer
+
     def reward(self) -> float:
         """How far the scores of the held-out texts are from those of the saved model."""
         reads_end = auto_class.reads_end(models.load_config(self.args, self.base))
         model = models.load_base(self.args, "scores", base=self.base, tokenizer=self.tokenizer)
-        model = models.start_score_adapter(model, self.args, self._if_made(self.sft_path))
+        with in_one_sentence(model):
+            model = models.start_score_adapter(model, self.args, self._if_made(self.sft_path))
         rows = Dataset.from_dict({"prompt": PROMPTS, "chosen": ANSWERS, "rejected": [" a"] * len(PROMPTS)})
         config = RewardStage(str(self.reward_path), max_steps=2, **_COMMON)
+        probe.check_adapter(model)
+        if not reads_end:
+            probe.check_scores(model, self.tokenizer, "The reward-model stage")
         trainer = Reward(model, config, None, rows, rows, self.tokenizer, reads_end=reads_end)
+        _ready(trainer)
         self._train(trainer)
         fresh = self._fresh(AutoModelForSequenceClassification, self.reward_path)
         texts = [p + a + "</s>" * reads_end for p, a in zip(PROMPTS, ANSWERS, strict=True)]
@@ -84,7 +105,8 @@ class Walk:
         """How far log-probabilities and values of a rollout are from those of the saved policy and critic; with
         `layers` also the values that the epochs begin with."""
         path = self.folder / f"ppo_{layers}"
-        trainer = self._ppo_trainer(path, layers)
+        trainer = self.ppo_trainer(path, layers)
+        self.training = True
         trainer.train()
         trainer.save_model(str(path))
         with torch.no_grad():
@@ -108,22 +130,21 @@ class Walk:
     def critic_layers(self) -> float:
         return self.ppo(layers=1)
 
-    def _ppo_trainer(self, path: Path, layers: int | None) -> PPOTrainer:
+    def ppo_trainer(self, path: Path, layers: int | None) -> PPOTrainer:
         model = self._language_model()
-        start, reward = self._if_made(self.sft_path), self._if_made(self.reward_path)
-        if reward and HEAD + "weight" not in load_file(self.reward_path / "adapter_model.safetensors"):
-            reward = None  # a head that no critic can start from
+        start, reward = self._if_made(self.sft_path), self._critic_start()
         if start:
             model = models.load_adapter(model, start, trainable=True)
         settings = {"num_iterations": 2, "max_completion_length": 10, "total_episodes": 16, "critic_layers": layers}
-        trainer = PPOTrainer(
-            model=model,
-            reward_funcs=_different_letters,
-            args=PPOConfig(str(path), critic_path=reward, **settings, **self.settings),
-            train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-            processing_class=self.tokenizer,
-            peft_config=None if start else models.lora_config(self.args),
-        )
+        with in_one_sentence(model):
+            trainer = PPOTrainer(
+                model=model,
+                reward_funcs=_different_letters,
+                args=PPOConfig(str(path), critic_path=reward, **settings, **self.settings),
+                train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+                processing_class=self.tokenizer,
+                peft_config=None if start else models.lora_config(self.args),
+            )
         if reward is None:
             torch.nn.init.normal_(trainer.critic.head.weight)
         return trainer
@@ -135,21 +156,24 @@ class Walk:
         return model
 
     def _train(self, trainer) -> None:
-        precision.train_in_float32(trainer.model)
-        freeze_idle(trainer.model)
-        probe.check_adapter(trainer.model)
+        self.training = True
         trainer.train()
         trainer.save_model()
 
     def _if_made(self, path: Path) -> str | None:
         return str(path) if (path / "adapter_config.json").exists() else None
 
+    def _critic_start(self) -> str | None:
+        """The reward model's folder, where it is made and has a head that a critic can start from."""
+        made = self._if_made(self.reward_path)
+        return made if made and HEAD + "weight" in load_file(Path(made, "adapter_model.safetensors")) else None
+
     def _fresh_critic(self, folder: Path):
         """The model with the critic's adapter, and the module whose input its head reads: the score head of
         transformers' own reward model, or where there is none the output layer."""
         config = PeftConfig.from_pretrained(folder)
         config.task_type = config.modules_to_save = None
-        scores = self._if_made(self.reward_path) is not None
+        scores = self._critic_start() is not None
         model = self._fresh(AutoModelForSequenceClassification if scores else self.auto, folder, config=config)
         return model, model.score if hasattr(model, "score") else model.get_output_embeddings()
 
@@ -160,15 +184,26 @@ class Walk:
         return PeftModel.from_pretrained(model, adapter, config=config).eval()
 
 
+def _ready(trainer) -> None:
+    """What SFT and the reward stage do between the making of their trainer and its training."""
+    precision.train_in_float32(trainer.model)
+    probe.check_adapter(trainer.model)
+    freeze_idle(trainer.model)
+
+
 def walk(model_type: str, folder: Path, stages: tuple[str, ...] = STAGES) -> dict[str, float | str]:
-    """For each stage how far the result is from that of a fresh model, or the sentence by which it is refused."""
+    """For each stage how far the result is from that of a fresh model, or the sentence by which it is refused, before
+    a step is made, with X for the base's folder."""
     try:
         steps, found = Walk(model_type, folder), {}
         for stage in stages:
+            steps.training = False
             try:
                 found[stage] = getattr(steps, stage)()
             except UserError as error:
-                found[stage] = str(error)
+                if steps.training:
+                    raise
+                found[stage] = str(error).replace(steps.base, "X")
         return found
     finally:
         shutil.rmtree(folder, ignore_errors=True)

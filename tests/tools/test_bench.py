@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from tests.tools.bench import __main__ as bench
 from tests.tools.bench import environment, floor, gpu, measure, models, runs, tables
 from tests.tools.bench.floor import Product
 from tests.tools.bench.models import EOS, PAD, SIZES, WORDS, Size
@@ -201,6 +202,18 @@ def test_the_table_says_what_was_missed(capsys):
     assert "0.40 (10%)" in lines["other, s"] and "MISSED" in lines["other, s"]
     assert "33%" in lines["floor 3.00 s, share"] and "75%" in lines["floor 3.00 s, share"]
     assert "1.20" in lines["peak, of our SFT stage's 250 MiB"]
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_cases_of_sixteen_bits_are_for_processors_that_have_them(has_units, monkeypatch, capsys):
+    found = {"avx512_bf16": True, "amx_bf16": True} if has_units else {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_units)
+    names, said = bench.usual_cases(), capsys.readouterr().out
+    float32 = ["M-fixed-fp32", "M-fixed-fp32-whole-critic", "S-fixed-fp32", "S-natural-fp32"]
+    assert names == (list(tables.CASES) if has_units else float32)
+    assert said.count("\n") == (not has_units) and ("M-fixed-bf16, M-natural-bf16" in said) is not has_units
+    assert bench.parse(["--cases", "M-natural-bf16"]).cases == ["M-natural-bf16"]
 
 
 # ------------------------------------------------------------------ on a card

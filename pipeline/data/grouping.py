@@ -40,12 +40,12 @@ class GroupsByLength(_Trainer):
         self._order = GroupedByLength(self.lengths(self.train_dataset), size, seed)
         return self._order
 
-    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # In the epoch of a resumed run the sampler of several processes lies a wrapper too deep for Accelerate's
         # `set_epoch`, and would give the order of the first epoch.
         if self._order is not None:
-            self._order.set_epoch(epoch)
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+            self._order.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # transformers' has no types
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":

@@ -56,19 +56,20 @@ def test_a_resumed_epoch_of_several_processes_has_its_own_order():
     class Epochs:
         def _run_epoch(self, *, epoch, train_dataloader):
             train_dataloader.set_epoch(epoch)
-            return [row for batch in train_dataloader for row in batch.tolist()]
+            self.rows = [row for batch in train_dataloader for row in batch.tolist()]
 
     class Grouped(GroupsByLength, Epochs):
         _order = GroupedByLength(LENGTHS, 8, seed=0)
 
     pairs = BatchSamplerShard(BatchSampler(Grouped._order, 4, drop_last=False), num_processes=2, process_index=0)
     loader = skip_first_batches(DataLoaderShard(range(323), batch_sampler=pairs), 5)
-    found = Grouped()._run_epoch(epoch=1, train_dataloader=loader)
+    trainer = Grouped()
+    trainer._run_epoch(epoch=1, train_dataloader=loader)
     wanted = GroupedByLength(LENGTHS, 8, seed=0)
     wanted.set_epoch(1)
     order = list(wanted)
     halves = [row for start in range(5 * 8, 320, 8) for row in order[start : start + 4]]
-    assert found[: len(halves)] == halves
+    assert trainer.rows[: len(halves)] == halves
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 17])

@@ -22,6 +22,8 @@ def main() -> int:
         launch.launch_command(launch.launch_command_parser().parse_args())
     except SignalException as stopped:
         return 128 + stopped.sigval
+    except KeyboardInterrupt:  # before it has started anything
+        return 130
     except ChildFailedError as failed:
         code = failed.get_first_failure()[1].exitcode
         return code if code >= 0 else 128 - code  # negative: killed by that signal

@@ -21,8 +21,8 @@ from pipeline.models.adapters import POLICY
 from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.models.lean import lean
-from pipeline.models.shared_base import SharesBase
 from pipeline.models.sharding import check_launcher
+from pipeline.models.shared_base import SharesBase
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import Resumable
 from pipeline.safety.reading import read_json

@@ -154,13 +154,14 @@ def base(model: Architecture, precision: Precision) -> int:
 
 
 def shared_base(model: Architecture, precision: Precision, processes: int) -> int:
-    """Bytes of a base whose layers are shared out over processes (models/shared_base.py): of each layer a part, of the
-    one that runs the whole; the rest, and a quantised base, are whole."""
+    """Bytes of a base whose layers are shared out over processes (models/shared_base.py): of each layer a part; the
+    whole of the one that runs and of the next, which is gathered meanwhile. The rest is whole, and so is a quantised
+    base."""
     whole = base(model, precision)
     if precision.bits or processes == 1:
         return whole
     layers = model.in_linears * precision.weights
-    return whole - layers + layers // processes + layers // model.layers
+    return whole - layers + layers // processes + 2 * layers // model.layers
 
 
 def optimizer(parameters: int, name: str = "adamw_torch", size: int = 4) -> int:

@@ -8,8 +8,8 @@ from peft import PeftModel
 from pipeline.config import ModelArguments
 from pipeline.memory.estimate import Adapter, Architecture, Batch, Estimate, Precision, estimate, shared_base
 from pipeline.models import precision
-from pipeline.models.lockstep import lockstep_of
 from pipeline.models.attention import SHORT_ROWS, uses_short_rows
+from pipeline.models.lockstep import lockstep_of
 from pipeline.safety.console import say
 
 # What lowers the largest pass. A rollout and the held-out prompts are each answered at once.

@@ -3,9 +3,10 @@
     python -m pipeline.scale 0.5B 7B 32B 70B --processes 8
 
 The tables are printed by scale_tables.py. Models are 0.5B and 32B (Qwen2.5), 7B and 70B (Llama 2), or folders and Hub
-names, of which only the config is read. Memory is the estimate that every stage prints (estimate.py). Time counts multiplications and divides them by the speed
-that is given; network is what ring algorithms send. Both are arithmetic on stated assumptions, not measurements; that
-they count right is held to real runs by tests/memory/test_scale.py and tests/stages/test_launchers.py.
+names, of which only the config is read. Memory is the estimate that every stage prints (estimate.py). Time counts
+multiplications and divides them by the speed that is given; network is what ring algorithms send. Both are arithmetic
+on stated assumptions, not measurements; that they count right is held to real runs by tests/memory/test_scale.py,
+tests/ppo/test_shared_base.py and tests/stages/test_launchers.py.
 """
 
 from dataclasses import dataclass

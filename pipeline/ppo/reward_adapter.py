@@ -19,13 +19,12 @@ from transformers import AutoTokenizer
 from pipeline.errors import UserError
 from pipeline.models.adapter_files import add_adapter, check_shares_base, read_head
 from pipeline.models.adapters import base_of, use_adapter
-from pipeline.models.lockstep import lockstep_of
 from pipeline.models.folders import check_same_base, resolve_stage
+from pipeline.models.lockstep import lockstep_of
 from pipeline.models.trunk import Trunk
 from pipeline.safety.console import say
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors
-from rewards import mixture
-from rewards import Learned, RewardFunction, every_in
+from rewards import Learned, RewardFunction, every_in, mixture
 from rewards.model_based import ModelBased
 
 Autocast = Callable[[], AbstractContextManager[None]]

@@ -34,8 +34,8 @@ from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lean import lean
 from pipeline.models.lockstep import as_many, in_lockstep
-from pipeline.models.shared_base import SharesBase, share_out
 from pipeline.models.sharding import check_launcher
+from pipeline.models.shared_base import SharesBase, share_out
 from pipeline.models.structure import freeze_idle
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, logs, math, setup

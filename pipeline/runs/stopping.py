@@ -28,7 +28,7 @@ def graceful(trainer, folder: RunFolder) -> Iterator[None]:
     """Around `trainer.train()`: the first Ctrl-C, or SIGTERM, stops it after the step that it is at, with a
     checkpoint. A second Ctrl-C stops at once.
 
-    Of one Ctrl-C in a terminal each process that torchrun has started gets two signals: the terminal's, and torchrun's.
+    Of one Ctrl-C in a terminal each process that torchrun has started gets two signals: the terminal's and torchrun's.
 
     Raises:
         Stopped: on all processes, when the run was stopped.

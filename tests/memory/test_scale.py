@@ -65,12 +65,12 @@ def test_traffic_by_pencil():
 
 
 def test_a_shared_base_by_pencil():
-    """24 bytes of 100 lie in 2 layers and are shared by 4; adapters and optimizer are as under DDP."""
+    """48 bytes of 100 lie in 4 layers and are shared by 4, two of them whole; all else is as under DDP."""
     found = Estimate({"base": 100, "adapters": 80, "gradients and optimizer": 240}, {"training": 50})
-    model = Architecture(8, 2, 2, 1, 4, 16, 10, (("layers.0.q", 2, 3), ("layers.1.q", 2, 3)), 50)
+    model = Architecture(8, 4, 2, 1, 4, 16, 10, tuple((f"layers.{i}.q", 2, 3) for i in range(4)), 50)
     two_bytes = Precision(weights=2)
-    assert model.in_linears == 12
-    assert scale.shared(found, model, two_bytes, 4) == (100 - 24 + 24 // 4 + 12) + 80 + 240 + 50
+    assert model.in_linears == 24
+    assert scale.shared(found, model, two_bytes, 4) == (100 - 48 + 48 // 4 + 2 * 12) + 80 + 240 + 50
     assert estimate.shared_base(model, Precision(weights=2, bits=4), 4) == estimate.base(model, Precision(2, bits=4))
 
 
@@ -122,7 +122,11 @@ def test_a_folder_is_a_model_too(capsys, tiny_model_folder):
 
 @pytest.mark.parametrize(
     ("argv", "words"),
-    [(["nowhere/at-all"], "is none of 0.5B, 7B, 32B, 70B"), (["0.5B", "--rows", "0"], "--rows is 0"), (["--x"], "--x")],
+    [
+        (["nowhere/at-all"], "none of 0.5B, 7B, 32B, 70B"),
+        (["0.5B", "--rows", "0"], "--rows is 0"),
+        (["--x"], "--x"),
+    ],
 )
 def test_mistakes_are_one_sentence(argv, words):
     with pytest.raises(UserError, match=words):

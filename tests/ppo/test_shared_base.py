@@ -2,7 +2,7 @@
 holds what is said of it.
 
 In float32 with SGD. What is compared are sums in another order: 8 completions at once, or 4 or 2 on each process. The
-largest difference seen is 4e-7; what is compared has moved by at least MOVED.
+largest difference seen is 4e-6 (A2C); what is compared has moved by at least MOVED.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from pipeline.memory.scale import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests/support/distributed/shared_base.py"
-TOLERANCE, MOVED = 5e-6, 2e-3
+TOLERANCE, MOVED = 2e-5, 2e-3
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-MODEL = Architecture.of(toy.build_model().config)
+MODEL = Architecture.of(toy.build_model(num_hidden_layers=3).config)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,10 @@ def test_four_processes_that_share_the_base_are_one(warm, folder):
     same([report["ppo"] for report in four], shared_runs.train(folder, "ppo"))
 
 
-def test_a_process_holds_its_part_and_one_whole_layer(two):
-    """Counted from storages. Norms inside of layers are 2 x 16 numbers of 1952, which the formula leaves out."""
-    base = sum(p.numel() for p in toy.build_model().parameters()) * 4
+def test_a_process_holds_its_part_and_two_whole_layers_at_most(two):
+    """Counted from storages: its part, the layer that runs, and the next one, which is gathered meanwhile. Norms in
+    layers are 32 numbers of 1952, which the formula leaves out."""
+    base = sum(p.numel() for p in toy.build_model(num_hidden_layers=3).parameters()) * 4
     for report in two:
         seen = report["ppo"]["seen"]
         assert report["ppo"]["adapters whole"]
@@ -79,13 +80,14 @@ def test_a_process_holds_its_part_and_one_whole_layer(two):
 
 def test_what_an_update_gathers_is_what_the_page_says(two):
     """Of an update that samples nothing: policy, reference, critic and reward model look once; in each of two epochs
-    policy and critic go forward and backward. Whole sizes are counted, of which (n - 1)/n is sent."""
+    policy and critic go forward and backward. Whole sizes are counted, of which (n - 1)/n is sent. The first layer's
+    backward pass gathers one layer more: FSDP takes what ran before it, in a pass without gradient, for the next."""
     plan = Plan(processes=2, rows=4, episodes=4, epochs=2)
     assert scale.passes(plan, vllm=True) == 4 + 2 * 2 * 2
-    layers = MODEL.in_linears * 4
-    assert scale.gathered(MODEL, Precision(4), plan, vllm=True) == 12 * layers / 2
+    assert scale.gathered(MODEL, Precision(4), plan, vllm=True) == 12 * MODEL.in_linears * 4 / 2
+    layer = (MODEL.in_linears // 3 + 2 * 16) * 4  # its norms too
     for report in two:
-        assert report["counted"]["gathered"] == pytest.approx(12 * layers, rel=0.02)
+        assert report["counted"]["gathered"] == (12 * 3 + 1) * layer
 
 
 def test_what_is_sent_to_vllm_is_whole(folder, two):

@@ -32,7 +32,7 @@ SAMPLES = {"dataset": "prompts.jsonl", "eval_fraction": 0.3333, "eval_samples": 
 SHORT = {"name": "length", "min": 20, "unit": "characters"}
 STAGES = {
     "ppo": {
-        **SAMPLES | {"total_episodes": 12, "num_iterations": 2, "critic_path": "reward", "eval_every": 2},
+        **SAMPLES | {"total_episodes": 8, "num_iterations": 2, "critic_path": "reward", "eval_every": 1},
         **{"save_strategy": "steps", "save_steps": 1},
         "rewards": [{"name": "learned", "path": "reward", "normalize": "running"}, SHORT],
     },
@@ -95,7 +95,7 @@ def test_ppo_is_examined_and_saved(warm, folder, ppo):
     """Before training it is the policy of one process, so the exam says the same to the last digit."""
     one = run(warm, folder, "ppo", "ppo1", 1)
     assert before(ppo) == before(one)
-    assert [row["update"] for row in read_heldout(ppo)] == [0, 2, 3]
+    assert [row["update"] for row in read_heldout(ppo)] == [0, 1, 2]
     for name in ("adapter_model.safetensors", "critic/adapter_model.safetensors"):
         shared, alone = load_file(ppo / name), load_file(one / name)
         assert {k: x.shape for k, x in shared.items()} == {k: x.shape for k, x in alone.items()}
@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(warm, folder, ppo):
     killed = start(warm, folder, "ppo", "killed", env={"KILL_AFTER": "4"})
     assert any(done.returncode == -9 for done in killed)
     assert (folder / "killed/checkpoint-3").is_dir() and not (folder / "killed/checkpoint-4").exists()
-    alone = start(warm, folder, "ppo", "killed", 1, "--resume")
+    alone = start(warm, folder, "ppo", "killed", 1, "--resume", "--per_device_train_batch_size", "2")
     assert alone[0].returncode == 2
     assert "processes is 1, but" in alone[0].stderr and "was made with 2" in alone[0].stderr
     again = run(warm, folder, "ppo", "killed", 2, "--resume")

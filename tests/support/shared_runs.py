@@ -26,7 +26,7 @@ KINDS = {
 
 def prepare(folder: Path) -> None:
     """Base and reward model."""
-    toy.build_model().save_pretrained(folder / "base")
+    toy.build_model(num_hidden_layers=3).save_pretrained(folder / "base")
     reward_folder(folder / "base", folder / "reward")
     toy.tokenizer().save_pretrained(folder / "reward")
 

@@ -21,7 +21,7 @@ class Digest(TrainerCallback):
         for _, weight in sorted(
             (n.removeprefix("module."), p) for n, p in model.named_parameters() if p.requires_grad
         ):
-            digest.update(weight.detach().cpu().numpy().tobytes())
+            digest.update(weight.detach().cpu().float().numpy().tobytes())
         # a file each: what two processes print into one pipe may stand in the middle of each other's lines
         file = f"{Path(args.output_dir).name}.rank{os.environ['RANK']}of{args.world_size}"
         Path(file).write_text(digest.hexdigest(), encoding="utf-8")

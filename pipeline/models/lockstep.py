@@ -90,7 +90,7 @@ def lockstep_of(model: nn.Module) -> Lockstep | None:
 
 
 @contextmanager
-def in_lockstep(model: PreTrainedModel) -> Iterator[None]:
+def in_lockstep(model: nn.Module) -> Iterator[None]:
     """See `Lockstep`; with a base that is whole nothing happens."""
     if (lockstep := lockstep_of(model)) is None:
         yield
@@ -99,7 +99,7 @@ def in_lockstep(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def as_many(items: Sequence[Item], model: PreTrainedModel) -> list[tuple[Item, float]]:
+def as_many(items: Sequence[Item], model: nn.Module) -> list[tuple[Item, float]]:
     """The items with weight 1. Where processes share a base, the last one again with weight 0 until each has as many
     as any: for passes with a gradient, which `in_lockstep` is not for."""
     found, lockstep = [(item, 1.0) for item in items], lockstep_of(model)

@@ -79,12 +79,11 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-@pytest.mark.parametrize("hardware", ["cpu2", "fsdp"])
-@pytest.mark.parametrize("by", ["launch", "accelerate", "torchrun"])
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+SIGNALS = [(how, by, "cpu2") for how in ("Ctrl-C", "SIGTERM") for by in ("launch", "accelerate", "torchrun")]
+
+
+@pytest.mark.parametrize(("how", "by", "hardware"), [*SIGNALS, ("Ctrl-C", "launch", "fsdp")])
 def test_a_signal_leaves_a_checkpoint_and_the_way_to_go_on(folder, how, by, hardware):
-    if hardware == "fsdp" and (by, how) != ("launch", "Ctrl-C"):
-        pytest.skip("one of them is enough: nothing of it depends on the base")
     out = f"{how}_{by}_{hardware}"
     process = launched(folder, by, "ready", out, hardware)
     said = []

@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-latest mutants torture soak fuzz audit bench bench-gpu lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit bench bench-gpu lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,7 +73,7 @@ else ifneq ($(NPROC),1)
 HARDWARE_FILE := recipes/accelerate/cpu2.yaml
 endif
 ifdef HARDWARE_FILE
-LAUNCH := $(if $(findstring /cpu,$(HARDWARE_FILE)),ACCELERATE_USE_CPU=true )"$(PY)" -m accelerate.commands.launch \
+LAUNCH := $(if $(findstring /cpu,$(HARDWARE_FILE)),ACCELERATE_USE_CPU=true )"$(PY)" recipes/launch.py \
           --config_file $(HARDWARE_FILE) $(if $(filter-out 1,$(NPROC)),--num_processes $(NPROC))
 else
 LAUNCH := "$(PY)"
@@ -185,6 +185,9 @@ test: $(STAMP)  ## the tests, without those that take long; no network
 test-all: $(STAMP)  ## every test, also the long ones, and the mutants
 	$(PYTEST) $(ARGS)
 	$(if $(ARGS),,$(MAKE) mutants)
+
+test-deepspeed: $(STAMP)  ## the tests under ZeRO-2 and ZeRO-3, where DeepSpeed is installed
+	$(PYTEST) tests/stages/test_launchers.py -k "deepspeed or zero2" $(ARGS)
 
 test-latest: $(STAMP)  ## the tests with the newest trl, transformers and kin, in .venv-latest; may fail, and says how
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/tools/latest.py $(ARGS)

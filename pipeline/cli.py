@@ -113,10 +113,14 @@ def launch(main: Callable[[], Any]) -> None:
         sys.stdout.flush()
         os._exit(130)  # at once: the others may be waiting in the middle of a step
     except Exception as error:
-        sentence = mishaps.in_words(error)
-        if "--debug" in sys.argv or sentence is None:
+        sentence, is_first = mishaps.in_words(error), _is_first_to_fail()
+        if "--debug" in sys.argv:
             raise
-        if _prints_the_error():
+        if sentence is None:
+            if is_first or not (torch.distributed.is_initialized() and isinstance(error, RuntimeError)):
+                raise
+            raise SystemExit(1) from None  # the process that it waited for has failed, and said why
+        if is_first:
             print(f"error: {visible(redact(sentence))}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -128,11 +132,14 @@ def _leave_together() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _prints_the_error() -> bool:
-    """Whether this process prints the error: the first one that failed, or before they know of each other rank 0."""
+def _is_first_to_fail() -> bool:
+    """Whether this process says its error: the first one that failed, or before they know of each other rank 0."""
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized():
-        return dist.distributed_c10d._get_default_store().add("plumbline_error", 1) == 1
+        try:
+            return dist.distributed_c10d._get_default_store().add("plumbline_error", 1) == 1
+        except RuntimeError:  # it was kept by a process that has ended
+            return True
     return int(os.environ.get("RANK", "0")) == 0
 
 

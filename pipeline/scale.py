@@ -1,6 +1,6 @@
-"""`python -m pipeline.scale`; the code is in pipeline/memory/scale.py."""
+"""`python -m pipeline.scale`; the code is in pipeline/memory/scale_tables.py."""
 
-from pipeline.memory.scale import main
+from pipeline.memory.scale_tables import main
 
 if __name__ == "__main__":
     main()

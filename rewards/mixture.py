@@ -12,6 +12,9 @@ from .text import Texts
 from .tokens import TokenEnds, TokenIds, pay, pays_tokens, settle
 from .values import read
 
+# called by each process before all of them put running statistics together
+before_gathering: list[Callable[[], None]] = []
+
 
 class RunningStats:
     """Count, mean and sum of squared deviations of all numbers seen so far.
@@ -317,6 +320,8 @@ def _from_every_process(stats: RunningStats) -> list[RunningStats]:
 
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return [stats]
+    for call in before_gathering:
+        call()
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, stats)
     return gathered

@@ -32,6 +32,7 @@ from transformers import TrainerCallback
 from pipeline.config import check, setting, steps_per_update
 from pipeline.exam import evaluation
 from pipeline.models.adapters import POLICY, use_adapter
+from pipeline.models.lockstep import in_lockstep
 from pipeline.models.prompts import with_kwargs
 from pipeline.runs.folder import HELDOUT, append_line, read_heldout
 from pipeline.safety.reading import read_json
@@ -69,7 +70,8 @@ class RewardArguments:
 
 
 class Exam:
-    """The held-out prompts, answered by one adapter at a time; on the main process only, others wait.
+    """The held-out prompts, answered by one adapter at a time; on the main process only, others wait (or go along,
+    where they share the base: pipeline/models/lockstep.py).
 
     Args:
         trainer: PPOTrainer, or TRL's GRPOTrainer or RLOOTrainer.
@@ -104,25 +106,26 @@ class Exam:
         Args: shown: how the answers are counted (`pipeline.watching.progress.counting`).
         """
         answers, trainer = [], self.trainer
-        if trainer.accelerator.is_main_process:
-            with self._undisturbed(adapter), shown(len(self.rows) * (1 + greedy)) as answered:
-                answers = [
-                    evaluation.answer_and_score(
-                        self.model,
-                        trainer.processing_class,
-                        self.rows,
-                        {name: raw(reward) for name, reward in self.rewards.items()},
-                        self.referee,
-                        max_new_tokens=trainer.max_completion_length,
-                        eos_token_ids=trainer.eos_token_ids,
-                        temperature=temperature,
-                        batch_size=self.batch_size,
-                        seed=trainer.args.seed,
-                        sampling=sampled_by(trainer),
-                        answered=answered,
-                    )
-                    for temperature in ((trainer.temperature, 0) if greedy else (trainer.temperature,))
-                ]
+        with in_lockstep(self.model):
+            if trainer.accelerator.is_main_process:
+                with self._undisturbed(adapter), shown(len(self.rows) * (1 + greedy)) as answered:
+                    answers = [
+                        evaluation.answer_and_score(
+                            self.model,
+                            trainer.processing_class,
+                            self.rows,
+                            {name: raw(reward) for name, reward in self.rewards.items()},
+                            self.referee,
+                            max_new_tokens=trainer.max_completion_length,
+                            eos_token_ids=trainer.eos_token_ids,
+                            temperature=temperature,
+                            batch_size=self.batch_size,
+                            seed=trainer.args.seed,
+                            sampling=sampled_by(trainer),
+                            answered=answered,
+                        )
+                        for temperature in ((trainer.temperature, 0) if greedy else (trainer.temperature,))
+                    ]
         trainer.accelerator.wait_for_everyone()
         return answers
 
@@ -216,8 +219,9 @@ class ExamCallback(TrainerCallback):
         in_lines = partial(counting, f"held-out prompts, update {update}", first=False)
         shown = unshown if sys.stdout.isatty() else in_lines  # there the bar of the training stands
         answers = self.exam.take(POLICY, greedy=False, shown=shown)
-        if state.is_world_process_zero:
-            self.write(answers[0], self.exam.kl(answers[0], shown))
+        with in_lockstep(self.exam.model):
+            if state.is_world_process_zero:
+                self.write(answers[0], self.exam.kl(answers[0], shown))
         self.exam.trainer.accelerator.wait_for_everyone()
         self.watch.start()
         self.exam.trainer.journal.leave_out(time.perf_counter() - started)

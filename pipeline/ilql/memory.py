@@ -8,7 +8,7 @@ from peft import PeftModel
 from pipeline.config import ModelArguments
 from pipeline.ilql.config import ILQLStage
 from pipeline.memory.estimate import Architecture, Batch, Estimate, estimate, optimizer
-from pipeline.memory.report import adapter_of, precision_of
+from pipeline.memory.report import adapter_of, as_shared, precision_of
 
 
 def of_ilql(
@@ -40,4 +40,5 @@ def of_ilql(
         "gradients and optimizer": found.stays["gradients and optimizer"] + optimizer(heads, common["optim"]),
     }
     passes = found.passes | {"training": trunk.passes["training"] + q}
-    return replace(found, stays=stays, passes=passes, adapters="policy, values, target with their heads")
+    found = replace(found, stays=stays, passes=passes, adapters="policy, values, target with their heads")
+    return as_shared(found, model, architecture, precision, args)

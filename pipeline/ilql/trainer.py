@@ -22,6 +22,7 @@ from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask
 from pipeline.models.lean import lean
 from pipeline.models.sharding import check_launcher
+from pipeline.models.shared_base import SharesBase
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import Resumable
 from pipeline.safety.reading import read_json
@@ -73,7 +74,7 @@ class QLearning(GroupsByLength, Trainer):
         return self.accelerator.reduce(count, reduction="sum")
 
 
-class ILQLTrainer(SkipsNonFinite, Resumable, PushesResults, QLearning):
+class ILQLTrainer(SharesBase, SkipsNonFinite, Resumable, PushesResults, QLearning):
     """Learns Q and V of a data set of scored completions (Snell et al. 2022, arXiv 2206.11871).
 
     Args:
@@ -83,7 +84,7 @@ class ILQLTrainer(SkipsNonFinite, Resumable, PushesResults, QLearning):
         processing_class: the tokenizer, saved with the result.
 
     Raises:
-        UserError: under FSDP or ZeRO-3.
+        UserError: under ZeRO-3.
     """
 
     def __init__(self, network: Network, args: ILQLStage, train_dataset: Dataset, processing_class, callbacks=None):

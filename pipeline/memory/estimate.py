@@ -153,6 +153,17 @@ def base(model: Architecture, precision: Precision) -> int:
     return weights - inside * precision.weights + inside + 4 * sum(outputs for _, _, outputs in model.linears)
 
 
+def shared_base(model: Architecture, precision: Precision, processes: int) -> int:
+    """Bytes of a base whose layers are shared out over processes (models/shared_base.py): of each layer a part; the
+    whole of the one that runs and of the next, which is gathered meanwhile. The rest is whole, and so is a quantised
+    base."""
+    whole = base(model, precision)
+    if precision.bits or processes == 1:
+        return whole
+    layers = model.in_linears * precision.weights
+    return whole - layers + layers // processes + 2 * layers // model.layers
+
+
 def optimizer(parameters: int, name: str = "adamw_torch", size: int = 4) -> int:
     """Gradients (`size` bytes a number) and the state of the optimizer.
 

@@ -6,9 +6,10 @@ import torch
 from peft import PeftModel
 
 from pipeline.config import ModelArguments
-from pipeline.memory.estimate import Adapter, Architecture, Batch, Estimate, Precision, estimate
+from pipeline.memory.estimate import Adapter, Architecture, Batch, Estimate, Precision, estimate, shared_base
 from pipeline.models import precision
 from pipeline.models.attention import SHORT_ROWS, uses_short_rows
+from pipeline.models.lockstep import lockstep_of
 from pipeline.safety.console import say
 
 # What lowers the largest pass. A rollout and the held-out prompts are each answered at once.
@@ -72,7 +73,7 @@ def _estimate(
     architecture, precision = Architecture.of(model.config, scores), replace(precision_of(model_args, args), lean=lean)
     if lean and uses_short_rows(architecture.attention, model.device, model.dtype, batch.length):
         architecture = replace(architecture, attention=SHORT_ROWS)
-    return estimate(
+    found = estimate(
         architecture,
         precision,
         adapter_of(model, model_args),
@@ -82,6 +83,14 @@ def _estimate(
         cuda=torch.cuda.is_available() and not args.use_cpu,
         **roles,
     )
+    return as_shared(found, model, architecture, precision, args)
+
+
+def as_shared(found: Estimate, model, architecture: Architecture, precision: Precision, args) -> Estimate:
+    """The estimate of one process of a run whose base is shared out; else `found`."""
+    if lockstep_of(model) is None:
+        return found
+    return replace(found, stays=found.stays | {"base": shared_base(architecture, precision, args.world_size)})
 
 
 def precision_of(model_args: ModelArguments, args) -> Precision:

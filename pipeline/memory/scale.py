@@ -1,26 +1,21 @@
 """What a run would take on several processes, in memory, time and network, worked out before there is a machine:
 
-    python -m pipeline.scale 0.5B 7B 70B --processes 8
+    python -m pipeline.scale 0.5B 7B 32B 70B --processes 8
 
-Models are 0.5B (Qwen2.5), 7B and 70B (Llama 2), or folders and Hub names, of which only the config is read. Memory is
-the estimate that every stage prints (estimate.py). Time counts multiplications and divides them by the speed
-that is given; network is what ring algorithms send. Both are arithmetic on stated assumptions, not measurements; that
-they count right is held to real runs by tests/memory/test_scale.py and tests/stages/test_launchers.py.
+The tables are printed by scale_tables.py. Models are 0.5B and 32B (Qwen2.5), 7B and 70B (Llama 2), or folders and Hub
+names, of which only the config is read. Memory is the estimate that every stage prints (estimate.py). Time counts
+multiplications and divides them by the speed that is given; network is what ring algorithms send. Both are arithmetic
+on stated assumptions, not measurements; that they count right is held to real runs by tests/memory/test_scale.py,
+tests/ppo/test_shared_base.py and tests/stages/test_launchers.py.
 """
 
-import argparse
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
-from pipeline import cli
-from pipeline.errors import UserError
 from pipeline.memory import estimate as memory
 from pipeline.memory.estimate import Adapter, Architecture, Batch, Precision
 
-GIB = 2**30
 # As published; embeddings of the smallest are tied.
 SIZES: dict[str, PreTrainedConfig] = {
     "0.5B": Qwen2Config(
@@ -33,6 +28,14 @@ SIZES: dict[str, PreTrainedConfig] = {
         tie_word_embeddings=True,
     ),
     "7B": LlamaConfig(),
+    "32B": Qwen2Config(
+        hidden_size=5120,
+        intermediate_size=27648,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        vocab_size=152064,
+    ),
     "70B": LlamaConfig(
         hidden_size=8192,
         intermediate_size=28672,
@@ -107,6 +110,12 @@ def under(
     return sum(stays.values()) / n + layer + optimizer + passes
 
 
+def shared(found: memory.Estimate, model: Architecture, precision: Precision, processes: int) -> float:
+    """Bytes of one process that runs PPO under FSDP, from the estimate of one process alone: the base is shared out
+    (pipeline/models/shared_base.py), and all else as under DDP. So is a 4-bit base, which stays whole."""
+    return found.total - found.stays["base"] + memory.shared_base(model, precision, processes)
+
+
 # ------------------------------------------------------------ time
 def forward(model: Architecture, tokens: int, length: int, words: int = 0) -> float:
     """Multiplications and additions of one pass over `tokens` in sequences of `length`, `words` of them with logits.
@@ -173,171 +182,37 @@ def sharded(
     return micro_batches * (processes - 1) / processes * (2 * layers + rest + trained)
 
 
+def passes(plan: Plan, vllm: bool = False) -> int:
+    """Passes through the base in a PPO update, each of which gathers all layers, once more if it goes backward: one a
+    token that is sampled (vLLM samples by itself), one a micro-batch for each of the four that look, and for the
+    policy and the critic that learn, in each epoch."""
+    micro_batches = -(-plan.episodes // plan.rows)
+    return (0 if vllm else plan.completion) + micro_batches * (4 + plan.epochs * 2 * 2)
+
+
+def gathered(model: Architecture, precision: Precision, plan: Plan, vllm: bool = False) -> float:
+    """Bytes sent a process and PPO update to gather the layers of a base that is shared out: each process sends what
+    it has of a layer, 1/n, to n - 1 others. A 4-bit base is whole on each."""
+    layers = 0 if precision.bits else model.in_linears * precision.weights
+    return passes(plan, vllm) * (plan.processes - 1) / plan.processes * layers
+
+
 def vllm(model: Architecture, precision: Precision) -> float:
     """Bytes that go to each worker of a vLLM server before a rollout: all weights, the adapter added in."""
     return model.parameters * precision.weights
 
 
-# ------------------------------------------------------------ tables
-def tables(models: dict[str, Architecture], plan: Plan) -> Iterator[str]:
-    """Markdown, a line each."""
-    yield from _memory_by_role(models, plan)
-    yield ""
-    yield from _memory_by_launcher(models, plan)
-    yield ""
-    yield from _time(models, plan)
-    yield ""
-    yield from _network(models, plan)
+def update(model: Architecture, precision: Precision, plan: Plan, launcher: str) -> dict[str, float]:
+    """Seconds of one PPO update by who works, and of what a process sends meanwhile.
 
-
-def _memory_by_role(models, plan) -> Iterator[str]:
-    yield f"Memory of one process that runs PPO, GiB ({_run(plan)}):"
-    yield ""
-    heads = ("base", "policy", "reference", "critic", "reward model", "gradients, optimizer", "training", "sampling")
-    yield from _head("model", *heads, "in all")
-    for name, precision, model in _each(models):
-        found = of_stage("ppo", model, precision, plan)
-        each, head = 4 * plan.adapter.parameters(model), 4 * (model.hidden + 1)
-        roles = (found.stays["base"], each, each, each + head, each, found.stays["gradients and optimizer"])
-        yield _row(
-            name, *(_gib(x) for x in (*roles, found.passes["training"], found.passes["generation"], found.total))
-        )
-
-
-def _memory_by_launcher(models, plan) -> Iterator[str]:
-    yield f"Memory of one process of {plan.processes}, by stage and launcher, GiB:"
-    yield ""
-    columns = [(stage, launcher) for stage in ("sft", "reward") for launcher in ("DDP", "ZeRO-2", "FSDP, ZeRO-3")]
-    columns += [("ppo", "DDP"), ("ppo", "ZeRO-2")]
-    yield from _head("model", *(f"{stage}, {launcher}" for stage, launcher in columns))
-    for name, precision, model in _each(models):
-        cells = []
-        for stage, launcher in columns:
-            size = under(launcher, of_stage(stage, model, precision, plan), model, precision, plan)
-            cells.append("-" if size is None else _gib(size))
-        yield _row(name, *cells)
-
-
-def _time(models, plan) -> Iterator[str]:
-    yield (
-        f"Seconds of one PPO update by role, if a process makes {plan.flops:.3g} FLOP/s and reads "
-        f"{plan.bandwidth:.3g} bytes/s ({_run(plan)}):"
-    )
-    yield ""
-    first = True
-    for name, precision, model in _each(models):
-        found = seconds(model, precision, plan)
-        if first:
-            yield from _head("model", *found, "in all", "PFLOP")
-            first = False
-        total = sum(found.values())
-        work = (total - found["sampling"]) * plan.flops / 1e15
-        yield _row(name, *(_digits(x) for x in (*found.values(), total)), _digits(work))
-
-
-def _network(models, plan) -> Iterator[str]:
-    yield (
-        f"Bytes that each of {plan.processes} processes sends in a PPO update ({plan.epochs} optimizer steps; SFT: "
-        f"one step), and seconds at {plan.network:.3g} bytes/s:"
-    )
-    yield ""
-    heads = (
-        "PPO, DDP or ZeRO-2",
-        "seconds",
-        "weights to vLLM",
-        "seconds",
-        "SFT, DDP",
-        "SFT, FSDP or ZeRO-3",
-        "seconds",
-    )
-    yield from _head("model", *heads)
-    for name, precision, model in _each(models):
-        each = plan.adapter.parameters(model)
-        update = plan.epochs * ddp(2 * each + model.hidden + 1, plan.processes)
-        weights, step = vllm(model, precision), ddp(each, plan.processes)
-        cells = [_bytes(update), _digits(update / plan.network), _bytes(weights), _digits(weights / plan.network)]
-        cells.append(_bytes(step))
-        if precision.bits:
-            cells += ["-", "-"]
-        else:
-            shared = sharded(model, precision, plan.adapter, plan.processes)
-            cells += [_bytes(shared), _digits(shared / plan.network)]
-        yield _row(name, *cells)
-
-
-def _each(models) -> Iterator[tuple[str, Precision, Architecture]]:
-    for name, model in models.items():
-        for kind, precision in PRECISIONS.items():
-            yield f"{name} {kind}", precision, model
-
-
-def _run(plan: Plan) -> str:
-    return (
-        f"{plan.rows} x {plan.prompt + plan.completion} tokens a micro-batch, {plan.episodes} completions, LoRA rank "
-        f"{plan.rank}, gradient checkpointing"
-    )
-
-
-def _head(*cells: str) -> Iterator[str]:
-    yield _row(*cells)
-    yield "|" + "---|" + "---:|" * (len(cells) - 1)
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _gib(size: float) -> str:
-    return _digits(size / GIB)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1000 or unit == "GiB":
-            return f"{_digits(size)} {unit}"
-        size /= 1024
-    raise AssertionError
-
-
-def _digits(x: float) -> str:
-    """Three digits, but no more places than help: 0.0412, 4.12, 41.2, 412, 4,120."""
-    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
-
-
-# ------------------------------------------------------------ command
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python -m pipeline.scale 0.5B 7B 70B; --help says more)")
-
-
-def architecture(name: str) -> Architecture:
-    """Of a size of `SIZES`, or of the config of a folder or Hub name."""
-    if name in SIZES:
-        return Architecture.of(SIZES[name])
-    try:
-        return Architecture.of(AutoConfig.from_pretrained(name))
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"{name} is none of {', '.join(SIZES)}, and no model's config can be read from it "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from None
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = _Parser(prog="python -m pipeline.scale", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("models", nargs="*", help="0.5B, 7B, 70B, a folder or a Hub name (default: those three)")
-    for name, value in vars(Plan()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value:g}")
-    parser.add_argument("--debug", action="store_true", help="show the whole trace of an error")
-    args = vars(parser.parse_args(argv))
-    names = args.pop("models") or list(SIZES)
-    args.pop("debug")
-    for name, value in args.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"--{name} is {value}; give a number above 0")
-    for line in tables({name: architecture(name) for name in names}, Plan(**args)):
-        print(line)
-
-
-if __name__ == "__main__":
-    cli.launch(main)
+    Args: launcher: `DDP`, `FSDP`, or `FSDP, vLLM`: a server samples, whose own time is not counted.
+    """
+    found, learned = seconds(model, precision, plan), 2 * plan.adapter.parameters(model) + model.hidden + 1
+    by_vllm = launcher.endswith("vLLM")
+    sent = plan.epochs * ddp(learned, plan.processes)
+    if launcher != "DDP":
+        sent += gathered(model, precision, plan, by_vllm)
+    if by_vllm:
+        found.pop("sampling")
+        sent += vllm(model, precision)
+    return found | {"sent": sent / plan.network}

@@ -1,6 +1,7 @@
 """Weights that are sharded over processes: under which launcher, who cannot run so, and how they are read.
 
-docs/scale.md has the table of what runs under which launcher.
+docs/scale.md has the table of what runs under which launcher. Stages that sample share out the base alone
+(shared_base.py); SFT and the reward model leave the whole model to Accelerate's FSDP, or to DeepSpeed.
 """
 
 import os
@@ -11,17 +12,22 @@ from transformers.integrations import deepspeed
 
 from pipeline.errors import UserError
 
-_SHARDED = ("FSDP", "ZeRO-3")
-_CRITIC = "its critic's forward pass goes around the wrapper that gathers sharded weights"
-_EXAM = "its held-out prompts are answered, and its adapter is saved, without gathering sharded weights"
-_Q = "its Q is made from the base's output embeddings, which are sharded there"
-# who -> launcher -> why not
-REFUSED = {
-    "PPO": dict.fromkeys(_SHARDED, _CRITIC),
-    "GRPO": dict.fromkeys(_SHARDED, _EXAM),
-    "RLOO": dict.fromkeys(_SHARDED, _EXAM),
-    "ILQL": dict.fromkeys(_SHARDED, _Q),
-}
+# who trains adapters on a frozen base that other roles stand on, or that samples
+ON_A_SHARED_BASE = ("PPO", "GRPO", "RLOO", "ILQL")
+_ZERO3 = (
+    "DeepSpeed divides adapters and heads too, which are read whole here, and its engine follows the passes of one "
+    "model in one order, where the policy, others on its base and samples that end sooner take turns"
+)
+# Accelerate's settings of FSDP that are not for a shared base: variable of the launcher, name among the plugin's
+# arguments, value, and what to do
+_OTHER_FSDP = (
+    ("FSDP_VERSION", "fsdp_version", "1", "set fsdp_version: 2, as FSDP 1 takes a layer and its adapter as one"),
+    ("FSDP_OFFLOAD_PARAMS", "cpu_offload", "true", "set fsdp_offload_params: false, or each token moves the base"),
+    (
+        *("FSDP_ACTIVATION_CHECKPOINTING", "activation_checkpointing", "true"),
+        "set fsdp_activation_checkpointing: false, and gradient_checkpointing: true in the recipe",
+    ),
+)
 
 
 def launcher_of(config) -> str:
@@ -40,14 +46,25 @@ def launcher_of(config) -> str:
 def check_launcher(who: str, config) -> None:
     """Raises `UserError` when the stage or trainer `who` does not run under the launcher that it was started by."""
     launcher = launcher_of(config)
-    if why := REFUSED.get(who, {}).get(launcher):
-        raise UserError(
-            f"{who} does not run under {launcher}: {why}. Use DDP (recipes/accelerate/gpus.yaml), ZeRO-2 "
-            "(zero2.yaml), or load_in_4bit: true for a base that one GPU does not hold."
-        )
-    if launcher not in ("DDP", "one process") and config.device.type == "cpu" and not shards_on_a_cpu():
+    if who in ON_A_SHARED_BASE and launcher in ("FSDP", "ZeRO-3"):
+        _check_shared_base(who, launcher, config)
+    elif launcher not in ("DDP", "one process") and config.device.type == "cpu" and not shards_on_a_cpu():
         raise UserError(
             f"{launcher} was asked for, but on a CPU Accelerate runs DDP instead: use recipes/accelerate/cpu2.yaml"
+        )
+
+
+def _check_shared_base(who: str, launcher: str, config) -> None:
+    if launcher == "ZeRO-3":
+        raise UserError(f"{who} does not run under ZeRO-3: {_ZERO3}. Use FSDP 2 (recipes/accelerate/fsdp.yaml).")
+    plugin = config.fsdp_plugin_args or {}
+    for variable, name, refused, instead in _OTHER_FSDP:
+        if str(plugin.get(name, os.environ.get(variable, ""))).lower() == refused:
+            raise UserError(f"{who} shares its base out by FSDP 2 in a way of its own: {instead}")
+    if getattr(config, "use_transformers_continuous_batching", False):
+        raise UserError(
+            "use_transformers_continuous_batching does not run under FSDP, where processes sample in step: leave it "
+            "out, or sample with vllm_server"
         )
 
 

@@ -1,5 +1,6 @@
 """What the adapters say of a batch: log-probabilities and values of the sampled tokens, in parts of like length."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,10 +11,14 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOTrainer
 
 from pipeline.models.adapters import use_adapter
+from pipeline.models.lockstep import in_lockstep, lockstep_of
 from pipeline.models.trunk import Tail
 from pipeline.ppo.batches import CRITIC_STATES, Batch, parts
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
+from pipeline.ppo.experience import Experience, Rollout
+from pipeline.ppo.replay import Replay
+from pipeline.watching.journal import Journal
 from rewards import RewardFunction
 
 # log-probabilities (B, T); entropies (B, T) and a mixture's balancing loss, None unless they were asked for
@@ -33,8 +38,12 @@ class Passes(GRPOTrainer):
     # What PPOTrainer has
     critic: Critic | None
     reference_adapter: str | None
+    replay: Replay
+    journal: Journal
     _tail: Tail
     _a_pass: float
+    _experience: Callable[[Rollout], Experience]
+    _by_mini_batch: Callable[[list[Batch]], list[Batch]]
 
     def _old_and_ref_logprobs(self, batch: Batch, ref_logprobs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the sampled tokens by the policy as it is now and by the reference; (B, T) each."""
@@ -58,21 +67,40 @@ class Passes(GRPOTrainer):
         if self.critic is None:
             return torch.zeros(shape, device=batch["completion_mask"].device), None
         found, states = self.critic.head.weight.new_zeros(shape), None  # in the head's precision
-        for part in parts(batch["prompt_mask"], batch["completion_mask"], size, self._a_pass):
-            inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
-            with self._reading(part.tokens), self.accelerator.autocast():
-                if known:  # an earlier rollout
-                    values, entering = self.critic.values(*whole(inputs), inputs[CRITIC_STATES]), None
-                else:
-                    values, entering = self.critic.values_and_states(*whole(inputs))
-            found[part.rows, : part.tokens] = values
-            if entering is not None:
-                if states is None:
-                    states = entering.new_zeros(shape[0], prompt + shape[1], entering.shape[-1])
-                states[part.rows, prompt - part.prompt : prompt + part.tokens] = entering
+        with in_lockstep(self.model):
+            for part in parts(batch["prompt_mask"], batch["completion_mask"], size, self._a_pass):
+                inputs = part.cut({key: batch[key] for key in (*_READ, CRITIC_STATES) if key in batch})
+                with self._reading(part.tokens), self.accelerator.autocast():
+                    if known:  # an earlier rollout
+                        values, entering = self.critic.values(*whole(inputs), inputs[CRITIC_STATES]), None
+                    else:
+                        values, entering = self.critic.values_and_states(*whole(inputs))
+                found[part.rows, : part.tokens] = values
+                if entering is not None:
+                    if states is None:
+                        states = entering.new_zeros(shape[0], prompt + shape[1], entering.shape[-1])
+                    states[part.rows, prompt - part.prompt : prompt + part.tokens] = entering
+        if lockstep := lockstep_of(self.model):  # the update goes through the same layers on every process
+            self.critic.resumable = lockstep.all(self.critic.resumable)
         if states is not None and not self.critic.resumable:  # a later part may have been the first to show it
             states = None
         return found, states
+
+    def _begin_replay(self, epoch: int) -> None:
+        """Lets this epoch go over an earlier rollout, if `replay` has it so."""
+
+        def refresh(batch: Batch, rollout: Rollout) -> tuple[Rollout, Experience]:
+            """An earlier rollout as the policy and the critic see it now."""
+            old_logprobs, _ = self._old_and_ref_logprobs(batch, rollout.ref_logprobs)
+            rollout = rollout._replace(old_logprobs=old_logprobs, values=self._values(batch)[0])
+            return rollout, self._experience(rollout)
+
+        with self.journal.clock("forward"), torch.no_grad():
+            self.replay.begin_pass(epoch, self.num_iterations, refresh, self.args.micro_batches_per_rollout)
+        if self.replay.micro_batches is not None:
+            self.replay.micro_batches = self._by_mini_batch(self.replay.micro_batches)
+            for batch in self.replay.micro_batches:
+                self.journal.add("replay/weight", batch["importance_sampling_ratio"], batch["loss_mask"])
 
     def _reading(self, num_tokens: int) -> AbstractContextManager[None]:
         """Inside, only completions of `num_tokens` are read, each token from the position before it."""
@@ -106,9 +134,10 @@ class Passes(GRPOTrainer):
         # A whole rollout, by us or by TRL: in parts of like length
         width = input_ids.shape[1] - logits_to_keep
         found = []
-        for part in parts(attention_mask[:, :width], attention_mask[:, width:], batch_size, self._a_pass):
-            columns = (part.rows, slice(width - part.prompt, width + part.tokens))
-            found.append((part, call(input_ids[columns], attention_mask[columns], part.tokens)[0]))
+        with in_lockstep(self.model):
+            for part in parts(attention_mask[:, :width], attention_mask[:, width:], batch_size, self._a_pass):
+                columns = (part.rows, slice(width - part.prompt, width + part.tokens))
+                found.append((part, call(input_ids[columns], attention_mask[columns], part.tokens)[0]))
         logprobs = found[0][1].new_zeros(len(input_ids), logits_to_keep)
         for part, of_part in found:
             logprobs[part.rows, : part.tokens] = of_part

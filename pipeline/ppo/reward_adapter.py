@@ -20,10 +20,11 @@ from pipeline.errors import UserError
 from pipeline.models.adapter_files import add_adapter, check_shares_base, read_head
 from pipeline.models.adapters import base_of, use_adapter
 from pipeline.models.folders import check_same_base, resolve_stage
+from pipeline.models.lockstep import lockstep_of
 from pipeline.models.trunk import Trunk
 from pipeline.safety.console import say
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors
-from rewards import Learned, RewardFunction, every_in
+from rewards import Learned, RewardFunction, every_in, mixture
 from rewards.model_based import ModelBased
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -76,6 +77,8 @@ class RewardAdapter:
 def put_on_base(rewards: Iterable[RewardFunction], model: PeftModel, autocast: Autocast) -> list[RewardAdapter]:
     """Gives every `learned` reward in `rewards` that was trained on the base of `model` an adapter on it."""
     on_base: dict[str, tuple[RewardAdapter, object]] = {}
+    if (lockstep := lockstep_of(model)) is not None:
+        mixture.before_gathering.append(lockstep.settle)
     for reward in [part for whole in rewards for part in every_in(whole) if isinstance(part, Learned)]:
         if reward.is_loaded:
             continue

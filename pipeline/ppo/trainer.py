@@ -16,6 +16,7 @@ tests/ppo/test_trl_contract.py.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, tr
 from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lean import lean
+from pipeline.models.lockstep import as_many, in_lockstep
 from pipeline.models.sharding import check_launcher
+from pipeline.models.shared_base import SharesBase, share_out
 from pipeline.models.structure import freeze_idle
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, logs, math, setup
@@ -56,7 +59,17 @@ from rewards import RewardFunction, set_training
 
 
 # TRL and transformers set `_buffered_inputs` and `hub_model_id` to None at first, which mypy takes for all they can be
-class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, TextEnds, GRPOTrainer):  # type: ignore[misc]
+class PPOTrainer(  # type: ignore[misc]
+    OwnLoop,
+    Passes,
+    SharesBase,
+    SkipsNonFinite,
+    ResumableRollouts,
+    PushesResults,
+    RowPrompts,
+    TextEnds,
+    GRPOTrainer,
+):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:
@@ -106,6 +119,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         starts_from_adapter = isinstance(model, PeftModel)
         model = setup.with_policy_adapter(model, peft_config, args)
         probe.check_adapter(model)
+        share_out(model, args)
         self.reference_adapter = REFERENCE if starts_from_adapter else None  # None: the base with every adapter off
         if starts_from_adapter:
             copy_adapter(model, POLICY, REFERENCE)
@@ -186,7 +200,8 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         kept, and what was paid token by token."""
         for reward in self.reward_funcs:
             set_training(reward, self.model.training)  # running statistics are those of training alone
-        scoring = Scoring(self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
+        asked = (self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
+        scoring = Scoring(*asked, around=partial(in_lockstep, self.model))
         self.reward_funcs, rewards = scoring.functions, self.reward_funcs  # TRL's loop asks through them
         try:
             with self._notes.clock("scoring"):
@@ -265,22 +280,6 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             packed += [micro_batch | {"num_items_in_batch": count} for micro_batch in mini_batch]
         return packed
 
-    def _begin_replay(self, epoch: int) -> None:
-        """Lets this epoch go over an earlier rollout, if `replay` has it so."""
-
-        def refresh(batch: Batch, rollout: Rollout) -> tuple[Rollout, Experience]:
-            """An earlier rollout as the policy and the critic see it now."""
-            old_logprobs, _ = self._old_and_ref_logprobs(batch, rollout.ref_logprobs)
-            rollout = rollout._replace(old_logprobs=old_logprobs, values=self._values(batch)[0])
-            return rollout, self._experience(rollout)
-
-        with self.journal.clock("forward"), torch.no_grad():
-            self.replay.begin_pass(epoch, self.num_iterations, refresh, self.args.micro_batches_per_rollout)
-        if self.replay.micro_batches is not None:
-            self.replay.micro_batches = self._by_mini_batch(self.replay.micro_batches)
-            for batch in self.replay.micro_batches:
-                self.journal.add("replay/weight", batch["importance_sampling_ratio"], batch["loss_mask"])
-
     # ------------------------------------------------------------ 3. the update
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of policy and critic on one micro-batch. Returns its loss, a scalar.
@@ -296,12 +295,13 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
             if self.is_deepspeed_enabled:  # makes its step in every backward pass, so there can be one only
                 loss = self._backward(self._compute_loss(model, inputs))
             else:
-                *first, last = in_parts(inputs, self._a_pass)
+                parts = as_many(in_parts(inputs, self._a_pass), self.model)
                 loss = torch.zeros((), device=self.accelerator.device)
-                for part in (*first, last):
-                    with nullcontext() if part is last else self.accelerator.no_sync(model):
-                        loss += self._backward(self._policy_loss(model, part))
-                        loss += self._backward(self._critic_loss(part))
+                for number, (part, weight) in enumerate(parts, start=1):
+                    part = part if weight else part | {"loss_mask": torch.zeros_like(part["loss_mask"])}
+                    with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                        loss += self._backward(weight * self._policy_loss(model, part))
+                        loss += self._backward(weight * self._critic_loss(part))
         self.keep_loss(inputs, loss)
         self._step += 1
         return loss

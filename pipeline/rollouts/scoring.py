@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 
 import torch
@@ -20,9 +21,19 @@ class Scoring:
         rewards, names: the reward functions and how they are logged.
         tokenizer: of the policy; rewards that pay per token learn from it which token completes which character.
         completions, completion_ids: texts (or messages) and sampled ids, B of each.
+        around: context in which each function is asked.
     """
 
-    def __init__(self, rewards: Sequence[Callable], names: Sequence[str], tokenizer, completions, completion_ids):
+    def __init__(
+        self,
+        rewards: Sequence[Callable],
+        names: Sequence[str],
+        tokenizer,
+        completions,
+        completion_ids,
+        around: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self._around = around
         self._tokenizer, self._completions, self._completion_ids = tokenizer, completions, completion_ids
         self._names = names
         self._paid: dict[int, list[list[float] | None]] = {}  # by each reward that pays per token
@@ -73,14 +84,16 @@ class Scoring:
         if is_async(reward):
 
             async def scored(prompts, completions, **columns):
-                scores = await ask_async(reward, prompts, completions, columns, name)
-                pay(prompts, completions, columns)
+                with self._around():
+                    scores = await ask_async(reward, prompts, completions, columns, name)
+                    pay(prompts, completions, columns)
                 return scores
         else:
 
             def scored(prompts, completions, **columns):
-                scores = ask(reward, prompts, completions, columns, name)
-                pay(prompts, completions, columns)
+                with self._around():
+                    scores = ask(reward, prompts, completions, columns, name)
+                    pay(prompts, completions, columns)
                 return scores
 
         return scored

@@ -19,6 +19,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY
@@ -106,7 +107,7 @@ def send_merged(trainer) -> None:
 def named_weights(model: PeftModel, adapter: str = POLICY) -> Iterator[tuple[str, Tensor]]:
     """The weights of the base with `adapter` added, W + s B A, under the names that the base's own files have.
 
-    One layer at a time; nothing of `model` is changed. Tied weights come once. Quantised ones come as what they stand
+    One weight at a time; nothing of `model` is changed. Tied weights come once. Quantised ones come as what they stand
     for, in the precision that they compute in, so the server loads the base in 16 bits.
 
     Raises:
@@ -119,6 +120,8 @@ def named_weights(model: PeftModel, adapter: str = POLICY) -> Iterator[tuple[str
             continue
         module = base.get_submodule(path)
         weight = dequantize_module_weight(module) if type(parameter).__name__ in _QUANTISED else parameter.data
+        if isinstance(weight, DTensor):  # of a base that is shared out; every process is here
+            weight = weight.full_tensor()
         layer = base.get_submodule(path.removesuffix(".base_layer"))
         if leaf == "weight" and isinstance(layer, LoraLayer) and adapter in layer.scaling:
             if adapter in layer.lora_variant or layer.lora_bias.get(adapter):

@@ -125,9 +125,11 @@ def _look(folder: RunFolder, settings: tuple) -> tuple[Path | None, bool, dict |
         changed, refused = compare(run, settings)
     except UserError as error:
         return error
+    finished = checkpoint_files.is_finished(run, UNFINISHED)
+    if not finished:  # other settings follow from it, so it comes first
+        refused = _processes(run, settings[-1]) | refused
     if refused:
         return UserError(_refusal(run, refused))
-    finished = checkpoint_files.is_finished(run, UNFINISHED)
     if finished and not set(LENGTH) & set(changed):
         say(f"The run in {run} is finished; nothing was done.")
         return None, True, None
@@ -139,6 +141,16 @@ def _look(folder: RunFolder, settings: tuple) -> tuple[Path | None, bool, dict |
     for line in _told(changed, settings[-1], step):
         say(line)
     return checkpoint, False, {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "changed": changed}
+
+
+def _processes(run: Path, config: Any) -> dict[str, list]:
+    """How many there were and are, where that of the newest checkpoint is another one."""
+    newest, now = max(checkpoint_files.of(run), key=checkpoint_files.step_of, default=None), config.world_size
+    try:
+        then = now if newest is None else checkpoint_files.read_manifest(newest)["inputs"]["processes"]
+    except (OSError, ValueError, KeyError):  # it is damaged, which is said below
+        then = now
+    return {} if then == now else {"processes": [then, now]}
 
 
 def compare(run: Path, settings: tuple) -> tuple[dict[str, list], dict[str, list]]:

@@ -28,6 +28,8 @@ def graceful(trainer, folder: RunFolder) -> Iterator[None]:
     """Around `trainer.train()`: the first Ctrl-C, or SIGTERM, stops it after the step that it is at, with a
     checkpoint. A second Ctrl-C stops at once.
 
+    Of one Ctrl-C in a terminal each process that torchrun has started gets two signals: the terminal's and torchrun's.
+
     Raises:
         Stopped: on all processes, when the run was stopped.
         KeyboardInterrupt: at the second Ctrl-C.
@@ -50,9 +52,14 @@ def graceful(trainer, folder: RunFolder) -> Iterator[None]:
 
 
 def _handler(trainer):
+    echoes = int("TORCHELASTIC_RUN_ID" in os.environ)
+
     def handle(signum, frame):
+        nonlocal echoes
         if trainer.stop == signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            if not echoes:
+                raise KeyboardInterrupt
+            echoes -= 1
         if not trainer.stop:
             trainer.stop = signum
             if is_main():

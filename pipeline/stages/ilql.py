@@ -18,7 +18,9 @@ from pipeline.models import precision, probe
 from pipeline.models.adapter_files import check_brought, check_shares_base
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage
+from pipeline.models.lockstep import lockstep_of
 from pipeline.models.prompts import check_context, tokenize_prompts
+from pipeline.models.shared_base import load_shared
 from pipeline.runs import claim
 from pipeline.runs.resume import open_run
 from pipeline.safety.console import say
@@ -99,7 +101,7 @@ def load(
     """
     with random_state_kept():
         prepare(reward for reward, _ in weighted)
-    model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
+    model = load_shared(lambda: models.load_base(model_args, base=start.base, tokenizer=tokenizer), config)
     longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in train)
     prompt = max(map(len, tokenize_prompts(tokenizer, heldout.to_list())))
     used = max(longest, prompt + config.max_completion_length)
@@ -109,7 +111,7 @@ def load(
     model = models.load_adapter(model, start.adapter)
     probe.check(model, tokenizer, "ILQL", None, writes=True)
     memory_report.log_estimate(memory.of_ilql, model, model_args, config, longest, prompt, exam_rows)
-    if precision.quantization(model_args) is None:
+    if precision.quantization(model_args) is None and lockstep_of(model) is None:
         model.to(config.device)
     since = time.perf_counter()
     with random_state_kept():

@@ -25,7 +25,9 @@ from pipeline.models import loading as models
 from pipeline.models.adapter_files import check_brought, check_output_layer, check_shares_base
 from pipeline.models.adapters import POLICY
 from pipeline.models.folders import name_of_start
+from pipeline.models.lockstep import in_lockstep
 from pipeline.models.prompts import check_room
+from pipeline.models.shared_base import load_shared
 from pipeline.ppo.reward_adapter import stands_on
 from pipeline.report import SAMPLES, write_report
 from pipeline.rollouts import vllm_server
@@ -83,7 +85,7 @@ def load(
     vllm_server.check(config)
     with random_state_kept():
         prepare(reward for reward, _ in weighted if who != "PPO" or not stands_on(reward, start.base))
-    model = models.load_base(model_args, base=start.base, tokenizer=tokenizer)
+    model = load_shared(lambda: models.load_base(model_args, base=start.base, tokenizer=tokenizer), config)
     check_room(model, longest, config.max_completion_length)
     if start.adapter is not None:
         check_brought(model, start.adapter)
@@ -169,18 +171,19 @@ def train_between_exams(
     after = exam.take(POLICY, shown=partial(counting, "held-out prompts, after training"))
 
     summary = {}
-    if is_main:
-        kl = exam.kl(after[0], partial(counting, "KL to the start"))
-        seconds = time.perf_counter() - started + trainer.seconds_before
-        exams.write(after[0], kl)
-        summary = _summary(trainer, algorithm, before, after, kl, seconds) | figures()
-        folder.write_summary(summary)
-        _write_samples(folder.path / SAMPLES, exam.rows, before[0], after[0])
-        if write_credit is not None:
-            write_credit(exam, before[0], after[0], folder.path)
-        write_card(folder.path, force=True)
-        report = write_report(folder.path)
-        _show(summary, exam.rows, before[0], after[0], reward_args.show_samples, folder.path, report)
+    with in_lockstep(exam.model):
+        if is_main:
+            kl = exam.kl(after[0], partial(counting, "KL to the start"))
+            seconds = time.perf_counter() - started + trainer.seconds_before
+            exams.write(after[0], kl)
+            summary = _summary(trainer, algorithm, before, after, kl, seconds) | figures()
+            folder.write_summary(summary)
+            _write_samples(folder.path / SAMPLES, exam.rows, before[0], after[0])
+            if write_credit is not None:
+                write_credit(exam, before[0], after[0], folder.path)
+            write_card(folder.path, force=True)
+            report = write_report(folder.path)
+            _show(summary, exam.rows, before[0], after[0], reward_args.show_samples, folder.path, report)
     if config.push_to_hub:
         trainer.push_saved()
     trainer.accelerator.wait_for_everyone()

@@ -17,6 +17,7 @@ from pipeline.hub import PushesResults
 from pipeline.models import probe
 from pipeline.models.adapters import POLICY, copy_adapter
 from pipeline.models.generation import sample_plainly
+from pipeline.models.shared_base import SharesBase
 from pipeline.models.structure import freeze_idle
 from pipeline.rollouts import vllm_server
 from pipeline.rollouts.row_prompts import RowPrompts
@@ -37,7 +38,7 @@ START = "ref"  # TRL's own name for the frozen copy of the adapter that the poli
 _STATE = "stage_state.json"  # in a checkpoint
 
 
-class Counted(SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, TextEnds):
+class Counted(SharesBase, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, TextEnds):
     """Mixed into TRL's trainers: counts what they sample, and saves the policy's adapter alone."""
 
     def __init__(self, *args, **kwargs):

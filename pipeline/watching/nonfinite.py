@@ -141,7 +141,8 @@ class SkipsNonFinite:
             if torch.is_tensor(value)
         }
         wrong = [n.removeprefix("module.") for n, p in model.named_parameters() if not _finite(_local(p.grad))]
-        forward = None if self.is_fsdp_enabled else self.accelerator.unwrap_model(model)
+        divided = any(hasattr(p, "to_local") for p in model.parameters())  # one process cannot run it alone
+        forward = None if divided else self.accelerator.unwrap_model(model)
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         facts = {
             "step": self.state.global_step + 1,

@@ -12,7 +12,7 @@ from accelerate.commands.launch import launch_command_parser
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import UserError
-from pipeline.memory import scale
+from pipeline.memory import estimate, scale, scale_tables
 from pipeline.memory.estimate import Adapter, Architecture, Batch, Estimate, Precision
 from pipeline.memory.scale import Plan
 
@@ -64,6 +64,36 @@ def test_traffic_by_pencil():
     assert scale.vllm(TOY, Precision(weights=2, bits=4)) == 2 * TOY.parameters
 
 
+def test_a_shared_base_by_pencil():
+    """48 bytes of 100 lie in 4 layers and are shared by 4, two of them whole; all else is as under DDP."""
+    found = Estimate({"base": 100, "adapters": 80, "gradients and optimizer": 240}, {"training": 50})
+    model = Architecture(8, 4, 2, 1, 4, 16, 10, tuple((f"layers.{i}.q", 2, 3) for i in range(4)), 50)
+    two_bytes = Precision(weights=2)
+    assert model.in_linears == 24
+    assert scale.shared(found, model, two_bytes, 4) == (100 - 48 + 48 // 4 + 2 * 12) + 80 + 240 + 50
+    assert estimate.shared_base(model, Precision(weights=2, bits=4), 4) == estimate.base(model, Precision(2, bits=4))
+
+
+def test_what_a_shared_base_gathers_by_pencil():
+    # 10 micro-batches: 6 tokens sampled, 4 that look, 2 epochs of two that learn, forward and backward
+    plan = Plan(processes=4, completion=6, rows=1, episodes=10, epochs=2)
+    assert scale.passes(plan) == 6 + 40 + 2 * 10 * 2 * 2 and scale.passes(plan, vllm=True) == 120
+    assert scale.gathered(TOY, Precision(weights=2), plan) == 126 * 0.75 * 7680
+    assert scale.gathered(TOY, Precision(weights=2, bits=4), plan) == 0
+
+
+def test_an_update_is_what_is_computed_and_what_is_sent():
+    plan = Plan(processes=2, rank=2, network=1.0)
+    learned = 2 * RANK2.parameters(TOY) + 16 + 1
+    found = scale.update(TOY, Precision(weights=2), plan, "DDP")
+    assert found.pop("sent") == 4 * 4 * learned and found == scale.seconds(TOY, Precision(weights=2), plan)
+    shared = scale.update(TOY, Precision(weights=2), plan, "FSDP")
+    assert shared["sent"] == 16 * learned + scale.gathered(TOY, Precision(2), plan)
+    served = scale.update(TOY, Precision(weights=2), plan, "FSDP, vLLM")
+    assert "sampling" not in served
+    assert served["sent"] == 16 * learned + scale.gathered(TOY, Precision(2), plan, True) + 2 * TOY.parameters
+
+
 def test_sampling_reads_the_weights_for_each_token():
     plan = Plan(rows=1, prompt=4, completion=6, episodes=3, epochs=1, flops=1e30, bandwidth=1.0)
     found = scale.seconds(TOY, Precision(weights=4), plan)
@@ -77,26 +107,30 @@ def test_sampling_reads_the_weights_for_each_token():
 
 
 def test_the_page_shows_what_the_command_prints(capsys):
-    scale.main([])
+    scale_tables.main([])
     printed = capsys.readouterr().out.strip()
     page = (ROOT / "docs/scale.md").read_text("utf-8")
     missing = [line for line in printed.splitlines() if line not in page]
     assert not missing, "docs/scale.md: run `python -m pipeline.scale` and put in what it prints"
-    assert printed.count("| 70B nf4 |") == 4
+    assert printed.count("| 70B nf4 |") == 4 and printed.count(" | 70B | ") == 3
 
 
 def test_a_folder_is_a_model_too(capsys, tiny_model_folder):
-    scale.main([str(tiny_model_folder), "--processes", "2"])
+    scale_tables.main([str(tiny_model_folder), "--processes", "2"])
     assert f"| {tiny_model_folder} bf16 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
-    [(["nowhere/at-all"], "is none of 0.5B, 7B, 70B"), (["0.5B", "--rows", "0"], "--rows is 0"), (["--x"], "--x")],
+    [
+        (["nowhere/at-all"], "none of 0.5B, 7B, 32B, 70B"),
+        (["0.5B", "--rows", "0"], "--rows is 0"),
+        (["--x"], "--x"),
+    ],
 )
 def test_mistakes_are_one_sentence(argv, words):
     with pytest.raises(UserError, match=words):
-        scale.main(argv)
+        scale_tables.main(argv)
 
 
 # ---------------------------------------------------------------- SLURM

@@ -21,6 +21,7 @@ from pipeline.ppo import PPOConfig, PPOTrainer
 CALL = '<tool_call>\n{"name": "lookup", "arguments": {"word": "heron"}}\n</tool_call><|im_end|>'
 ANSWER = "no bird.<|im_end|>"
 RESULT = "a grey bird"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def lookup(word: str) -> str:
@@ -36,8 +37,15 @@ def lookup(word: str) -> str:
 looked_up: list[str] = []
 
 
+QUESTIONS = ["which bird?", "hello", "a bird", "why?"]
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
+    return make_tokenizer()
+
+
+def make_tokenizer():
     """Byte-level, with the chat template of Qwen3 as TRL ships it, whose tool calls TRL can parse."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -54,7 +62,7 @@ def tokenizer():
     return tokenizer
 
 
-def build(tmp_path, tokenizer, seen):
+def build(tmp_path, tokenizer, seen, questions=QUESTIONS, **changes):
     def first_turn(prompts, trainer):
         texts = [CALL if "bird" in p[-1]["content"] else ANSWER for p in prompts]
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -65,14 +73,15 @@ def build(tmp_path, tokenizer, seen):
         return [float(i) for i in range(len(prompts))]
 
     torch.manual_seed(0)
-    questions = ["which bird?", "hello", "a bird", "why?"]
+    settings = {"total_episodes": 4} | changes
     trainer = PPOTrainer(
         toy.build_model(vocab_size=len(tokenizer), max_position_embeddings=2048, pad_token_id=0, eos_token_id=2),
         reward,
         PPOConfig(
             str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, num_iterations=2,
-            max_completion_length=96, max_tool_calling_iterations=1, total_episodes=4, learning_rate=1e-2,
+            max_completion_length=96, max_tool_calling_iterations=1, learning_rate=1e-2,
             use_cpu=True, bf16=False, report_to="none", save_strategy="no", whiten_advantages=False, lam=1.0,
+            **settings,
         ),
         train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": q}] for q in questions]}),
         processing_class=tokenizer, peft_config=toy.lora(), tools=[lookup], rollout_func=first_turn,
@@ -130,3 +139,14 @@ def test_a_whole_run_with_a_tool(tmp_path, tokenizer):
     logged = trainer.state.log_history[0]
     assert logged["tools/call_frequency"] == 0.5 and logged["tools/failure_frequency"] == 0.0
     assert any(not torch.equal(p, before[n]) for n, p in toy.learned(trainer).items())
+
+
+@pytest.mark.slow  # two processes
+def test_one_process_of_a_shared_base_calls_tools_and_the_other_none(warm, tmp_path):
+    """The second turns of the first process go through layers that the second one has a part of."""
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    for done in warm.ranks(2, [ROOT / "tests/support/distributed/tools.py", tmp_path], tmp_path, fsdp):
+        assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert (first["looked_up"], second["looked_up"]) == (["heron"] * 4, [])
+    assert all(torch.equal(first["learned"][name], second["learned"][name]) for name in first["learned"])

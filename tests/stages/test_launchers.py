@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +26,6 @@ from pipeline.memory import estimate as memory
 from pipeline.memory import scale
 from pipeline.memory.estimate import Adapter, Architecture, Precision
 from pipeline.models import sharding
-from pipeline.ppo.config import PPOStage
 from pipeline.stages import sft
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,24 +207,6 @@ def free_port() -> int:
 
 
 # ---------------------------------------------------------------- what is refused
-@pytest.mark.parametrize("who", ["PPO", "GRPO", "RLOO", "ILQL"])
-@pytest.mark.parametrize("launcher", ["FSDP", "ZeRO-3"])
-def test_stages_that_sample_refuse_sharded_weights(tmp_path, monkeypatch, who, launcher):
-    config = PPOStage(output_dir=str(tmp_path), use_cpu=True)
-    sharding.check_launcher(who, config)
-    monkeypatch.setattr(sharding, "shards_on_a_cpu", lambda: True)
-    if launcher == "FSDP":
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` does
-    else:
-        config.deepspeed_plugin = SimpleNamespace(zero_stage=3)
-    assert sharding.launcher_of(config) == launcher
-    with pytest.raises(UserError, match=f"{who} does not run under {launcher}: .*Use DDP"):
-        sharding.check_launcher(who, config)
-    sharding.check_launcher("SFT", config)
-    config.deepspeed_plugin = SimpleNamespace(zero_stage=2)
-    sharding.check_launcher(who, config)
-
-
 def test_sharding_on_a_cpu_is_refused_instead_of_left_out(tmp_path, monkeypatch):
     config = SFTStage(output_dir=str(tmp_path), use_cpu=True)
     sharding.check_launcher("SFT", config)

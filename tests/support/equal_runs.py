@@ -60,8 +60,9 @@ def make(folder, build=toy.build_model, double=True, adapter=None, **changes):
     )
     toy.randomize(trainer.model, POLICY, 5)
     toy.randomize(trainer.model, CRITIC, 3)
-    torch.nn.init.normal_(trainer.critic.head.weight, generator=torch.Generator().manual_seed(4))
-    if double:
+    if trainer.critic:
+        torch.nn.init.normal_(trainer.critic.head.weight, generator=torch.Generator().manual_seed(4))
+    if double and trainer.critic:
         trainer.critic.head.double().register_forward_pre_hook(lambda head, states: (states[0].double(),))
     return trainer
 

@@ -66,6 +66,10 @@ class Reward:
     def prepare(self) -> None:
         """Loads what the first call would load, so that what is missing shows before a run and not in it."""
 
+    def stop(self) -> str | None:
+        """Asked before the first step of a training and after each: why there should be no further one, or None."""
+        return None
+
     def column(self, columns: dict[str, Any], name: str) -> list[Any]:
         """The column `name`, or a `RewardError` that says which columns there are."""
         if name in columns and name not in NOT_COLUMNS:

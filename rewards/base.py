@@ -132,8 +132,8 @@ def number(value: Any, option: str, reward: Any) -> float:
         result = float(value)
         if result != result or result in (float("inf"), float("-inf")):
             raise ValueError
-    except (TypeError, ValueError):
-        raise RewardError(f"Reward '{reward}': {option} is {value!r}; give a number.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise RewardError(f"Reward '{reward}': {option} is {value!r:.100}; give a number.") from None
     return result
 
 

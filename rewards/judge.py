@@ -1,5 +1,6 @@
 """A language model as the judge, behind any server that speaks OpenAI's chat completions."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ KEY_VARIABLE = "JUDGE_API_KEY"
 # What the names of such variables end in; the pipeline strikes out the values of all of these (docs/judge-reward.md).
 _NAME_OF_A_KEY = re.compile(r"([A-Z0-9]+_)*(API_?KEY|TOKEN|SECRET)")
 SEVERAL = 0.7  # temperature of several votes
+_OURS = ("messages", "stream", "n")  # settings of a request that are not for `body`
 _NO_SCHEMA = (400, 422)  # how servers refuse a response_format that they do not know
 
 logger = getLogger(__name__)
@@ -121,8 +123,7 @@ class Judge(Reward):
         )
         self.json_schema = choice(json_schema, "json_schema", ("auto", True, False), log_name)
         self.asked = Remembering(self.server, ReplyCache(self._place(cache)))
-        if body is not None and not (isinstance(body, dict) and all(isinstance(key, str) for key in body)):
-            raise self.error(f"body is {body!r:.80}; give settings of a request, such as {{top_p: 0.9}}.")
+        self._check_body(body)
         longest = self._whole(answer_tokens, "answer_tokens", 1)
         self.body = {"model": model, "temperature": self.temperature, "max_tokens": longest} | (body or {})
         self._told: bool | None = None  # whether requests have a response_format; None: not known yet
@@ -300,6 +301,15 @@ class Judge(Reward):
             if option == "model" or value is not None:
                 if not isinstance(value, str) or not value.strip():
                     raise self.error(f"{option} is {value!r:.80}; give a name.")
+
+    def _check_body(self, body: Any) -> None:
+        try:
+            good = body is None or (isinstance(body, dict) and bool(json.dumps(body, allow_nan=False)))
+        except (TypeError, ValueError, RecursionError):
+            good = False
+        if not good or set(body or ()) & set(_OURS):
+            wants = f"give settings of a request, such as {{top_p: 0.9}}, without {', '.join(_OURS)}"
+            raise self.error(f"body is {body!r:.80}; {wants}.")
 
     def _address(self, url: Any) -> str:
         try:

@@ -66,7 +66,7 @@ class Reward:
     def prepare(self) -> None:
         """Loads what the first call would load, so that what is missing shows before a run and not in it."""
 
-    def stop(self) -> str | None:
+    def reason_to_stop(self) -> str | None:
         """Asked before the first step of a training and after each: why there should be no further one, or None."""
         return None
 

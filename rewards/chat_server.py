@@ -123,7 +123,8 @@ class ChatServer:
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(len(bodies)):
             todo.put(i)
-        stop, problems = threading.Event(), []
+        stop = threading.Event()
+        problems: list[BaseException] = []
 
         def work() -> None:
             while not stop.is_set():

@@ -256,10 +256,9 @@ class Judge(Reward):
             raise self.error(f"the cache {self.asked.cache.path} {error}; give another cache.") from None
 
     def _refused(self, reason: str) -> RewardError:
-        hint = "" if self._key_variable in os.environ else f" (no key was sent: {self._key_variable} is not set)"
-        return self.error(
-            f"the judge {self.body['model']} at {self.server.url} {reason}{hint if ' 401' in reason else ''}."
-        )
+        unset = "status 401" in reason and self._key_variable not in os.environ
+        hint = f" ({self._key_variable} is not set, so no key was sent)" if unset else ""
+        return self.error(f"the judge {self.body['model']} at {self.server.url} {reason}{hint}.")
 
     def _budget(self) -> str:
         budget = self.server.budget
@@ -267,7 +266,7 @@ class Judge(Reward):
         said = ", ".join(f"{key} {limit * self._processes}" for key, limit in limits.items() if limit is not None)
         return f"the budget ({said}; {budget.requests} requests and {budget.tokens} tokens so far)"
 
-    def stop(self) -> str | None:
+    def reason_to_stop(self) -> str | None:
         if self.asked.go_on():
             return None
         return f"Reward '{self.__name__}': {self._budget()} may not do for another step; raise it"

@@ -19,7 +19,11 @@ class StopCallback(TrainerCallback):
 
     def __init__(self, rewards: Sequence[RewardFunction]):
         found = [part for reward in rewards for part in every_in(reward)]
-        self.rewards = [part for part in found if isinstance(part, Reward) and type(part).stop is not Reward.stop]
+        self.rewards = [
+            part
+            for part in found
+            if isinstance(part, Reward) and type(part).reason_to_stop is not Reward.reason_to_stop
+        ]
         self.stopped: str | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -40,7 +44,7 @@ class StopCallback(TrainerCallback):
         """The first reason of any process, on all of them."""
         if not self.rewards:
             return None
-        reason = next(filter(None, [reward.stop() for reward in self.rewards]), None)
+        reason = next(filter(None, [reward.reason_to_stop() for reward in self.rewards]), None)
         if not (dist.is_available() and dist.is_initialized()):
             return reason
         reasons: list[str | None] = [None] * dist.get_world_size()

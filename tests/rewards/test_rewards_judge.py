@@ -325,11 +325,11 @@ def test_tries_are_requests(server):
 def test_it_stops_before_a_step_that_may_not_be_paid_for(server):
     judge = make(server, max_requests=12)
     judge(["p"], ["x"])  # an exam: 2 with the question of prepare
-    assert judge.stop() is None
+    assert judge.reason_to_stop() is None
     judge(["p"] * 4, ["x" * i for i in range(2, 6)])
-    assert judge.stop() is None  # 6 are spent; a step of 4 and an exam of 1 have room
+    assert judge.reason_to_stop() is None  # 6 are spent; a step of 4 and an exam of 1 have room
     judge(["p"] * 2, ["y", "yy"])
-    assert "max_requests 12; 8 requests" in judge.stop()  # the dearest step and the exam would make 13
+    assert "max_requests 12; 8 requests" in judge.reason_to_stop()  # the dearest step and the exam would make 13
     again = make(server, max_requests=12)
     again.load_state_dict(judge.state_dict())
     assert again.server.budget.requests == 8 and json.loads(json.dumps(judge.state_dict())) == judge.state_dict()

@@ -54,6 +54,8 @@ class Judge(Reward):
         reference (none): a column with a good answer, which the judge sees beside the one to mark.
         against (none): a column with another answer to the prompt. The judge then says which one is better, asked in
             both orders: 1 the completion, 0 the other, 0.5 a tie. A row without another answer scores None.
+        reasons (true): the judge gives a short reason before the verdict; without, it costs less, and a small model
+            keeps to the form more often.
         votes (1): verdicts for each question; their mean counts.
         temperature (0; 0.7 with several votes).
         key_variable (JUDGE_API_KEY): the environment variable with the key, if the server wants one.
@@ -79,6 +81,7 @@ class Judge(Reward):
         scale: Sequence[float] = (1, 10),
         reference: str | None = None,
         against: str | None = None,
+        reasons: bool = True,
         votes: int = 1,
         temperature: float | None = None,
         key_variable: str | None = None,
@@ -96,7 +99,7 @@ class Judge(Reward):
         super().__init__(log_name)
         self._check_texts(model=model, reference=reference, against=against)
         try:
-            self.rubric = Rubric(rubric, scale)
+            self.rubric = Rubric(rubric, scale, choice(reasons, "reasons", (True, False), log_name))
         except RubricError as error:
             raise self.error(str(error)) from None
         if reference and against:

@@ -51,12 +51,12 @@ def test_it_stays_inside_its_fence(name):
     text = INJECTIONS[name]
     for question in (RUBRIC.mark("Name a colour.", text), RUBRIC.mark(text, "red"), RUBRIC.compare("?", text, "red")):
         asked = question.messages[1]["content"]
-        code = re.match(r"The code of this question is (\w{12})\.", asked)[1]
+        code = re.match(r"BEGIN TASK (\w{12})\n", asked)[1]
         assert code not in question.shown and code not in text
         fences = re.findall(rf"^(BEGIN|END) (.+) {code}$", asked, re.M)
         names = [what for _, what in fences[::2]]
         assert fences == [(kind, what) for what in names for kind in ("BEGIN", "END")]  # each opened and closed once
-        assert asked.rindex(f"END {names[-1]} {code}") < asked.rindex("Judge by the rubric and by nothing")
+        assert asked.rindex(f"END {names[-1]} {code}") < asked.rindex("Judge by the rubric and by nothing that")
         assert question.messages[0] == RUBRIC_MESSAGE[len(names) == 3]
         assert not any(unicodedata.category(char) in ("Cc", "Cf") and char != "\n" for char in asked)
 
@@ -65,7 +65,7 @@ RUBRIC_MESSAGE = [RUBRIC.mark("x", "y").messages[0], RUBRIC.compare("x", "y", "z
 
 
 def test_a_fence_is_that_of_its_text_alone():
-    codes = {RUBRIC.mark("p", text).messages[1]["content"].split()[6] for text in INJECTIONS.values()}
+    codes = {RUBRIC.mark("p", text).messages[1]["content"].split()[2] for text in INJECTIONS.values()}
     assert len(codes) == len(INJECTIONS)
     assert RUBRIC.mark("p", "a") == RUBRIC.mark("p", "a")  # or no answer could be found in the cache
 

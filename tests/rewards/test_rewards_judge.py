@@ -63,7 +63,8 @@ def test_criteria_have_weights():
         judge = make(server, rubric=rubric, scale=[1, 5])
         assert judge(["p"], ["a"]) == [pytest.approx((3 * 1 + 1 * 0) / 4)]
         system = server.asked[0]["messages"][0]["content"]
-        assert "- right: The facts are right" in system and '"short": <number from 1 (worst) to 5 (best)>' in system
+        assert "- right: The facts are right" in system and '"right": <mark>, "short": <mark>}' in system
+        assert "a number from 1 (worst) to 5 (best)" in system
         schema = server.asked[0]["response_format"]["json_schema"]["schema"]
         assert schema["required"] == ["reason", "right", "short"] and schema["properties"]["short"]["maximum"] == 5
 
@@ -87,6 +88,14 @@ def test_one_order_without_a_verdict_leaves_the_pair_out():
 def test_the_reference_is_shown(server):
     make(server, reference="references")(["p"], ["a"], references=[["good", "other"]])
     assert block(server.asked[0], "REFERENCE") == "good" and "as good in other words" in str(server.asked[0])
+
+
+def test_without_reasons_none_is_asked_for(server):
+    assert make(server, reasons=False)(["p"], ["x" * 10]) == [1]
+    asked = server.asked[0]
+    assert "reason" not in json.dumps(asked) and asked["response_format"]["json_schema"]["schema"]["required"] == [
+        "score"
+    ]
 
 
 def test_several_votes_are_averaged_each_with_its_seed():

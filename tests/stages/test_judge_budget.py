@@ -53,13 +53,20 @@ def test_a_spent_budget_stops_with_a_checkpoint_and_a_resumed_run_asks_nothing_t
     assert all(row["judge/failed"] == 0 for row in rows)
 
 
-def test_verdicts_that_cannot_be_read_are_watched(server, tmp_path, tiny_model_folder):
+def test_verdicts_that_cannot_be_read_are_watched_and_the_key_is_nowhere(
+    server, tmp_path, tiny_model_folder, monkeypatch, capfd
+):
+    key = "canary-of-a-judge-0123456789"
+    monkeypatch.setenv("JUDGE_API_KEY", key)
     server.reply = lambda body: by_length(body) if len(server.bodies) % 2 else "I like it."
     run_ppo(
         tmp_path / "run", tiny_model_folder, prompts_file(tmp_path), [spec(server, tmp_path / "c")], None, **SETTINGS
     )
     [text] = [row["text"] for row in read_warnings(tmp_path / "run") if row["watcher"] == "judge"]
     assert "of the verdicts of judge cannot be read" in text
+    assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {key}"}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert key not in "".join(capfd.readouterr())
 
 
 def test_the_answers_of_the_start_become_a_column_to_compare_with(server, tmp_path, tiny_model_folder):

@@ -152,8 +152,8 @@ class Judge(Reward):
 
         It is what `judges` of an evaluation wants, which asks in both orders.
         """
-        pairs = ([text_of(completion) for completion in side] for side in (completions_a, completions_b))
-        return self._pairs(prompts, *pairs, (False,), None)
+        first, second = ([text_of(completion) for completion in side] for side in (completions_a, completions_b))
+        return self._pairs(prompts, first, second, (False,), None)
 
     def _pairs(
         self,
@@ -163,7 +163,8 @@ class Judge(Reward):
         orders: Sequence[bool],
         log_metric: Callable[[str, float], None] | None,
     ) -> list[float | None]:
-        asked, same = [], {}
+        asked: list[Asked] = []
+        same: dict[int, float | None] = {}
         for row, (prompt, answer, other) in enumerate(zip(prompts, answers, others, strict=True)):
             if other is None:
                 continue
@@ -180,7 +181,10 @@ class Judge(Reward):
         turned = [(one, 1 - won if won is not None and one.swapped else won) for one, won in verdicts]
         by_order = [self._means(len(answers), [x for x in turned if x[0].swapped == swapped]) for swapped in orders]
         # both orders or none: one alone would have the bias of its order in it
-        scores = [None if None in each else sum(each) / len(each) for each in zip(*by_order, strict=True)]  # type: ignore[arg-type]
+        scores = []
+        for each in zip(*by_order, strict=True):
+            known = [score for score in each if score is not None]
+            scores.append(sum(known) / len(known) if len(known) == len(each) else None)
         return [same.get(row, score) for row, score in enumerate(scores)]
 
     @staticmethod
@@ -227,15 +231,16 @@ class Judge(Reward):
         """Asks the judge one question, so that a wrong address, key or model shows now, and whether schemas do."""
         if self._told is not None:
             return
-        pairs = bool(self.against)
+        pairs, answer = bool(self.against), Failure("is not asked")
         question = self.rubric.compare("Say 2.", "2", "3") if pairs else self.rubric.mark("Say 2.", "2")
         one = Asked(0, question, self.rubric.marked, 0, False)
         for told in (True, False) if self.json_schema == "auto" else (self.json_schema is True,):
             with self._in_words():
-                answer = self.server.ask(self._body_of(one, pairs, told))
-            if isinstance(answer, Reply):
+                found = self.server.ask(self._body_of(one, pairs, told))
+            if isinstance(found, Reply):
                 self._told = told
                 return
+            answer = found
             if answer.status not in _NO_SCHEMA:
                 break
         raise self._refused(answer.reason)

@@ -47,7 +47,8 @@ class ReplyCache:
         """The replies that are there."""
         if self.path is not None and self._connection is None and not self.path.exists():
             return {}
-        keys, found = list(keys), {}
+        keys = list(keys)
+        found: dict[str, Reply] = {}
         with self._lock:
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]

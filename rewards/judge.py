@@ -40,7 +40,7 @@ class Asked(NamedTuple):
 class Judge(Reward):
     """The marks that a language model gives, from 0 (worst) to 1 (best); docs/judge-reward.md.
 
-        {name: judge, url: "http://localhost:8000/v1", model: Qwen/Qwen2.5-7B-Instruct, rubric: Is it polite?}
+        {name: judge, url: "http://localhost:8000/v1", model: Qwen/Qwen2.5-7B-Instruct, rubric: "Is it polite?"}
         {name: judge, url: ..., model: ..., against: sft_answer}
         {name: judge, url: ..., model: ..., scale: [1, 5], rubric: [{name: right, description: ..., weight: 2}, ...]}
 

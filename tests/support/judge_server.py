@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from rewards import Judge
+from rewards.chat_server import ChatServer
+
 TOKENS = 10  # of each answer, as it says
 
 
@@ -151,3 +154,24 @@ def by_length(body: dict) -> str:
     first, second = block(body, "ANSWER A"), block(body, "ANSWER B")
     winner = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
     return json.dumps({"reason": "its length", "winner": winner})
+
+
+@contextmanager
+def quick(monkeypatch, tmp_path) -> Iterator[JudgeServer]:
+    """A server that judges by length; tries follow each other at once, and the cache lies in `tmp_path`."""
+    monkeypatch.setattr(ChatServer, "first_pause", 0.001)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    with serving(by_length) as running:
+        yield running
+
+
+def make(server: JudgeServer, **options) -> Judge:
+    return Judge(server.url, "a-model", **{"cache": False, "timeout": 20} | options)
+
+
+def logged(judge: Judge, *texts, **columns) -> tuple[list, dict]:
+    """The scores, and what the reward logs."""
+    figures = {}
+    scores = judge(*texts, log_metric=figures.__setitem__, **columns)
+    return scores, {name.removeprefix("judge/"): value for name, value in figures.items()}

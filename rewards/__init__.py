@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .coverage import Coverage
     from .fluency import Length, Repetition
     from .instant import Instant
+    from .judge import Judge
     from .keyword import Keyword, first_hit
     from .learned import Learned
     from .mixture import Shaped, every_in, load_state, prepare, raw, set_training, state_of, token_rewards_of
@@ -31,6 +32,7 @@ __all__ = [
     "Code",
     "Coverage",
     "Instant",
+    "Judge",
     "Keyword",
     "Learned",
     "Length",
@@ -72,6 +74,7 @@ _MODULES = {
     "coverage": "Coverage",
     "fluency": "Length Repetition",
     "instant": "Instant",
+    "judge": "Judge",
     "keyword": "Keyword first_hit",
     "learned": "Learned",
     "mixture": "Shaped every_in load_state prepare raw set_training state_of token_rewards_of",

@@ -66,6 +66,10 @@ class Reward:
     def prepare(self) -> None:
         """Loads what the first call would load, so that what is missing shows before a run and not in it."""
 
+    def reason_to_stop(self) -> str | None:
+        """Asked before the first step of a training and after each: why there should be no further one, or None."""
+        return None
+
     def column(self, columns: dict[str, Any], name: str) -> list[Any]:
         """The column `name`, or a `RewardError` that says which columns there are."""
         if name in columns and name not in NOT_COLUMNS:
@@ -128,8 +132,8 @@ def number(value: Any, option: str, reward: Any) -> float:
         result = float(value)
         if result != result or result in (float("inf"), float("-inf")):
             raise ValueError
-    except (TypeError, ValueError):
-        raise RewardError(f"Reward '{reward}': {option} is {value!r}; give a number.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise RewardError(f"Reward '{reward}': {option} is {value!r:.100}; give a number.") from None
     return result
 
 

@@ -35,6 +35,7 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rougeL": ("overlap", "Rouge", {"type": "rougeL"}),
     "keyword": ("keyword", "Keyword", {}),
     "code": ("code", "Code", {}),
+    "judge": ("judge", "Judge", {}),
     "learned": ("learned", "Learned", {}),
     "length": ("fluency", "Length", {}),
     "repetition": ("fluency", "Repetition", {}),

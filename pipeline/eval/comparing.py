@@ -1,51 +1,11 @@
 """Two candidates on the same prompts: differences, paired tests, win rates."""
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from trl import is_conversational
 
-from pipeline.errors import UserError
-from pipeline.exam.statistics import Interval, Measure, WinRate, difference, holm, interval, win_rate
-from rewards import build_rewards, log_name_of
-from rewards.asking import columns_of
-from rewards.base import RESERVED
-
-SIDES = ("completions_a", "completions_b")  # what a judge is asked about; no column can have the name
-Judge = Callable[..., Sequence[float | None]]
-
-
-def read_judges(specs: Iterable[Any], columns: Iterable[str] = ()) -> dict[str, Judge]:
-    """Judges by name: `mymodule:function`, or `{name: mymodule:function, option: ...}`, imported as rewards are.
-
-    Args:
-        columns: what each of them will be given besides prompts and completions.
-
-    Raises:
-        UserError, RewardError: no function of the user's own, none there, or one that does not take the columns.
-    """
-    judges: dict[str, Judge] = {}
-    for spec in specs:
-        named = spec["name"] if isinstance(spec, dict) else spec
-        if not callable(named) and ":" not in str(named):
-            raise UserError(f"judges: {named!r} is not valid: name a function of your own, e.g. mymodule:prefer")
-        [(function, _)] = build_rewards([spec])
-        name = log_name_of(function)
-        if name in judges:
-            raise UserError(f"judges: two are called {name}; rename one of the functions")
-        try:
-            inspect.signature(function).bind(
-                [], [], [], **dict.fromkeys(sorted(set(columns) - {*RESERVED, *SIDES}), [])
-            )
-        except TypeError as error:
-            raise UserError(
-                f"judge {name} does not take what it will be given ({error}); write it as "
-                f"{name}(prompts, completions_a, completions_b, **columns)"
-            ) from None
-        judges[name] = function
-    return judges
+from pipeline.eval.judges import both_orders, means, order_of
+from pipeline.exam.statistics import Interval, Measure, WinRate, difference, holm, interval, mean, win_rate
 
 
 def figures(measures: dict[str, Measure | float], seed: int) -> dict[str, dict]:
@@ -83,9 +43,12 @@ def compare(evaluation, measures: dict[str, dict[str, dict[str, Measure | float]
                         won = win_rate(outcomes(*(side.scores[name] for side in ours), evaluation.higher_wins[name]))
                     found.append(head | _difference(name, mine[name], theirs[name], seed) | {"wins": _wins(won)})
             for name, judge in evaluation.judges.items():
-                won = win_rate(ask_judge(judge, name, evaluation.rows, *(side.completions for side in ours)))
+                pairs = both_orders(judge, name, evaluation.rows, *(side.completions for side in ours))
+                won = win_rate(means(pairs))
                 nothing = {"measure": name, "difference": None, **_ends(None), "prompts": len(evaluation.rows)}
-                found.append(head | nothing | {"p": won.p if won else None, "wins": _wins(won)})
+                order = order_of(pairs)
+                order |= _ends(interval(mean(order.pop("each")), seed))
+                found.append(head | nothing | {"p": won.p if won else None, "wins": _wins(won), "order": order})
     for comparison, adjusted in zip(found, holm([comparison["p"] for comparison in found]), strict=True):
         comparison["p_holm"] = adjusted
     return found
@@ -116,38 +79,6 @@ def outcomes(
         else:
             found.append(0.5 if mine == their else float((mine > their) == higher_wins))
     return found
-
-
-def ask_judge(
-    judge: Judge, name: str, rows: Sequence[dict], ours: Sequence[str], theirs: Sequence[str]
-) -> list[float | None]:
-    """What the judge says, 1 = ours wins. It is asked twice, with the two sides exchanged, and the mean counts: one
-    that prefers whatever comes first gives a tie.
-
-    Raises:
-        UserError: it fails, or does not give one number from 0 to 1, or None, for each pair.
-    """
-    prompts = [row["prompt"] for row in rows]
-    columns = {key: values for key, values in columns_of(rows).items() if key not in SIDES}
-    if is_conversational({"prompt": prompts[0]}):
-        ours, theirs = ([[{"role": "assistant", "content": text}] for text in side] for side in (ours, theirs))
-    try:
-        first = judge(prompts, list(ours), list(theirs), **columns)
-        second = judge(prompts, list(theirs), list(ours), **columns)
-    except Exception as error:  # it is the user's own code
-        raise UserError(f"judge {name} failed: {type(error).__name__}: {error}") from error
-    first, second = (_verdicts(given, name, len(rows)) for given in (first, second))
-    return [None if a is None or b is None else (a + 1 - b) / 2 for a, b in zip(first, second, strict=True)]
-
-
-def _verdicts(given: Any, name: str, count: int) -> list[float | None]:
-    wants = "return a list with 1 (the first wins), 0, 0.5 (a tie) or None for each pair"
-    if not hasattr(given, "__len__") or isinstance(given, str | dict) or len(given) != count:
-        raise UserError(f"judge {name} returned {given!r:.80} for {count} pairs; {wants}")
-    for verdict in given:
-        if verdict is not None and not (isinstance(verdict, int | float | np.number) and 0 <= verdict <= 1):
-            raise UserError(f"judge {name} returned {verdict!r:.80} for a pair; {wants}")
-    return [None if verdict is None else float(verdict) for verdict in given]
 
 
 def _ends(ends: Interval | None) -> dict[str, float | None]:

@@ -1,7 +1,8 @@
 """Completions of a model for every row of a data set, several of each, as offline data: a file of JSON lines.
 
 A row of the file has all columns of the prompt's row, `completion`, and `finished`: false where the completion was cut
-at `max_completion_length`.
+at `max_completion_length`. With `column` the completion has another name and stands there as a text, as a judge's
+`against` wants it; `finished` is left out.
 """
 
 import json
@@ -31,6 +32,7 @@ from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.runs.folder import write_aside
 from pipeline.safety.console import say
 from pipeline.watching.progress import counting
+from rewards.base import RESERVED
 
 
 @dataclass
@@ -47,7 +49,8 @@ class SampleArguments:
     output: str | None = setting(None, "File to write, e.g. runs/tiny/samples.jsonl. It must not exist.")
     samples_per_prompt: int = setting(4, "Completions of each prompt.")
     max_completion_length: int = setting(256, "Longest completion in tokens.")
-    temperature: float = setting(1.0, "1 is the model's own distribution.")
+    temperature: float = setting(1.0, "1 is the model's own distribution; 0: greedy, one a prompt.")
+    column: str = setting("completion", "Name of the column that gets the completion.")
     batch_size: int = setting(64, "Prompts answered at once.")
     seed: int = setting(0, "Seed of the sampling.")
     dtype: str = setting("auto", "Precision of the base weights, as for the other stages.")
@@ -59,7 +62,11 @@ class SampleArguments:
         for key in ("run", "dataset", "output"):
             check(bool(getattr(self, key)), key, getattr(self, key), "it must be set")
         check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        check(self.temperature > 0, "temperature", self.temperature, "a number above 0: greedy ones do not vary")
+        check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        varied = self.temperature > 0 or self.samples_per_prompt == 1
+        check(varied, "samples_per_prompt", self.samples_per_prompt, "1 at temperature 0: greedy ones do not vary")
+        named = self.column == "completion" or bool(self.column) and self.column not in RESERVED
+        check(named, "column", self.column, "a name that rewards can be given, such as sft_answer")
         check(self.seed >= 0, "seed", self.seed, "a whole number from 0 up")
         for key in ("samples_per_prompt", "max_completion_length", "batch_size"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 up")
@@ -84,6 +91,8 @@ def run(args: SampleArguments) -> Path:
     where = (args.dataset, args.dataset_config, args.dataset_split)
     data_args = DataArguments(*where, max_rows=args.max_rows, chat_template_kwargs=kwargs)
     rows = data.load(data_args, "prompts", args.seed, say)[0].to_list()
+    if args.column != "completion" and args.column in rows[0]:
+        raise UserError(f"column {args.column} is in {args.dataset} already: give another name")
     model = load_group([candidate], model_args)
     longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
     check_room(model, longest, args.max_completion_length)
@@ -103,18 +112,20 @@ def run(args: SampleArguments) -> Path:
             answered=answered,
         )
     texts = texts_of(candidate.tokenizer, [row["prompt"] for row in rows], found, ends)
-    conversational = is_conversational({"prompt": rows[0]["prompt"]})
+    complete_rows = args.column == "completion"
+    conversational = complete_rows and is_conversational({"prompt": rows[0]["prompt"]})
+    finished = [bool(ids) and ids[-1] in ends for ids in found]
     lines = [
         row
-        | {"completion": [{"role": "assistant", "content": text}] if conversational else text}
-        | {"finished": bool(ids) and ids[-1] in ends}
-        for row, text, ids in zip(rows, texts, found, strict=True)
+        | {args.column: [{"role": "assistant", "content": text}] if conversational else text}
+        | ({"finished": whole} if complete_rows else {})
+        for row, text, whole in zip(rows, texts, finished, strict=True)
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_aside(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    finished = sum(line["finished"] for line in lines) / len(lines)
+    share = sum(finished) / len(finished)
     say(
-        f"{len(lines):,} completions in {time.perf_counter() - started:.0f} s, {finished:.1%} ended by themselves. "
+        f"{len(lines):,} completions in {time.perf_counter() - started:.0f} s, {share:.1%} ended by themselves. "
         f"They lie in {output}."
     )
     return output

@@ -33,7 +33,8 @@ from pipeline.eval.candidates import (
     read_candidates,
     template_kwargs,
 )
-from pipeline.eval.comparing import compare, figures, read_judges
+from pipeline.eval.comparing import compare, figures
+from pipeline.eval.judges import read_judges
 from pipeline.eval.measures import Answers, measures_of
 from pipeline.eval.rows import check_outputs, load_rows, write_outputs
 from pipeline.eval.tables import TABLE, markdown, show
@@ -47,7 +48,8 @@ from pipeline.runs.folder import SUMMARY, RunFolder
 from pipeline.safety.console import say
 from pipeline.watching.progress import counting
 from pipeline.worlds import load_world
-from rewards import Perplexity, build_rewards, log_name_of, raw
+from rewards import Judge as LanguageModel
+from rewards import Perplexity, build_rewards, every_in, log_name_of, prepare, raw
 from rewards.asking import guarded
 
 ROWS = "rows.jsonl"
@@ -84,7 +86,9 @@ class EvalArguments:
     rewards: list[dict] = setting([], "Rewards that score the answers, written as for PPO; unweighted here.")
     referee: str | None = setting(None, "A world's own judgement of completions (e2e, dialogue, ...).")
     judges: list[dict] = setting(
-        [], "Who says which of two answers wins: mymodule:function(prompts, completions_a, completions_b, **columns)."
+        [],
+        "Who says which of two answers wins: mymodule:function(prompts, completions_a, completions_b, **columns), or "
+        "a language model, '{name: judge, url: http://localhost:8000/v1, model: name}'.",
     )
     max_completion_length: int = setting(256, "Longest completion in tokens.")
     temperature: float = setting(1.0, "Of the sampled answers; 1 is the policy's own distribution.")
@@ -172,7 +176,9 @@ class Evaluation:
         if self.reference not in self.candidates:
             known = ", ".join(self.candidates)
             raise UserError(f"reference is {args.reference}, which is no candidate; choose one of {known}")
-        self.rewards = {log_name_of(reward): guarded(raw(reward)) for reward, _ in build_rewards(args.rewards)}
+        built = [reward for reward, _ in build_rewards(args.rewards)]
+        prepare(part for reward in built for part in every_in(reward) if isinstance(part, LanguageModel))
+        self.rewards = {log_name_of(reward): guarded(raw(reward)) for reward in built}
         self.judges = read_judges(args.judges, [key for key in rows[0] if key != "prompt"])
         world = load_world(args.referee) if args.referee else None
         self.referee = world.referee if world else None

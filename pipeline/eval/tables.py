@@ -32,6 +32,10 @@ def blocks(summary: dict, short: bool = False) -> list[Block]:
                 head = ["", "difference", "p", "p (Holm)", "wins"]
                 rows = [[c["measure"], _difference(c), _p(c["p"]), _p(c["p_holm"]), _wins(c["wins"])] for c in mine]
                 found.append((f"{name} against {summary['reference']}, {decoding}", [head, *rows]))
+    if judged := [c for c in summary["comparisons"] if c.get("order")]:
+        head = ["judge", "of", "first wins", "same in both orders", "missing"]
+        rows = [[c["measure"], f"{c['candidate']}, {c['decoding']}", *_order(c["order"])] for c in judged]
+        found.append(("does the order count", [head, *rows]))
     return found
 
 
@@ -48,6 +52,10 @@ def legend(summary: dict) -> str:
             "tests of this evaluation.",
             "wins: share of prompts on which it has the better score, a tie half.",
         ]
+    if any(c.get("order") for c in summary["comparisons"]):
+        words.append(
+            "first wins: share of a judge's verdicts for the answer shown first; 50%: the order does not count."
+        )
     return " ".join(words)
 
 
@@ -125,6 +133,13 @@ def _p(p: float | None) -> str:
 
 def _wins(wins: dict | None) -> str:
     return "" if wins is None else f"{wins['rate']:.0%} [{wins['low']:.0%}, {wins['high']:.0%}]"
+
+
+def _order(order: dict) -> list[str]:
+    if order["first"] is None:
+        return ["", "", str(order["missing"])]
+    ends = "" if order["low"] is None else f" [{order['low']:.0%}, {order['high']:.0%}]"
+    return [f"{order['first']:.0%}{ends}", f"{order['agree']:.0%}", str(order["missing"])]
 
 
 def _cell(text: str) -> str:

@@ -37,6 +37,10 @@ FREE = {
     *("dataloader_persistent_workers", "dataloader_multiprocessing_context", "torch_empty_cache_steps"),
 }
 
+# Of a reward: what it may spend and how patiently it asks, not what it says.
+FREE_OF_REWARD = {
+    "judge": {"at_once", "timeout", "retries", "cache", "key_variable", "max_requests", "max_tokens"},
+}
 EVALUATION = {"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"}
 DERIVED = {"generation_batch_size", "steps_per_generation", "reward_weights"}  # from settings that are named as well
 
@@ -179,13 +183,24 @@ def compare(run: Path, settings: tuple) -> tuple[dict[str, list], dict[str, list
         # a setting that is None stands nowhere; one that is new since then counts as its default
         pair = [then.get(key, defaults.get(key) if key in now else None), now.get(key)]
         if pair[0] != pair[1] and (key in then or isinstance(pair[0], str | int | float | bool | None)):
-            (free if key in may_change else fast)[key] = pair
+            unbound = key == "rewards" and _deciding(pair[0]) == _deciding(pair[1])
+            (free if key in may_change or unbound else fast)[key] = pair
     if fast.keys() - DERIVED or fast.keys() == {"reward_weights"}:
         fast = {key: pair for key, pair in fast.items() if key not in DERIVED}
     for name, version in versions().items():
         if name in versions_then and versions_then[name] != version:
             free["threads" if name == "threads" else f"version of {name}"] = [versions_then[name], version]
     return free, fast
+
+
+def _deciding(rewards: Any) -> Any:
+    """Specs of rewards without the options that may change on the way, mixtures included."""
+    if isinstance(rewards, list):
+        return [_deciding(spec) for spec in rewards]
+    if not isinstance(rewards, dict):
+        return rewards
+    free = FREE_OF_REWARD.get(str(rewards.get("name")), set())
+    return {k: _deciding(v) if k == "rewards" else v for k, v in rewards.items() if k not in free}
 
 
 def _refusal(run: Path, refused: dict[str, list]) -> str:

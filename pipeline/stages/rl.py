@@ -39,6 +39,7 @@ from pipeline.stages import frame, token_credit
 from pipeline.stages.refusals import check_start
 from pipeline.watching import trackers
 from pipeline.watching.progress import counting
+from pipeline.watching.rewards_stop import StopCallback
 from pipeline.watching.terminal import visible
 from pipeline.watching.watch import WatchCallback
 from pipeline.worlds import lower_is_better
@@ -128,6 +129,7 @@ def run_between_exams(trainer, start: Start, settings: tuple, algorithm: str, re
     )
     exams = ExamCallback(exam, start.folder.path, reward_args.eval_every)
     trainer.add_callback(exams)
+    trainer.add_callback(StopCallback([reward for reward, _ in start.weighted]))
     if note := episodes_note(config, len(start.train)):
         say(note)
     if config.watch != "off":  # after the exam's, whose rows it reads

@@ -32,6 +32,7 @@ REPEATED_MORE = 0.2  # share of trigrams; good runs moved by 0.01
 RATIO_OFF = 0.05  # 16-bit rounding moves a ratio by about 0.01, dropout or another temperature by 0.1 and more
 CRITIC_COLD, CRITIC_LOGS = 20, 30  # logs that a cold critic may take, and how many then decide: they jump about
 SLOW, SLOW_AT_LEAST = 10.0, 1.0  # times the seconds of generation (nine tenths of an update are waiting); seconds
+NO_VERDICT = 0.2  # share of questions to a judge; a 7B model that is told the form has next to none
 HUGE = 1000.0  # score units; PPO's own terms (kl_coef times some nats) are of the order of 1
 REFEREE_FALL = 0.1  # share of its best; the noise of an exam of 200 prompts is about 0.03
 
@@ -169,6 +170,25 @@ def rewards_are_slow(seen: Seen) -> str | None:
     )
 
 
+def judge_is_unclear(seen: Seen) -> str | None:
+    for name in seen.last[-1].metrics:
+        reward, _, what = name.rpartition("/")
+        if what not in ("unreadable", "failed") or min(seen.lasting(name) or [0.0]) <= NO_VERDICT:
+            continue
+        share = seen.lasting(name, 1)[0]
+        if what == "failed":
+            return (
+                f"the judge of {reward} leaves {share:.0%} of the questions without an answer: these completions go "
+                "without its reward. Lower at_once, raise timeout or retries, or look at the server."
+            )
+        return (
+            f"{share:.0%} of the verdicts of {reward} cannot be read: these completions go without it, and a policy "
+            "may learn to write what spoils the verdict. Take a larger judge, a server that holds it to the form "
+            "(json_schema), a simpler rubric or more answer_tokens."
+        )
+    return None
+
+
 def scores_are_huge(seen: Seen) -> str | None:
     newest = seen.last[-1].metrics
     scores = {name: value for name, value in newest.items() if name == "score" or name.startswith("score/")}
@@ -192,6 +212,7 @@ WATCHERS: dict[str, Callable[[Seen], str | None]] = {
     "over-optimization": over_optimized,
     "repetition": repeats_itself,
     "slow rewards": rewards_are_slow,
+    "judge": judge_is_unclear,
     "huge scores": scores_are_huge,
 }
 

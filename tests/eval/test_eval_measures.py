@@ -9,7 +9,8 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
 from pipeline.errors import UserError
-from pipeline.eval.comparing import ask_judge, figures, outcomes, read_judges
+from pipeline.eval.comparing import figures, outcomes
+from pipeline.eval.judges import both_orders, means, read_judges
 from pipeline.eval.measures import Answers, bleu_counts, corpus_bleu, distinct, measures_of, overlap
 from pipeline.exam.evaluation import ScoredAnswers, corpus_metrics
 from pipeline.exam.statistics import Measure, difference
@@ -134,8 +135,8 @@ ROWS = [{"prompt": "p"}, {"prompt": "q"}, {"prompt": "r"}]
 
 
 def test_a_judge_is_asked_both_ways_round():
-    assert ask_judge(longer, "longer", ROWS, ["xx", "x", "x"], ["x", "xx", "y"]) == [1.0, 0.0, 0.5]
-    assert ask_judge(first, "first", ROWS, ["xx", "x", "x"], ["x", "xx", "y"]) == [0.5, 0.5, 0.5]
+    assert means(both_orders(longer, "longer", ROWS, ["xx", "x", "x"], ["x", "xx", "y"])) == [1.0, 0.0, 0.5]
+    assert means(both_orders(first, "first", ROWS, ["xx", "x", "x"], ["x", "xx", "y"])) == [0.5, 0.5, 0.5]
     seen = {}
 
     def judge(prompts, completions_a, completions_b, facts):
@@ -143,14 +144,14 @@ def test_a_judge_is_asked_both_ways_round():
         return [None]
 
     chat = [{"prompt": [{"role": "user", "content": "p"}], "facts": ["f"]}]
-    assert ask_judge(judge, "judge", chat, ["x"], ["y"]) == [None]
+    assert means(both_orders(judge, "judge", chat, ["x"], ["y"])) == [None]
     assert seen["facts"] == [["f"]] and seen["a"] == [[{"role": "assistant", "content": "y"}]]  # the second way round
 
 
 @pytest.mark.parametrize("given", [[1, 0], 0.5, [1, 0, 2], [1, 0, "a"], [1, 0, math.nan], None])
 def test_what_a_judge_must_not_answer(given):
     with pytest.raises(UserError, match="judge mine returned .*return a list with 1"):
-        ask_judge(lambda *sides, **columns: given, "mine", ROWS, ["a"] * 3, ["b"] * 3)
+        both_orders(lambda *sides, **columns: given, "mine", ROWS, ["a"] * 3, ["b"] * 3)
 
 
 def test_a_judge_that_fails_is_named():
@@ -158,14 +159,14 @@ def test_a_judge_that_fails_is_named():
         return [1 / 0]
 
     with pytest.raises(UserError, match="judge mine failed: ZeroDivisionError"):
-        ask_judge(broken, "mine", ROWS, ["a"] * 3, ["b"] * 3)
+        both_orders(broken, "mine", ROWS, ["a"] * 3, ["b"] * 3)
 
 
 def test_judges_are_imported_as_rewards_are():
     judges = read_judges(["eval_world:first", {"name": "test_eval_measures:longer", "bonus": 9}])
     assert list(judges) == ["first", "longer"]
     # with the bonus the first side wins either way round, unless they are equally long
-    assert ask_judge(judges["longer"], "longer", ROWS[:1], ["xx"], ["x"]) == [0.5]
+    assert means(both_orders(judges["longer"], "longer", ROWS[:1], ["xx"], ["x"])) == [0.5]
     with pytest.raises(UserError, match="judges: 'bleu' is not valid: name a function of your own"):
         read_judges(["bleu"])
     with pytest.raises(RewardError, match="has no 'frist'.*did you mean 'first'"):

@@ -113,6 +113,30 @@ NAMED = [
         path="weights.bin",
     ),
 ]
+SERVER = {"name": "judge", "url": "http://127.0.0.1:9/v1", "model": "m"}  # where nobody listens
+JUDGES = [
+    spec("judge that is not there", "the judge m at http://127.0.0.1:9/v1 cannot be reached", retries=0, **SERVER),
+    spec("judge without a url", "Reward 'judge' needs the option 'url'", name="judge", model="m"),
+    spec("judge at no address", "url is 'localhost'; give an address such as", **SERVER | {"url": "localhost"}),
+    spec("judge with a key in its url", "environment variable", **SERVER | {"url": "http://me:secret@host/v1"}),
+    spec("judge without its key", "key_variable is NO_API_KEY, which is not set", key_variable="NO_API_KEY", **SERVER),
+    spec("judge with the key itself", "not the name of an environment variable", key_variable="sk-123", **SERVER),
+    spec("judge with an empty rubric", "rubric is []; give words, or a list of criteria", rubric=[], **SERVER),
+    spec("judge with a broken criterion", "write it like {name: correct", rubric=[{"name": "good"}], **SERVER),
+    spec("judge with a scale the wrong way round", "the smaller number first", scale=[10, 1], **SERVER),
+    spec("judge with one vote thrice", "for several votes more than 0", votes=3, temperature=0, **SERVER),
+    spec("judge with no budget at all", "max_requests is 0; give a whole number from 1 up", max_requests=0, **SERVER),
+    spec("judge with two ways", "reference and against are two ways", reference="a", against="b", **SERVER),
+    Case(
+        "judge of an evaluation with a clip",
+        ("judges: judge says who wins: leave weight, clip",),
+        "eval",
+        {
+            **{"candidates": [{"base": "base"}], "dataset": "prompts.jsonl", "output_dir": "out", "use_cpu": True},
+            "judges": [SERVER | {"clip": [0, 1]}],
+        },
+    ),
+]
 ASKED = [
     own(
         "raises",
@@ -132,7 +156,7 @@ ASKED = [
 ]
 
 
-@cases(*NAMED, *ASKED)
+@cases(*NAMED, *JUDGES, *ASKED)
 def test_bad_rewards(door, place, case):
     check(door, place, case)
 

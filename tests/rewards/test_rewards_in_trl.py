@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from judge_server import by_length, serving
 from scored import make_tokenizer, tiny_config
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
@@ -59,7 +60,14 @@ def train(reward_funcs, prompts, tmp_path, tokenizer, **columns):
     return [log for log in trainer.state.log_history if "reward" in log]
 
 
-def test_rewards_run_in_trls_grpo_trainer(tmp_path):
+@pytest.fixture
+def judge():
+    """A judge that gives a mark a character."""
+    with serving(by_length) as server:
+        yield {"name": "judge", "url": server.url, "model": "m", "scale": [0, 10], "cache": False}
+
+
+def test_rewards_run_in_trls_grpo_trainer(tmp_path, judge):
     torch.manual_seed(3)
     scorer = LlamaForSequenceClassification(tiny_config(num_labels=1)).eval()
     rewards = build_rewards(
@@ -74,6 +82,7 @@ def test_rewards_run_in_trls_grpo_trainer(tmp_path):
             {"name": "length", "column": "source", "max": 0.5, "log_name": "brevity"},
             {"name": "mixture", "rewards": [{"name": "rougeL"}, {"name": "repetition", "n": 1}]},
             plain,
+            judge,
         ]
     )
     logs = train(
@@ -97,12 +106,14 @@ def test_rewards_run_in_trls_grpo_trainer(tmp_path):
         "brevity",
         "mixture",
         "plain",
+        "judge",
     ]
     for log in logs:
         means = [log[f"rewards/{name}/mean"] for name in names]
         assert all(mean == mean for mean in means)
         assert log["rewards/perplexity/mean"] < 0 and -1 <= log["rewards/brevity/mean"] <= 0
         assert 0 <= log["rewards/relevance/mean"] <= 1 and 0 <= log["rewards/coverage/mean"] <= 1
+        assert 0 < log["rewards/judge/mean"] <= 1 and log["judge/unreadable"] == log["judge/failed"] == 0
         # both rows twice: (1 + 2) / 2
         assert log["rewards/plain/mean"] == 1.5
         assert log["reward"] == pytest.approx(sum(w * m for (_, w), m in zip(rewards, means, strict=True)), abs=1e-5)

@@ -14,7 +14,7 @@ from pipeline.chat import speakers
 from pipeline.config import DataArguments, ModelArguments
 from pipeline.data import loading as data
 from pipeline.errors import UserError
-from pipeline.eval.comparing import ask_judge, read_judges
+from pipeline.eval.judges import both_orders, means, read_judges
 from pipeline.exam import evaluation
 from pipeline.exam.exam import Exam, RewardArguments
 from pipeline.ilql import data as offline
@@ -151,7 +151,7 @@ def test_judges_keep_their_options_and_their_sides():
 
     rows = [{"prompt": "p", "facts": 1, "target": "no", "completions": 0, "completions_a": 0, "prompts": 0}]
     judges = read_judges([{"name": functools.partial(second_is, target="yes")}], list(rows[0]))
-    assert ask_judge(judges["second_is"], "it", rows, ["yes"], ["other"]) == [1.0]
+    assert means(both_orders(judges["second_is"], "it", rows, ["yes"], ["other"])) == [1.0]
 
 
 # ------------------------------------------------------------ columns with a meaning of their own

@@ -158,5 +158,22 @@ def eval_files(rng: random.Random) -> Files:
     return {"eval.yaml": recipe.encode(), "prompts.jsonl": lines(rows or rows_of(rng, "prompts"))}
 
 
+def judge_files(rng: random.Random, cache: bytes) -> Files:
+    """Settings of a judge, what its server answers, and the file with what was answered."""
+    settings = {"name": "judge", "url": "http://localhost:8000/v1", "model": "m", "scale": [1, 5], "votes": 2}
+    settings |= {"rubric": [{"name": "right", "description": "no mistakes", "weight": 2}], "body": {"top_p": 0.9}}
+    settings |= {"timeout": 10, "max_requests": 100, "temperature": 0.5, "against": "sft", "json_schema": "auto"}
+    verdict = json.dumps({"reason": "It is “so”.", "right": 3})
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    answer = {
+        "id": "1",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": verdict}}],
+        "usage": usage,
+    }
+    said = rng.choice((verdict, f"Well:\n```json\n{verdict}\n```", f"<think>{verdict}</think>{verdict} {verdict}"))
+    files = {"judge.yaml": yaml.safe_dump(settings).encode(), "answer.json": json.dumps(answer).encode()}
+    return files | {"reply.txt": said.encode(), "cache.sqlite": cache}
+
+
 def chat_template() -> Files:
     return {"template.jinja": build_tokenizer().chat_template.encode()}

@@ -17,6 +17,7 @@ from fuzz_files import (
     eval_files,
     files_of,
     jsonl,
+    judge_files,
     judging_files,
     parquet,
     plain_json,
@@ -44,9 +45,13 @@ from pipeline.ppo.config import PPOStage
 from pipeline.report import charts, write_comparison, write_report
 from pipeline.runs import checkpoint_loading
 from pipeline.runs.folder import settings_of
+from pipeline.safety.reading import read_yaml
 from pipeline.stages import merge
 from pipeline.stages.merge import MergeArguments
-from rewards import Learned, Perplexity, build_rewards
+from rewards import Judge, Learned, Perplexity, build_rewards
+from rewards.chat_server import Reply, _Passing
+from rewards.reply_cache import ReplyCache, key_of
+from rewards.rubric import Rubric
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,6 +69,8 @@ def make_families(folder: Path) -> dict[str, Family]:
     tokenizer = build_tokenizer()
     trainer, checkpoint = make_checkpoint(folder)
     run = run_folder()
+    ReplyCache(folder / "cache.sqlite").put(key_of("x"), Reply("{}", 3))
+    cache = (folder / "cache.sqlite").read_bytes()
     return {
         "yaml": Family(recipes, load_recipe),
         "jsonl": Family(jsonl, lambda place: load_data(place, tokenizer)),
@@ -78,6 +85,7 @@ def make_families(folder: Path) -> dict[str, Family]:
         "settings": Family(lambda rng: run_with(run, adapter), load_settings),
         "judging": Family(judging_files, load_judging),
         "eval": Family(eval_files, load_eval),
+        "judge": Family(lambda rng: judge_files(rng, cache), load_judge),
         "template": Family(lambda rng: chat_template(), lambda place: load_template(place, tokenizer)),
     }
 
@@ -248,6 +256,29 @@ def load_eval(place: Path) -> None:
     read_candidates(specs, args.model_arguments())
     with redirect_stdout(io.StringIO()):
         load_rows(DataArguments(str(place / "prompts.jsonl")), args.eval_samples)
+
+
+# ------------------------------------------------------------ a language model as the judge
+
+
+def load_judge(place: Path) -> None:
+    spec = read_yaml(place / "judge.yaml")
+    if ":" in str(spec.get("name")):  # what a recipe may name
+        return
+    build_rewards([spec])
+    judge = Judge("http://localhost:8000/v1", "m", cache=str(place / "cache.sqlite"))
+    try:
+        judge.server._read((place / "answer.json").read_bytes(), {"messages": []})
+    except _Passing as error:
+        assert len(error.failure.reason) < 300
+    reply = (place / "reply.txt").read_bytes().decode("utf-8", "replace")
+    rubric = Rubric([{"name": "right", "description": "no mistakes"}], [1, 5])
+    score = rubric.marked(reply, "the answer")
+    assert score is None or 0 <= score <= 1
+    rubric.mark(reply, reply)
+    with judge._in_words():
+        judge.asked.cache.get([key_of("x"), key_of("y")])
+        judge.asked.cache.put(key_of("y"), Reply(reply, 2))
 
 
 # ------------------------------------------------------------ chat templates

@@ -66,6 +66,11 @@ class Reward:
     def prepare(self) -> None:
         """Loads what the first call would load, so that what is missing shows before a run and not in it."""
 
+    @classmethod
+    def further_options(cls, **fixed: Any) -> list[str]:
+        """Names of options beside the parameters of `__init__`, where what its `**options` take depends on `fixed`."""
+        return []
+
     def column(self, columns: dict[str, Any], name: str) -> list[Any]:
         """The column `name`, or a `RewardError` that says which columns there are."""
         if name in columns and name not in NOT_COLUMNS:

@@ -123,19 +123,18 @@ def letter_of(text: str, choices: Sequence[str]) -> str | None:
 
     The first of these that finds any: the last `\boxed{B}`; the last "answer is B", "answer: (B)"; the text's only
     line that begins with a letter and a bracket, point or colon, or is a letter alone; letters in brackets, (B). Where
-    one finds several different letters nothing is chosen, but for the first two, where the last word counts.
+    one finds several different letters nothing is chosen, but for the first two, where the last word counts. Letters
+    count as they stand in `choices`: a small "a" is mostly an article.
     """
     letters = "".join(map(re.escape, choices))
     one = rf"(?:\*\*|\\text\{{)?[(\[]?([{letters}])(?![\w'])"
     rules = (
         (rf"\\boxed\{{\s*{one}", True),
-        (rf"\banswer(?:\s+is)?\s*:?\s*(?:\*\*)?\s*{one}", True),
+        (rf"\b(?i:answer)(?:\s+is)?\s*:?\s*(?:\*\*)?\s*{one}", True),
         (rf"(?m)^\s*(?:\*\*)?[(\[]?([{letters}])(?:\*\*)?(?:[)\].:]|\s*$)", False),
         (rf"\(([{letters}])\)", False),
     )
     for rule, last in rules:
-        # "answer", in capitals or not; the letters as they stand: an "a" is mostly an article
-        found = re.findall(rule.replace("answer", "(?i:answer)"), text)
-        if found:
+        if found := re.findall(rule, text):
             return str(found[-1]) if last or len(set(found)) == 1 else None
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import regex
 
-from .base import Reward, choice, number
+from .base import Reward, RewardError, choice, number
 from .text import Texts, text_of
 
 # A pattern that backtracks without an end mostly does so on one of these: better when it is read than hours later.
@@ -92,8 +92,8 @@ class Format(Reward):
         except TimeoutError:
             raise self.error(
                 f"the regular expression {pattern.pattern!r} takes more than {self.seconds:g} seconds on a text of "
-                f"{len(text)} characters ({text[:20]!r}...): it backtracks; write it without one repetition inside "
-                "another, or with possessive ones (a++)."
+                f"{len(text)} characters ({text[:20]!r}...): it backtracks; write it so that no repetition "
+                "matches the same text in two ways, as (a|aa)+ does."
             ) from None
 
     def _compiled(self, patterns: Sequence[str]) -> list["regex.Pattern[str]"]:
@@ -143,7 +143,7 @@ class Format(Reward):
         try:
             value = json.loads(fenced[2] if fenced else text, parse_constant=_no_number)
             wrong = self._errors(value)
-        except (ValueError, RecursionError):
+        except (ValueError, ArithmeticError, RecursionError):  # also numbers too large for the schema's arithmetic
             return 0.0
         if not wrong:
             return 1.0
@@ -159,7 +159,7 @@ class Format(Reward):
         try:
             return list(self.validator.iter_errors(value))
         except referencing.exceptions.Unresolvable as error:
-            raise self.error(f"the schema has a $ref to {error.ref!r}, which is not in it.") from None
+            raise self.error(f"the schema has a $ref to '#{error.ref.lstrip('#')}', which is not in it.") from None
 
     def _read(self, schema: Any) -> dict[str, Any]:
         if isinstance(schema, str):
@@ -168,7 +168,7 @@ class Format(Reward):
             except (OSError, ValueError) as error:
                 raise self.error(f"the schema {schema!r} cannot be read: {error}.") from None
         if not isinstance(schema, Mapping):
-            raise self.error(f"schema is {str(schema)[:80]!r}; give a JSON Schema as a mapping, or the path of its file.")
+            raise self.error(f"schema is {repr(schema)[:80]}; give a JSON Schema as a mapping, or the path of its file.")
         if self.partial and not schema.get("properties"):
             raise self.error("partial goes by the properties of an object, and the schema names none; leave it out.")
         return dict(schema)
@@ -177,6 +177,8 @@ class Format(Reward):
         import jsonschema  # for a schema alone
         import referencing
 
+        if not isinstance(schema.get("$schema", ""), str):
+            raise self.error(f"the schema names {str(schema['$schema'])[:80]} as its $schema; give a text.")
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         try:
             kind.check_schema(schema)
@@ -204,6 +206,10 @@ class Format(Reward):
                 self._errors(value)
         except RecursionError:
             raise self.error("the schema refers to itself without an end; take the $ref out.") from None
+        except (TypeError, ValueError, ArithmeticError) as error:
+            if isinstance(error, RewardError):
+                raise
+            raise self.error(f"the schema cannot be used: {error}.") from None
 
 
 def _no_number(word: str) -> Any:

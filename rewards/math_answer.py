@@ -1,5 +1,6 @@
 """Mathematical answers: equal as mathematics, however they are written."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -184,7 +185,8 @@ class Process:
             killer.cancel()
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(Exception):  # when Python itself is ending
+            self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"seconds": self.seconds}  # a copy starts a process of its own

@@ -8,6 +8,7 @@ It stands alone: of this package it imports nothing.
 """
 
 import json
+import logging
 import re
 import signal
 import sys
@@ -17,9 +18,12 @@ from math_verify import parse, verify
 
 # Where LaTeX says itself that it is LaTeX; elsewhere it is read as text, in which math-verify finds numbers alone.
 _MARKED = re.compile(r"\$|\\\(|\\\[|\\boxed")
-# A number on its own, perhaps with separators, a sign of currency or percent: read the same with and without LaTeX.
-_NUMBER = re.compile(r"[-+]?\s*[$€£¥]?\s*[-+]?(?:\d[\d,]*\.?\d*|\.\d+)\s*%?")
-_GROUPS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# A word: as LaTeX it would be a product of its letters.
+_WORD = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{3,}")
+_TEXT = re.compile(r"\\[a-zA-Z]+\{[a-zA-Z ]*\}")  # words in it are LaTeX's business, as in \text{ cm}
+# A number on its own, perhaps with a sign of currency or percent: its separators are not for LaTeX.
+_NUMBER = re.compile(r"[-+]?\s*[$€£¥]?\s*[-+]?(?:\d[\d, ]*\.?\d*|\.\d+)\s*\\?%?")
+_GROUPS = re.compile(r"(?<=\d)[, ](?=\d{3}(?!\d))")
 
 
 class TooLong(BaseException):
@@ -32,7 +36,7 @@ def read(text: str, alone: bool) -> list[Any]:
     Args:
         alone: the text is the answer and nothing else. LaTeX in it then needs no dollars around it.
     """
-    text = text.strip()
+    text = text.strip().removesuffix(".")
     try:
         return _read(text, alone)
     except Exception:  # it is given any text; what it stumbles over is no formula
@@ -40,14 +44,13 @@ def read(text: str, alone: bool) -> list[Any]:
 
 
 def _read(text: str, alone: bool) -> list[Any]:
-    if alone and (_NUMBER.fullmatch(text) or not _MARKED.search(text)):
-        if _NUMBER.fullmatch(text):
-            text = _GROUPS.sub("", text)
+    if alone and _NUMBER.fullmatch(text):
+        text = _GROUPS.sub("", text)
+    if alone and not _MARKED.search(text.lstrip("+- $")) and not _WORD.search(_TEXT.sub("", text)):
         found: list[Any] = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
         if found:
             return found
-    found = parse(text, parsing_timeout=None)
-    return found
+    return list(parse(text, parsing_timeout=None))
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +71,7 @@ def _too_long(*_: Any) -> None:
 
 def main() -> None:
     """Answers questions until the trainer is gone. Arguments: seconds for each, memory in MiB."""
+    logging.disable()  # math-verify warns that it has no time limit of its own
     seconds, memory = float(sys.argv[1]), int(sys.argv[2])
     if sys.platform != "win32":
         import resource

@@ -64,7 +64,7 @@ NAMED = [
         "more than 0.3 seconds",
         "it backtracks",
         name="format",
-        pattern="(a+)+$",
+        pattern="^(a|aa)+$",
         seconds=0.3,
     ),
     spec("schema that is none", "Reward 'format'", "no JSON Schema", "at type", name="format", schema={"type": "x"}),

@@ -24,7 +24,7 @@ def test_several_patterns():
     assert scores(Format(pattern=patterns, partial=True), "No. 5, because it is.", "5 it is.", "") == [1, 0.5, 0]
 
 
-@pytest.mark.parametrize("pattern", [r"^(\w+\s?)*$", r"(a+)+$", r"^(a|a)*$", r"(x+x+)+y", r"^(.*)*;$", r"^(([a-z])+.)+!!$"])
+@pytest.mark.parametrize("pattern", ["^(a|aa)+$", "(x+x+)+y", r"^(\w|[0-9])*;"])
 def test_a_catastrophic_pattern_is_refused_when_it_is_read(pattern):
     with pytest.raises(RewardError, match="more than 0.2 seconds .* it backtracks"):
         Format(pattern=pattern, seconds=0.2)
@@ -32,8 +32,8 @@ def test_a_catastrophic_pattern_is_refused_when_it_is_read(pattern):
 
 def test_a_catastrophic_completion_ends_in_an_error():
     """No trial meets this one: the pattern runs away on q alone."""
-    reward = Format(pattern="^(q+)+$", seconds=0.2)
-    assert scores(reward, "qqq", "q" * 20 + "!") == [1, 0]
+    reward = Format(pattern="^(q|qq)+$", seconds=0.2)
+    assert scores(reward, "qqq", "q" * 10 + "!") == [1, 0]
     with pytest.raises(RewardError, match="Reward 'format': the regular expression .* on a text of 5001 characters"):
         scores(reward, "q" * 5000 + "!")
 
@@ -145,8 +145,8 @@ def test_a_schema_from_a_file_with_references_within_it(tmp_path):
         ({"schema": {"$ref": "#/$defs/x"}}, "a \\$ref to '#/\\$defs/x', which is not in it"),
         ({"schema": {"$ref": "#"}}, "refers to itself without an end"),
         ({"schema": {"patternProperties": {"^a": {}}}}, "patternProperties"),
-        ({"schema": {"type": "string", "pattern": "(a"}}, "'\\(a' is no regular expression"),
-        ({"schema": {"type": "string", "pattern": "(a+)+$"}, "seconds": 0.2}, "it backtracks"),
+        ({"schema": {"type": "string", "pattern": "(a"}}, "no JSON Schema: '\\(a' is not a 'regex'"),
+        ({"schema": {"type": "string", "pattern": "^(a|aa)+$"}, "seconds": 0.2}, "it backtracks"),
     ],
 )
 def test_options_that_are_wrong(options, says):

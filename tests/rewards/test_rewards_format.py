@@ -24,7 +24,7 @@ def test_several_patterns():
     assert scores(Format(pattern=patterns, partial=True), "No. 5, because it is.", "5 it is.", "") == [1, 0.5, 0]
 
 
-@pytest.mark.parametrize("pattern", ["^(a|aa)+$", "(x+x+)+y", r"^(\w|[0-9])*;"])
+@pytest.mark.parametrize("pattern", ["^(a|aa)+$", "(x+x+)+y", "^(0|00)*$"])
 def test_a_catastrophic_pattern_is_refused_when_it_is_read(pattern):
     with pytest.raises(RewardError, match="more than 0.2 seconds .* it backtracks"):
         Format(pattern=pattern, seconds=0.2)

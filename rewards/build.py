@@ -162,7 +162,7 @@ def _from_registry(name: Any, options: dict[str, Any]) -> Reward:
     takes = [*_parameters(cls), *cls.further_options(**fixed)]
     real = [key for key in takes if key not in cls.python_only and key not in fixed and key != "log_name"]
     _check_options(name, options, real)
-    _check_required(name, cls, options)
+    _check_required(name, cls, fixed | options)
     return cls(**fixed, **options)
 
 

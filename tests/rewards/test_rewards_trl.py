@@ -54,6 +54,7 @@ def test_each_of_them_in_our_trainer(tmp_path):
         prompts=prompts,
         columns={"number": ["5", "6", None, "7"]},
         rollout_func=toy.canned(dict.fromkeys(prompts, [A, B, A, EOS])),
+        gradient_accumulation_steps=1,
     )
     trainer.train()
     means = {name: toy.logged(trainer, f"rewards/{name}/mean")[-1] for name in NAMES}
@@ -102,7 +103,7 @@ def test_functions_of_the_users_with_arguments_async_ones_too(tmp_path, monkeypa
     if trainer == "ours":
         made = toy.make_trainer(
             tmp_path / "out", reward=list(rewards), prompts=prompts, columns=columns, rollout_func=rollout,
-            reward_weights=list(weights),
+            reward_weights=list(weights), gradient_accumulation_steps=1,
         )
     else:
         args = trl.GRPOConfig(

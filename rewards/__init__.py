@@ -8,15 +8,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .answer import Answer
     from .base import Reward, RewardError, RewardFunction, WeightedReward, log_name_of
     from .build import Mixture, build_rewards
     from .code import Code
     from .coverage import Coverage
     from .fluency import Length, Repetition
+    from .format import Format
     from .instant import Instant
     from .judge import Judge
     from .keyword import Keyword, first_hit
     from .learned import Learned
+    from .math_answer import Math
     from .mixture import Shaped, every_in, load_state, prepare, raw, set_training, state_of, token_rewards_of
     from .overlap import Bleu, Chrf, Rouge
     from .perplexity import Perplexity
@@ -25,17 +28,21 @@ if TYPE_CHECKING:
     from .text import text_of
     from .tokenizing import adds_end, begun_once, open_ended
     from .tokens import pays_tokens, texts_after, token_ends
+    from .trl_rewards import TrlReward
 
 __all__ = [
+    "Answer",
     "Bleu",
     "Chrf",
     "Code",
     "Coverage",
+    "Format",
     "Instant",
     "Judge",
     "Keyword",
     "Learned",
     "Length",
+    "Math",
     "Mixture",
     "Perplexity",
     "Reconstruction",
@@ -46,6 +53,7 @@ __all__ = [
     "RewardFunction",
     "Rouge",
     "Shaped",
+    "TrlReward",
     "WeightedReward",
     "adds_end",
     "begun_once",
@@ -68,15 +76,18 @@ __all__ = [
 
 # Where each name lives, loaded when it is first used: torch and transformers are for the rewards that need them.
 _MODULES = {
+    "answer": "Answer",
     "base": "Reward RewardError RewardFunction WeightedReward log_name_of",
     "build": "Mixture build_rewards",
     "code": "Code",
     "coverage": "Coverage",
     "fluency": "Length Repetition",
+    "format": "Format",
     "instant": "Instant",
     "judge": "Judge",
     "keyword": "Keyword first_hit",
     "learned": "Learned",
+    "math_answer": "Math",
     "mixture": "Shaped every_in load_state prepare raw set_training state_of token_rewards_of",
     "overlap": "Bleu Chrf Rouge",
     "perplexity": "Perplexity",
@@ -85,6 +96,7 @@ _MODULES = {
     "text": "text_of",
     "tokenizing": "adds_end begun_once open_ended",
     "tokens": "pays_tokens texts_after token_ends",
+    "trl_rewards": "TrlReward",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -90,6 +90,16 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
+def renamed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """An async function, or an object whose call is one, as a function of that name, by which TRL knows it too."""
+
+    async def with_name(*args: Any, **columns: Any) -> Any:
+        return await function(*args, **columns)
+
+    with_name.__name__ = name
+    return with_name
+
+
 def _one_row(row: int, prompts: Texts, completions: Texts, columns: dict[str, Any]) -> dict[str, Any]:
     n = len(prompts)
     one = {k: [v[row]] if isinstance(v, list | tuple) and len(v) == n else v for k, v in columns.items()}

@@ -70,6 +70,11 @@ class Reward:
         """Asked before the first step of a training and after each: why there should be no further one, or None."""
         return None
 
+    @classmethod
+    def further_options(cls, **fixed: Any) -> list[str]:
+        """Names of options beside the parameters of `__init__`, where what its `**options` take depends on `fixed`."""
+        return []
+
     def column(self, columns: dict[str, Any], name: str) -> list[Any]:
         """The column `name`, or a `RewardError` that says which columns there are."""
         if name in columns and name not in NOT_COLUMNS:

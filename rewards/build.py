@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from .asking import is_async, renamed
 from .base import (
     Bound,
     Reward,
@@ -24,6 +25,7 @@ from .base import (
 )
 from .instant import Instant
 from .mixture import Shaped, WeightedSum
+from .trl_rewards import NAMES as TRL_REWARDS
 
 # name in YAML -> (module, class, fixed options). Imported when asked for.
 REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -37,6 +39,9 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "code": ("code", "Code", {}),
     "judge": ("judge", "Judge", {}),
     "learned": ("learned", "Learned", {}),
+    "math": ("math_answer", "Math", {}),
+    "answer": ("answer", "Answer", {}),
+    "format": ("format", "Format", {}),
     "length": ("fluency", "Length", {}),
     "repetition": ("fluency", "Repetition", {}),
     "perplexity": ("perplexity", "Perplexity", {}),
@@ -44,6 +49,7 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "relevance": ("relevance", "Relevance", {}),
     "coverage": ("coverage", "Coverage", {}),
     "mixture": ("build", "Mixture", {}),
+    **{name: ("trl_rewards", "TrlReward", {"reward": name}) for name in TRL_REWARDS},
 }
 HOW_TO_NAME = "write it like {name: bleu, weight: 0.5}"
 COMMON_OPTIONS = ("weight", "instant", "clip", "normalize", "log_name")
@@ -133,7 +139,9 @@ def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
     instant = choice(common.pop("instant", False), "instant", (True, False, "words", "tokens"), log_name)
     if instant:
         reward = Instant(reward, at="auto" if instant is True else instant, log_name=log_name)
-    if common or log_name != log_name_of(reward):
+    if is_async(reward) and not common:
+        reward = renamed(reward, log_name)
+    elif common or log_name != log_name_of(reward):
         reward = Shaped(reward, log_name=log_name, **common)
     return reward
 
@@ -152,9 +160,10 @@ def _from_registry(name: Any, options: dict[str, Any]) -> Reward:
         raise RewardError(f"There is no reward '{str(name)[:100]}'{nearest(str(name)[:100], REGISTRY)}; {known}.")
     module, cls_name, fixed = REGISTRY[name]
     cls: type[Reward] = getattr(importlib.import_module(f".{module}", __package__), cls_name)
-    real = [key for key in _parameters(cls) if key not in cls.python_only and key not in fixed and key != "log_name"]
+    takes = [*_parameters(cls), *cls.further_options(**fixed)]
+    real = [key for key in takes if key not in cls.python_only and key not in fixed and key != "log_name"]
     _check_options(name, options, real)
-    _check_required(name, cls, options)
+    _check_required(name, cls, fixed | options)
     return cls(**fixed, **options)
 
 

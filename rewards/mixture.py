@@ -89,7 +89,7 @@ class Shaped(Wrapper):
         super().__init__(reward, log_name)
         self.training = True
         if is_async(reward):
-            raise self.error("clip, normalize and log_name are not for async functions; do it inside the function.")
+            raise self.error("clip and normalize are not for async functions; do it inside the function.")
         if normalize not in (None, False, "none", "running"):
             raise self.error(f"normalize is {normalize!r}; give running, or leave it out.")
         self.stats = RunningStats() if normalize == "running" else None

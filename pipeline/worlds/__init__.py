@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 WORLDS = {
+    "arithmetic": "pipeline.worlds.arithmetic",
     "field_notes": "pipeline.worlds.field_notes",
     "e2e": "pipeline.worlds.e2e",
     "dialogue": "pipeline.worlds.dialogue",

@@ -53,6 +53,41 @@ NAMED = [
     ),
     spec("weight that is no number", "Reward 'bleu': weight is 'high'; give a number", name="bleu", weight="high"),
     spec("clip the wrong way round", "clip is [1, 0]", "smaller", name="bleu", clip=[1, 0]),
+    spec("math of a number for none", "Reward 'math': unread is 1; give 0 or none", name="math", unread=1),
+    spec("tag in brackets", "Reward 'answer': tag is '<answer>'", "without brackets", name="answer", tag="<answer>"),
+    spec("unknown way to match", "Reward 'answer': match is 'f2'", "did you mean 'f1'?", name="answer", match="f2"),
+    spec("no form", "Reward 'format': give one of pattern, sections and schema", name="format"),
+    spec("pattern that is none", "Reward 'format': '(a' is no regular expression", name="format", pattern="(a"),
+    spec(
+        "pattern that runs away",
+        "Reward 'format'",
+        "more than 0.3 seconds",
+        "it backtracks",
+        name="format",
+        pattern="^(a|aa)+$",
+        seconds=0.3,
+    ),
+    spec("schema that is none", "Reward 'format'", "no JSON Schema", "at type", name="format", schema={"type": "x"}),
+    spec("schema that is not there", "the schema 'no.json' cannot be read", name="format", schema="no.json"),
+    spec(
+        "schema from elsewhere",
+        "refers to 'http://x.org/y'",
+        "only a $ref within it",
+        name="format",
+        schema={"$ref": "http://x.org/y"},
+    ),
+    spec(
+        "option of TRL's reward missing",
+        "Reward 'cosine_scaled_reward': TRL refuses its options",
+        "max_len",
+        name="cosine_scaled_reward",
+    ),
+    spec(
+        "answers column missing",
+        "Reward 'math'",
+        "no column 'answer'; it has facts",
+        name="math",
+    ),
     spec("option missing", "Reward 'learned': give either path", name="learned"),
     spec(
         "column missing",
@@ -138,6 +173,15 @@ JUDGES = [
     ),
 ]
 ASKED = [
+    spec(
+        "letter that is no choice",
+        "Reward 'answer'",
+        "column 'facts', row 0 of the batch, holds 'w",
+        "none of A, B, C, D",
+        name="answer",
+        column="facts",
+        match="choice",
+    ),
     own(
         "raises",
         "Reward 'raises' failed for every completion",

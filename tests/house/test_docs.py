@@ -33,6 +33,14 @@ def test_the_table_of_rewards_has_every_reward_and_its_lines_can_be_built():
     assert len(build_rewards(yaml.safe_load(lines)["rewards"])) == lines.count("{name:")
 
 
+def test_the_examples_of_answers_that_can_be_checked_run():
+    text = (ROOT / "docs/checkable.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(block, {})  # they assert what comes out
+
+
 def test_seeds_move_every_path_to_the_folder_of_the_seed():
     spec = importlib.util.spec_from_file_location("seeds", ROOT / "recipes/seeds.py")
     seeds = importlib.util.module_from_spec(spec)

@@ -47,6 +47,29 @@ def kind_of(rng: random.Random) -> str:
     return rng.choice(("sft", "preference", "prompts"))
 
 
+def answers(rng: random.Random) -> Files:
+    """Rows with answers and completions, and a JSON Schema."""
+    said = [
+        "<think>2 + 2</think><answer>4</answer>",
+        "So $x = \\boxed{\\frac{1}{2}}$.",
+        "9 * 8 = 72\n#### 72",
+        '{"name": "fox", "legs": 4}',
+        "The answer is (B).",
+    ]
+    rows = [
+        {"prompt": "say it =>\n", "said": text, "answer": answer, "letter": rng.choice(("A", "(B)", 3))}
+        for text, answer in zip(said, ("4", "\\frac{2}{4}", "#### 72", ["fox", "owl"], "1,000"), strict=True)
+    ]
+    rng.shuffle(rows)
+    schema = {
+        "type": "object",
+        "properties": {"name": {"$ref": "#/$defs/name"}, "legs": {"type": "integer", "minimum": 0}},
+        "$defs": {"name": {"type": "string", "pattern": "^[a-z]+$"}},
+        "required": ["name"],
+    }
+    return {"prompts.jsonl": lines(rows), "schema.json": json.dumps(schema).encode()}
+
+
 def jsonl(rng: random.Random) -> Files:
     kind = kind_of(rng)
     content = lines(rows_of(rng, kind))

@@ -1,6 +1,7 @@
 """The loaders that are fuzzed: for each one good files, and what reads them."""
 
 import io
+import json
 import random
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -12,6 +13,7 @@ import yaml
 from conftest import build_model, build_tokenizer
 from fuzz_files import (
     Files,
+    answers,
     chat_template,
     csv_rows,
     eval_files,
@@ -48,7 +50,9 @@ from pipeline.runs.folder import settings_of
 from pipeline.safety.reading import read_yaml
 from pipeline.stages import merge
 from pipeline.stages.merge import MergeArguments
-from rewards import Judge, Learned, Perplexity, build_rewards
+from rewards import Answer, Format, Judge, Learned, Math, Perplexity, RewardError, build_rewards
+from rewards.answer import MATCHES
+from rewards.asking import columns_of
 from rewards.chat_server import Reply, _Passing
 from rewards.reply_cache import ReplyCache, key_of
 from rewards.rubric import Rubric
@@ -86,6 +90,7 @@ def make_families(folder: Path) -> dict[str, Family]:
         "judging": Family(judging_files, load_judging),
         "eval": Family(eval_files, load_eval),
         "judge": Family(lambda rng: judge_files(rng, cache), load_judge),
+        "answers": Family(Answers.seed, Answers()),
         "template": Family(lambda rng: chat_template(), lambda place: load_template(place, tokenizer)),
     }
 
@@ -279,6 +284,38 @@ def load_judge(place: Path) -> None:
     with judge._in_words():
         judge.asked.cache.get([key_of("x"), key_of("y")])
         judge.asked.cache.put(key_of("y"), Reply(reply, 2))
+
+
+# ------------------------------------------------------------ answers to be checked
+class Answers:
+    """Rows and completions that the rewards for checkable answers score, and a schema."""
+
+    math = Math(seconds=5)
+
+    @classmethod
+    def seed(cls, rng: random.Random) -> Files:
+        cls.math.prepare()  # its process is started before anybody listens for processes
+        return answers(rng)
+
+    def __call__(self, place: Path) -> None:
+        path = next(place.glob("prompts.jsonl"))
+        train, _ = data.load(DataArguments(str(path)), "prompts", 0, lambda line: None)
+        rows = train.to_list()
+        columns = columns_of(rows)
+        said = [text if isinstance(text, str) else json.dumps(text) for text in columns.get("said", ["4"] * len(rows))]
+        specs = [{"match": match, "column": "letter" if match == "choice" else "answer"} for match in MATCHES]
+        built = [Answer(**spec) for spec in specs] + [Answer(tag="answer", after="</think>"), self.math]
+        built += [Format(sections=["think", "answer"], partial=True), Format(schema=str(place / "schema.json"))]
+        built += [reward for reward, _ in build_rewards(["think_format_reward"])]
+        problems = []
+        for reward in built:
+            try:
+                scores = reward([row["prompt"] for row in rows], said, **columns)
+                assert len(scores) == len(rows) and all(score is None or 0 <= score <= 1 for score in scores)
+            except RewardError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
 
 
 # ------------------------------------------------------------ chat templates

@@ -75,6 +75,29 @@ def test_the_mbpp_recipe_reads_mbpps_columns_and_its_tests_pass_the_solution(tmp
     assert code(prompts, [solution] * 2, **columns) == [1.0, 0.0]
 
 
+GSM8K = {
+    "question": "Ida reads 12 pages a day for 6 days. How many pages is that?",
+    "answer": "She reads 12 * 6 = <<12*6=72>>72 pages.\n#### 72",
+}
+
+
+def test_the_gsm8k_recipe_reads_gsm8ks_columns_and_its_rewards_know_the_solution(tmp_path):
+    source = str(write_jsonl(tmp_path / "gsm8k.jsonl", [GSM8K] * 4))
+    row = rows_of(settings_of("gsm8k", "sft"), "sft", source)[0]
+    assert row["prompt"][0]["content"].startswith(GSM8K["question"] + "\nWork it out")
+    assert row["completion"] == [{"role": "assistant", "content": GSM8K["answer"]}]
+    ppo = settings_of("gsm8k", "ppo")
+    rows = rows_of(ppo, "prompts", source)
+    assert (
+        ppo["prompt_template"] == settings_of("gsm8k", "sft")["prompt_template"] and rows[0]["prompt"] == row["prompt"]
+    )
+    texts = [GSM8K["answer"], "It is 72.", "#### 71", "no"]
+    said = [[{"role": "assistant", "content": text}] for text in texts]
+    columns = {"answer": [row["answer"] for row in rows]}
+    scores = [reward([row["prompt"] for row in rows], said, **columns) for reward, _ in build_rewards(ppo["rewards"])]
+    assert scores == [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]
+
+
 def test_after_sft_comes_the_stage_that_the_recipe_has(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert next_step("reward", "runs/translation/sft") == "make ppo RECIPE=recipes/translation"

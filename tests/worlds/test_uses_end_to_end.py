@@ -16,7 +16,16 @@ SMALL = {
     "ppo": "--total_episodes 16 --per_device_train_batch_size 4 --num_iterations 1 --max_completion_length 12 "
     "--eval_samples 4 --use_cpu",
 }
-USES = {"topics": ["base", "sft", "ppo", "ppo_stuffing"], "summarisation": ["base", "sft", "ppo"]}
+USES = {
+    "topics": ["base", "sft", "ppo", "ppo_stuffing"],
+    "summarisation": ["base", "sft", "ppo"],
+    "arithmetic": ["base", "sft", "ppo"],
+}
+MEASURES = {
+    "topics": {"grammar", "on_topic", "stuffed"},
+    "summarisation": {"facts", "invented", "perfect"},
+    "arithmetic": {"right", "worked"},
+}
 
 
 def run(folder: Path, *command: str) -> str:
@@ -34,10 +43,9 @@ def test_a_use_from_base_to_ppo(tmp_path, use):
         command = [str(ROOT / f"recipes/{name}.py"), "--config", str(ROOT / f"recipes/{use}/{stage}.yaml")]
         run(tmp_path, *command, *SMALL[name].split())
     runs = tmp_path / "runs" / use
-    measures = {"topics": {"grammar", "on_topic", "stuffed"}, "summarisation": {"facts", "invented", "perfect"}}[use]
     for stage in USES[use][2:]:
         summary = json.loads((runs / stage / "summary.json").read_text("utf-8"))
-        assert measures < set(summary["before"]) == set(summary["after"]) and summary["episodes"] == 16
+        assert MEASURES[use] < set(summary["before"]) == set(summary["after"]) and summary["episodes"] == 16
         assert (runs / stage / "report.html").is_file()
     if use == "topics":
         run(tmp_path, "-m", "pipeline.report", str(runs / "ppo"), str(runs / "ppo_stuffing"))

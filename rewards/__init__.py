@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from .text import text_of
     from .tokenizing import adds_end, begun_once, open_ended
     from .tokens import pays_tokens, texts_after, token_ends
+    from .turns import Environment, Turn
 
 __all__ = [
     "Bleu",
     "Chrf",
     "Code",
     "Coverage",
+    "Environment",
     "Instant",
     "Keyword",
     "Learned",
@@ -44,6 +46,7 @@ __all__ = [
     "RewardFunction",
     "Rouge",
     "Shaped",
+    "Turn",
     "WeightedReward",
     "adds_end",
     "begun_once",
@@ -82,6 +85,7 @@ _MODULES = {
     "text": "text_of",
     "tokenizing": "adds_end begun_once open_ended",
     "tokens": "pays_tokens texts_after token_ends",
+    "turns": "Environment Turn",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -44,9 +44,9 @@ from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
-from pipeline.rollouts.row_prompts import RowPrompts
-from pipeline.rollouts.scoring import Scoring, check_finite, check_scored, weigh
+from pipeline.rollouts.scoring import check_finite, check_scored, weigh
 from pipeline.rollouts.text_ends import TextEnds
+from pipeline.rollouts.turns import Turns
 from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -56,7 +56,7 @@ from rewards import RewardFunction, set_training
 
 
 # TRL and transformers set `_buffered_inputs` and `hub_model_id` to None at first, which mypy takes for all they can be
-class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, TextEnds, GRPOTrainer):  # type: ignore[misc]
+class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResults, Turns, TextEnds, GRPOTrainer):  # type: ignore[misc]
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a LoRA adapter.
 
     Args:
@@ -186,7 +186,7 @@ class PPOTrainer(OwnLoop, Passes, SkipsNonFinite, ResumableRollouts, PushesResul
         kept, and what was paid token by token."""
         for reward in self.reward_funcs:
             set_training(reward, self.model.training)  # running statistics are those of training alone
-        scoring = Scoring(self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
+        scoring = self._asks(completions, completion_ids_list)
         self.reward_funcs, rewards = scoring.functions, self.reward_funcs  # TRL's loop asks through them
         try:
             with self._notes.clock("scoring"):

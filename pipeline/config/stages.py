@@ -91,7 +91,9 @@ class RolloutDefaults(StageDefaults):
         "Game of several turns, as module:Class in TRL's form (docs/turns.md); or a mapping of such by name, of which "
         "each row's column `environment` names one. PPO only.",
     )
-    tools: list[str] = setting([], "Functions that the model may call, each as module:function (docs/turns.md). PPO only.")
+    tools: list[str] = setting(
+        [], "Functions that the model may call, each as module:function (docs/turns.md). PPO only."
+    )
     log_completions: bool | None = setting(
         None, "Keep every completion in the run folder and send a table to the trackers; none: if there is a tracker."
     )
@@ -176,7 +178,12 @@ class GroupStage(RolloutDefaults):
     def __post_init__(self):
         for key in ("environment", "tools"):
             value = getattr(self, key)
-            check(not value, key, value, "games of several turns are for PPO (make ppo); TRL's trainers take them in Python")
+            check(
+                not value,
+                key,
+                value,
+                "games of several turns are for PPO (make ppo); TRL's trainers take them in Python",
+            )
         for key in ("total_episodes", "missing_eos_penalty"):
             value = getattr(self, key)
             check(value is None or value > 0, key, value, "a number above 0")

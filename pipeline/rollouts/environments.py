@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from trl import is_conversational
+from trl.chat_template_utils import add_response_schema, supports_tool_calling
 
 from pipeline.errors import UserError
 from rewards import RewardFunction, WeightedReward
@@ -24,7 +25,9 @@ from rewards.turns import Environment, reads_environments
 Factories = Mapping[str | None, Callable[[], Any]]  # TRL's; None: the only one
 
 
-def of(config: Any, weighted: Iterable[WeightedReward], first_row: Mapping[str, Any]) -> dict[str, Any]:
+def of(
+    config: Any, weighted: Iterable[WeightedReward], tokenizer: Any, first_row: Mapping[str, Any]
+) -> dict[str, Any]:
     """What TRL's trainer is given of the settings `environment` and `tools`: keyword arguments, none where there are
     none.
 
@@ -32,11 +35,16 @@ def of(config: Any, weighted: Iterable[WeightedReward], first_row: Mapping[str, 
         UserError: they cannot be made, or do not go together with the rewards, the data or other settings.
     """
     factory, tools = load(config.environment), load_tools(config.tools)
-    factories = factories_of(factory)
-    rewards = [reward for reward, _ in weighted]
-    check(config, first_row, factories, bool(tools))
+    factories, rewards = factories_of(factory), [reward for reward, _ in weighted]
     check_rewards(rewards, factories)
     check_turns(rewards, bool(factories or tools))
+    if not (factories or tools):
+        return {}
+    check(config, first_row, factories, bool(tools))
+    if factories:
+        name = first_row.get("environment") if isinstance(factory, Mapping) else None
+        begin(factories[name](), first_row, isinstance(factory, Mapping), config.seed, "first")
+    check_template(tokenizer, "environment" if factories else "tools")
     given = {"environment_factory": factory, "tools": tools or None}
     return {key: value for key, value in given.items() if value is not None}
 
@@ -116,7 +124,7 @@ def check(config: Any, first_row: Mapping[str, Any] | None, factories: Factories
             )
     if first_row is not None and first_row.get("prompt") and not is_conversational({"prompt": first_row["prompt"]}):
         raise UserError(
-            f'{key}: the prompts are text, and turns are messages: give prompts as [{{"role": "user", "content": ...}}]'
+            f'{key}: the prompts are text, and turns are messages: give prompts as [{{"role": "user", ...}}]'
         )
     if len(factories) > 1 or None not in factories and factories:
         given = (first_row or {}).get("environment")
@@ -126,6 +134,24 @@ def check(config: Any, first_row: Mapping[str, Any] | None, factories: Factories
                 f"environment: there are {known}, and the first row's column environment is {given!r}: every row "
                 "names one of them"
             )
+
+
+def check_template(tokenizer: Any, key: str) -> None:
+    """Raises `UserError` where the chat template writes no tool calls, or nobody knows how to read them back."""
+    if not supports_tool_calling(tokenizer):
+        raise UserError(
+            f"{key}: the chat template of this tokenizer writes no tool calls and answers: set chat_template_path to "
+            "one that does"
+        )
+    if any(getattr(tokenizer, f"response_{kind}", None) for kind in ("template", "schema")):
+        return
+    try:
+        add_response_schema(tokenizer)
+    except ValueError:
+        raise UserError(
+            f"{key}: the tokenizer does not say how tool calls are read back from its chat template, and TRL does not "
+            "know the template: give it a response_template (docs/turns.md)"
+        ) from None
 
 
 def check_rewards(rewards: Iterable[RewardFunction], factories: Factories) -> None:
@@ -169,7 +195,25 @@ def asks_copies(reward: object) -> bool:
     )
 
 
-# ---------------------------------------------------------------- seeds
+# ---------------------------------------------------------------- how a game begins
+def begin(environment: Any, row: Mapping[str, Any], one_of_several: bool, *made_from: Any) -> Any:
+    """What `reset` says at the beginning of the game of a row, called as TRL calls it.
+
+    Args: one_of_several: the row's column `environment` chose it and is not handed on. made_from: the seed.
+
+    Raises:
+        UserError: it fails.
+    """
+    given = seeded(row, environment, *made_from)
+    if one_of_several:
+        given.pop("environment", None)
+    try:
+        return environment.reset(**given)
+    except Exception as error:
+        hint = "; end its parameters with **row, for it is given every column" * ("unexpected keyword" in str(error))
+        raise UserError(f"environment {type(environment).__name__}: reset fails: {where(error)}{hint}") from error
+
+
 def seeded(row: Mapping[str, Any], environment: Any, *made_from: Any) -> dict[str, Any]:
     """The row with a `seed` for `reset`, a whole number below 2³², made of `made_from`; its own stays.
 

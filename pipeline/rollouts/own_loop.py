@@ -127,7 +127,9 @@ class OwnLoop:
 
     def _check_one_turn(self, who: str) -> None:
         if getattr(self, "tools", None):
-            raise UserError(f"{who}() plays no games of several turns: a trainer with tools or an environment has train()")
+            raise UserError(
+                f"{who}() plays no games of several turns: a trainer with tools or an environment has train()"
+            )
 
     def _check_counts(self, **given: Sequence) -> None:
         expected = self.args.per_device_train_batch_size * self.args.steps_per_generation

@@ -46,7 +46,9 @@ class Turns(RowPrompts):
     def __init__(self, *args: Any, **kwargs: Any):
         factory, tools, funcs = (kwargs.get(key) for key in ("environment_factory", "tools", "reward_funcs"))
         rows = kwargs.get("train_dataset")
-        environments.check(kwargs["args"], next(iter(rows or ()), None), environments.factories_of(factory), bool(tools))
+        environments.check(
+            kwargs["args"], next(iter(rows or ()), None), environments.factories_of(factory), bool(tools)
+        )
         if factory is not None and funcs is no_rewards:
             kwargs["reward_funcs"] = []  # TRL takes what the environment pays
         super().__init__(*args, **kwargs)
@@ -83,7 +85,9 @@ class Turns(RowPrompts):
         """Of the row's environment in TRL's table."""
         name = row.get("environment") if self._multi_environment else None
         if name not in self.environment_factories:
-            raise UserError(f"a row's column environment is {name!r}: there are {', '.join(self.environment_factories)}")
+            raise UserError(
+                f"a row's column environment is {name!r}: there are {', '.join(self.environment_factories)}"
+            )
         return name
 
     def _probe_of(self, row: Mapping[str, Any]) -> Any:
@@ -168,16 +172,8 @@ class Turns(RowPrompts):
         for i, row in enumerate(rows):
             prompt = row.get("prompt") or [{"role": "user", "content": ""}]
             if self.environments:
-                control = {"environment"} if self._multi_environment else set()
-                given = environments.seeded(row, self.environments[i], self.args.seed, "held out", first + i)
-                try:
-                    opening = self.environments[i].reset(**{k: v for k, v in given.items() if k not in control})
-                except Exception as error:
-                    hint = "; end its parameters with **row, for it is given every column of the data"
-                    raise UserError(
-                        f"environment {type(self.environments[i]).__name__}: reset fails for a held-out row: "
-                        f"{environments.where(error)}{hint if 'unexpected keyword' in str(error) else ''}"
-                    ) from error
+                made_from = (self.args.seed, "held out", first + i)
+                opening = environments.begin(self.environments[i], row, self._multi_environment, *made_from)
                 if isinstance(opening, str):
                     prompt = [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + opening}]
             prompts.append(prompt)

@@ -77,7 +77,7 @@ def load(
     train, heldout = data.load(data_args, "prompts", config.seed, say)
     if heldout is None:
         raise UserError(f"eval_dataset is not set: {who} compares before and after on prompts held out from training")
-    played = environments.of(config, weighted, train[0])
+    played = environments.of(config, weighted, tokenizer, train[0])
     longest = data.show_examples(train, heldout, tokenizer, "prompts", None, data_args.dataset, say)
     folder, made_from = open_run(model_args, data_args, reward_args, config), frame.origin(start, model_args)
     if folder.finished:

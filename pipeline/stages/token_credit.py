@@ -9,7 +9,6 @@ The start is what the policy was trained from (the SFT adapter, or the base) and
 All probabilities are at the temperature of training. Nothing here changes the model, the rewards or the random state.
 """
 
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,15 +29,12 @@ from pipeline.models.structure import last_logits, positions
 from pipeline.ppo import math
 from pipeline.ppo.experience import Rollout, make_experience
 from pipeline.rollouts.scoring import Scoring, weigh
+from pipeline.stages.token_shifts import Shifts
 from rewards import token_ends
 from rewards.mixture import at_rest
-from rewards.text import text_of
 
 TOKENS, SHIFTS = "tokens.jsonl", "shifts.json"
 EACH = 4  # completions of each kind: best, worst, most changed
-LISTED = 15  # tokens in each list of shifts
-CONTEXT = 120  # characters of text before a token that is given as an example
-_POSITIONS = 64  # distributions that are compared at once
 
 
 def write(exam: Exam, before: ScoredAnswers, after: ScoredAnswers, folder: Path) -> None:
@@ -173,10 +169,9 @@ def silent(tokenizer, ids: Sequence[int], tokens: Sequence[str]) -> dict[str, st
 
 def _text(exam: Exam, after: ScoredAnswers, row: int) -> str:
     """What the ids of a completion say; of a game, with what the tools wrote."""
-    ids = after.completion_ids[row]
     if after.games is None:
         return after.completions[row]
-    return exam.trainer.processing_class.decode(ids, skip_special_tokens=True)
+    return exam.trainer.processing_class.decode(after.completion_ids[row], skip_special_tokens=True)
 
 
 def _scores(exam: Exam, after: ScoredAnswers, rows: list[int], texts) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -229,93 +224,6 @@ def _is_ppo(trainer) -> bool:
 
 
 # ---------------------------------------------------------------- which tokens became more likely
-class Shifts:
-    """How the probability of every token of the vocabulary changed, summed over contexts.
-
-    For each token v, with p the start of the policy and q the trained policy:
-
-        change(v) = Σ_c q(v | c) - p(v | c)
-
-    where c runs over every position of every completion, of those sampled before training and of those sampled after
-    it. That is by how many times more v is expected to be said, if each of these contexts came up once more. As q and
-    p both sum to 1, the changes of all tokens sum to 0. The context with the largest rise and the one with the
-    largest fall of each token are kept as examples.
-
-    Attributes, (V,) each, float64 on the CPU: before = Σ_c p(v | c), after = Σ_c q(v | c).
-    """
-
-    def __init__(self, vocab_size: int):
-        self.before, self.after = torch.zeros(2, vocab_size, dtype=torch.float64)
-        self.positions = 0
-        # row 0: the largest rise, row 1: the largest fall
-        self._most = torch.full((2, vocab_size), -torch.inf)
-        self._place = torch.zeros(2, vocab_size, 2, dtype=torch.long)  # completion, position
-        self._probs = torch.zeros(2, vocab_size, 2)  # before, after
-
-    @property
-    def change(self) -> Tensor:
-        return self.after - self.before
-
-    def add(self, completion: int, ref_logprobs: Tensor, logprobs: Tensor, own: Tensor | None = None) -> None:
-        """Adds the contexts of one completion.
-
-        Args: log-probabilities of the whole vocabulary, (T, V) each. own: (T,) of bool, the positions that count.
-        """
-        whole = torch.arange(len(logprobs))
-        for part in (whole if own is None else whole[own]).split(_POSITIONS):  # probabilities of many at once are large
-            p, q = ref_logprobs[part].exp(), logprobs[part].exp()
-            self.positions += len(p)
-            self.before += p.sum(dim=0, dtype=torch.float64).cpu()
-            self.after += q.sum(dim=0, dtype=torch.float64).cpu()
-            for i, rise in enumerate((q - p, p - q)):
-                most, where = rise.max(dim=0)
-                probs = torch.stack([p.gather(0, where[None])[0], q.gather(0, where[None])[0]], dim=1).cpu()
-                most, where = most.cpu(), where.cpu()
-                new = most > self._most[i]
-                self._most[i][new], self._probs[i][new] = most[new], probs[new]
-                self._place[i][new] = torch.stack([torch.full_like(where, completion), part[where]], dim=1)[new]
-
-    def summary(self, exam: Exam, before: ScoredAnswers, after: ScoredAnswers) -> dict:
-        """What `shifts.json` holds: the tokens that gained and lost most, with an example context each."""
-        tokenizer, sides = exam.trainer.processing_class, (before, after)
-        sampled = [
-            torch.bincount(torch.tensor([*itertools.chain(*side.completion_ids)]), minlength=len(self.after))
-            for side in sides
-        ]
-
-        def entry(token: int, direction: int) -> dict:
-            completion, position = self._place[direction, token].tolist()
-            side, row = divmod(completion, len(exam.rows))
-            before_it = sides[side].completion_ids[row][:position]
-            [said] = evaluation.texts_of(
-                tokenizer, [exam.rows[row]["prompt"]], [before_it], exam.trainer.eos_token_ids
-            )
-            p, q = self._probs[direction, token].tolist()
-            return {
-                "token": token_text(tokenizer, token),
-                "id": token,
-                "before": self.before[token].item(),
-                "after": self.after[token].item(),
-                "change": self.change[token].item(),
-                "sampled_before": int(sampled[0][token]),
-                "sampled_after": int(sampled[1][token]),
-                "example": {
-                    "prompt": text_of(exam.rows[row]["prompt"])[-CONTEXT:],
-                    "context": said[-CONTEXT:],
-                    "before": p,
-                    "after": q,
-                },
-            }
-
-        order = self.change.argsort(descending=True, stable=True).tolist()
-        return {
-            "completions": [len(side.completions) for side in sides],
-            "positions": self.positions,
-            "gains": [entry(token, 0) for token in order[:LISTED] if self.change[token] > 0],
-            "losses": [entry(token, 1) for token in order[: -LISTED - 1 : -1] if self.change[token] < 0],
-        }
-
-
 def compare(
     exam: Exam, before: ScoredAnswers, after: ScoredAnswers, wanted: set[int]
 ) -> tuple[Shifts, dict[int, tuple]]:
@@ -324,12 +232,11 @@ def compare(
     Returns:
         shifts, and row -> (T,) under the start of the policy, (T,) under the policy; nats.
     """
-    rows = list(exam.rows) * 2
     ids = before.completion_ids + after.completion_ids
     asked = before.prompt_ids and after.prompt_ids and before.prompt_ids + after.prompt_ids
     own = [side.own(row) for side in (before, after) for row in range(len(exam.rows))]
     shifts, logprobs = None, {}
-    for i, (ref, policy) in enumerate(distributions(exam, rows, ids, asked)):
+    for i, (ref, policy) in enumerate(distributions(exam, list(exam.rows) * 2, ids, asked)):
         shifts = Shifts(policy.shape[1]) if shifts is None else shifts
         shifts.add(i, ref, policy, torch.tensor(own[i]))
         if (row := i - len(exam.rows)) in wanted:
@@ -356,16 +263,6 @@ def distributions(
                 for each in logits
             )
             yield ref, policy
-
-
-def token_text(tokenizer, token: int) -> str:
-    """A token as it stands within a text, its space included; one that is no text alone, by its name."""
-    once, twice = tokenizer.decode([token]), tokenizer.decode([token, token])
-    # some decoders take the space off the first token of a text
-    text = twice[len(once) :] if twice.startswith(once) else once
-    if text and "\ufffd" not in text:
-        return text
-    return tokenizer.convert_ids_to_tokens(token) or f"#{token}"
 
 
 # ---------------------------------------------------------------- batches

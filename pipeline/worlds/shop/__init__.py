@@ -7,8 +7,8 @@
     tool: sold 1
     ...
 
-The environment is `game.Shop`; the stock comes from a seed that a held-out row brings and a training row is given by the
-trainer, so that an order is never the same game twice. Texts to learn from are the visits of a careless clerk
+The environment is `game.Shop`; the stock comes from a seed that a held-out row brings and a training row is given by
+the trainer, so that an order is never the same game twice. Texts to learn from are the visits of a careless clerk
 (`clerk.py`). The referee plays the calls of a finished game again, in a shop of its own.
 """
 
@@ -83,9 +83,7 @@ def make_data(settings: WorldSettings) -> WorldData:
             {"prompt": prompt_of(order), "order": list(order)}
             for order in _draw_orders(settings.prompt_rows, rng, held_out)
         ],
-        "sft_train": [
-            {"messages": play(prompt, order, rng.getrandbits(32), rng, SLIPS)} for prompt, order in visits
-        ],
+        "sft_train": [{"messages": play(prompt, order, rng.getrandbits(32), rng, SLIPS)} for prompt, order in visits],
     }
 
 

@@ -1,7 +1,7 @@
 """A clerk who knows the shop and is careless: the games that the base model and SFT learn from.
 
-With no slips the visit is won. Each slip is drawn for itself: asking for what a buy would tell, a wrong count, a thing that
-nobody ordered, forgetting a thing, and giving up or insisting where there is too little.
+With no slips the visit is won. Each slip is drawn for itself: asking for what a buy would tell, a wrong count, a thing
+that nobody ordered, forgetting a thing, and giving up or insisting where there is too little.
 """
 
 import random
@@ -24,7 +24,9 @@ def play(prompt: Messages, order: Sequence[str], seed: int, rng: random.Random, 
     def call(name: str, **arguments: Any) -> str:
         said = getattr(shop, name)(**arguments)
         function = {"name": name, "arguments": arguments}
-        messages.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]})
+        messages.append(
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+        )
         messages.append({"role": "tool", "name": name, "content": said})
         return said
 

@@ -89,7 +89,7 @@ class Shop:
 
 
 def draw_stock(order: dict[str, int], rng: random.Random) -> dict[str, int]:
-    """How much there is of everything: of a thing that is ordered too little in two of five cases, at times nothing."""
+    """How much there is of everything: of a thing that is ordered too little in two of five cases, or nothing."""
     stock = {item: rng.randint(0, 2 * MOST) for item in GOODS}
     for item, count in order.items():
         stock[item] = rng.randint(0, count - 1) if rng.random() < 0.4 else rng.randint(count, 2 * MOST)

@@ -6,11 +6,11 @@ the model said then, and so on. All of it is one row of tokens, of which the mod
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .base import Reward, RewardFunction
-from .text import Texts
+from .text import Text, Texts, text_of
 from .tokens import TokenIds, pay, settle
 from .values import read
 
@@ -56,7 +56,12 @@ class Environment(Reward):
 
 
 def turn_rewards(
-    reward: RewardFunction, prompts: Texts, completions: Texts, completion_ids: TokenIds, **columns: Any
+    reward: RewardFunction,
+    /,  # a column may have the name
+    prompts: Texts,
+    completions: Texts,
+    completion_ids: TokenIds,
+    **columns: Any,
 ) -> list[list[float] | None]:
     """What any score pays at each token, (B, T) ragged, if each turn is paid what it adds to the score.
 
@@ -96,6 +101,26 @@ def turn_rewards(
         for row, answer in zip(at, read(reward(**asked, **columns), len(cuts), name), strict=True):
             found[row].append(answer)
     return _at_turns(scores, turns, found, completion_ids)
+
+
+def calls_of(message: Mapping[str, Any]) -> list[str]:
+    """What a message calls, each as one would write it: `buy(item=rope, count=2)`."""
+    found = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call)
+        given = function.get("arguments")
+        if isinstance(given, Mapping):
+            given = ", ".join(f"{name}={value}" for name, value in given.items())
+        found.append(f"{function.get('name')}({given})")
+    return found
+
+
+def transcript(completion: Text) -> str:
+    """A completion to look at: a text as it is; of messages what was said, called (`> buy(item=rope)`) and answered."""
+    if isinstance(completion, str):
+        return completion
+    lines = [line for m in completion for line in (text_of([m]).strip(), *(f"> {call}" for call in calls_of(m)))]
+    return "\n".join(filter(None, lines))
 
 
 def reads_environments(reward: object) -> bool:

@@ -8,6 +8,7 @@ import torch
 from pipeline.exam.evaluation import ScoredAnswers
 from rewards.asking import columns_of, guarded
 from rewards.text import text_of
+from rewards.turns import calls_of, transcript
 
 
 def plays(trainer: Any) -> bool:
@@ -56,7 +57,7 @@ def play_and_score(
         scores |= {name: [verdict[name] for verdict in verdicts] for name in verdicts[0]}
     ids = [game.completion_ids for game in games]
     finished = [bool(row) and row[-1] in trainer.eos_token_ids for row in ids]
-    texts = ["\n".join(line for turn in turns_shown(game) for line in lines_of(turn)) for game in games]
+    texts = [transcript(game.messages) for game in games]
     return ScoredAnswers(texts, ids, finished, scores, games=games, paid=paid)
 
 
@@ -69,23 +70,12 @@ def turns_shown(game: Any, paid: Sequence[float] = ()) -> list[dict[str, Any]]:
     tokens = [0, *(turn.end + 1 for turn in game.turns)]
     for i in range(len(game.turns)):
         said, *answers = game.messages[starts[i] : starts[i + 1]] or [{}]
-        calls = [call.get("function", call) for call in said.get("tool_calls") or ()]
         found.append(
             {
                 "said": text_of([said]),
-                "calls": [f"{call.get('name')}({_arguments(call.get('arguments'))})" for call in calls],
+                "calls": calls_of(said),
                 "answers": [text_of([message]) for message in answers],
                 "paid": sum(paid[tokens[i] : tokens[i + 1]]),
             }
         )
     return found
-
-
-def lines_of(turn: Mapping[str, Any]) -> list[str]:
-    """A turn as lines of text."""
-    said = [turn["said"]] if turn["said"].strip() else []
-    return [*said, *(f"> {call}" for call in turn["calls"]), *turn["answers"]]
-
-
-def _arguments(given: Any) -> str:
-    return ", ".join(f"{name}={value}" for name, value in given.items()) if isinstance(given, Mapping) else str(given)

@@ -12,7 +12,7 @@ from .game import GOODS, MOST, Shop
 
 Messages = list[dict[str, Any]]
 DONE = "That is all."
-SLIPS = {"ask": 0.25, "miscount": 0.12, "stray": 0.12, "forget": 0.12, "give_up": 0.3, "insist": 0.2}
+SLIPS = {"ask": 0.2, "miscount": 0.1, "stray": 0.1, "forget": 0.1, "give_up": 0.65, "insist": 0.15}
 NONE = dict.fromkeys(SLIPS, 0.0)
 
 

@@ -116,7 +116,7 @@ def calls_of(message: Mapping[str, Any]) -> list[str]:
 
 
 def transcript(completion: Text) -> str:
-    """A completion to look at: a text as it is; of messages what was said, called (`> buy(item=rope)`) and answered."""
+    """A completion to look at: a text as it is; of messages what was said, called (`> buy(rope)`), answered."""
     if isinstance(completion, str):
         return completion
     lines = [line for m in completion for line in (text_of([m]).strip(), *(f"> {call}" for call in calls_of(m)))]

@@ -7,6 +7,7 @@ the environment has paid by then; and held-out games can be played without leavi
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -51,7 +52,9 @@ class Turns(RowPrompts):
         )
         if factory is not None and funcs is no_rewards:
             kwargs["reward_funcs"] = []  # TRL takes what the environment pays
-        super().__init__(*args, **kwargs)
+        with warnings.catch_warnings():  # docs/turns.md says that it may change
+            warnings.filterwarnings("ignore", "You are using 'environment_factory'")
+            super().__init__(*args, **kwargs)
         self._exam_pool: dict[str | None, list[Any]] = {}
         self._keep_one_reward_of_environments()
 

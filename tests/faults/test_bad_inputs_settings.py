@@ -203,7 +203,7 @@ class Maze:
 class Paying(Maze):
     def get_reward(self): return 1.0
 class Narrow(Maze):
-    def reset(self, prompt): pass
+    def reset(self): pass
 class NoReset: pass
 class Cold:
     def __init__(self): raise OSError("the server is down")
@@ -230,7 +230,7 @@ SEVERAL_TURNS = [
     game("environment without reset", "games:NoReset has no reset method", environment="games:NoReset"),
     game(
         "environment that cannot be made",
-        "environment games:Cold cannot be made: OSError: the server is down (games.py, line 17)",
+        "environment games:Cold cannot be made: OSError: the server is down (games.py, line 16)",
         environment="games:Cold",
     ),
     game(

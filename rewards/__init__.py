@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .tokenizing import adds_end, begun_once, open_ended
     from .tokens import pays_tokens, texts_after, token_ends
     from .trl_rewards import TrlReward
+    from .turns import Environment, Turn
 
 __all__ = [
     "Answer",
@@ -36,6 +37,7 @@ __all__ = [
     "Chrf",
     "Code",
     "Coverage",
+    "Environment",
     "Format",
     "Instant",
     "Judge",
@@ -54,6 +56,7 @@ __all__ = [
     "Rouge",
     "Shaped",
     "TrlReward",
+    "Turn",
     "WeightedReward",
     "adds_end",
     "begun_once",
@@ -97,6 +100,7 @@ _MODULES = {
     "tokenizing": "adds_end begun_once open_ended",
     "tokens": "pays_tokens texts_after token_ends",
     "trl_rewards": "TrlReward",
+    "turns": "Environment Turn",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 

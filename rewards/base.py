@@ -19,7 +19,8 @@ from .text import Texts, text_of
 RewardFunction = Callable[..., list[float | None]]  # a reward of any kind, in its own class or a plain function
 
 # What a reward is handed besides the columns of the data set, by TRL and by us.
-NOT_COLUMNS = {"completion_ids", "token_ends", "trainer_state", "log_extra", "log_metric", "environments"}
+NOT_COLUMNS = {"completion_ids", "token_ends", "completion_turns"}
+NOT_COLUMNS |= {"trainer_state", "log_extra", "log_metric", "environments"}
 # A column of such a name cannot be handed to a reward: the name means something else there (`self`: in a method).
 RESERVED = NOT_COLUMNS | {"prompt", "completion", "prompts", "completions", "self"}
 

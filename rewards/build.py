@@ -49,6 +49,7 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "relevance": ("relevance", "Relevance", {}),
     "coverage": ("coverage", "Coverage", {}),
     "mixture": ("build", "Mixture", {}),
+    "environment": ("turns", "Environment", {}),
     **{name: ("trl_rewards", "TrlReward", {"reward": name}) for name in TRL_REWARDS},
 }
 HOW_TO_NAME = "write it like {name: bleu, weight: 0.5}"
@@ -64,8 +65,8 @@ def build_rewards(specs: Iterable[Any]) -> list[WeightedReward]:
 
     Options that every reward takes:
         weight: its factor in the sum (1.0).
-        instant: `true` = pay at the tokens that earn it, not all at the last token; `words` or `tokens` = by the
-            difference that each word or token makes to the score (see `rewards.Instant`).
+        instant: `true` = pay at the tokens that earn it, not all at the last token; `words`, `tokens` or `turns` = by
+            the difference that each word, token or turn of a game makes to the score (see `rewards.Instant`).
         normalize: `running` = subtract the running mean of the scores so far and divide by their standard deviation.
         clip: [lowest, highest], after normalizing.
         log_name: the name in logs and reports (default: the reward's own, made unique by _2, _3, ...).
@@ -136,7 +137,7 @@ def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
         raise RewardError(f"Two rewards are called '{log_name}' in the logs; give each its own log_name.")
     if isinstance(reward, Reward):
         reward.__name__ = log_name
-    instant = choice(common.pop("instant", False), "instant", (True, False, "words", "tokens"), log_name)
+    instant = choice(common.pop("instant", False), "instant", (True, False, "words", "tokens", "turns"), log_name)
     if instant:
         reward = Instant(reward, at="auto" if instant is True else instant, log_name=log_name)
     if is_async(reward) and not common:

@@ -10,9 +10,10 @@ from .base import Reward, RewardFunction, WeightedReward, choice
 from .mixture import Shaped, WeightedSum, Wrapper, silent, token_rewards_of
 from .text import Text, Texts, text_of, word_ends
 from .tokens import PaysTokens, TokenEnds, TokenIds, knows_tokens, settle
+from .turns import Environment, turn_rewards
 from .values import read
 
-FORMS = ("auto", "words", "tokens")
+FORMS = ("auto", "words", "tokens", "turns")
 PREFIXES_A_CALL = 1024  # bounds the memory that the repeated columns take
 
 
@@ -40,6 +41,7 @@ class Instant(Wrapper):
         at: "words": at the tokens that complete a word (`rewards.text.word_ends`) the text up to the end of that word
             is scored. A token that completes several words is paid for all of them, and the beginning of a further
             word in it counts with the token that completes that one. "tokens": at every token that adds text.
+            "turns": at the last token of each turn of a game (`rewards.turns`).
             "auto": the reward's own `token_rewards` where it has them (a keyword pays at the token that completes it),
             else "words". Wrapped mixtures and normalized or clipped rewards hand `at` on to what they hold.
         log_name: name in the logs (default: the reward's own).
@@ -79,8 +81,11 @@ class Instant(Wrapper):
         payer = _pass_on(self.raw, self.at)
         if payer is not None:
             return token_rewards_of(payer, **rows, **columns)
-        if self.at == "auto" and knows_tokens(self.raw):
+        if (self.at == "auto" or isinstance(self.raw, Environment)) and knows_tokens(self.raw):
             return self.raw.token_rewards(**rows, **columns)
+        if self.at == "turns":
+            del rows["token_ends"]
+            return turn_rewards(self.raw, **rows, **silent(columns))
         return self._differences(**rows, columns=silent(columns))
 
     def state_dict(self) -> dict[str, Any]:

@@ -73,3 +73,13 @@ def mapping(value: dict[str, Any] | str | None, key: str) -> dict[str, Any] | No
             pass
     check(isinstance(value, dict | None), key, value, "a mapping; on the command line JSON, such as '{\"a\": false}'")
     return value
+
+
+def games(value: dict[str, Any] | str | None) -> dict[str, str] | str | None:
+    """The setting `environment`: module:Class, or a mapping of such by name; the command line gives that as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = mapping(value, "environment")
+    named = value.values() if isinstance(value, dict) else [] if value is None else [value]
+    good = value != {} and all(isinstance(one, str) and ":" in one for one in named)
+    check(good, "environment", value, "module:Class, such as mygames:Maze, or a mapping of such by name")
+    return value

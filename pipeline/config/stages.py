@@ -1,11 +1,12 @@
 """The settings of each stage: TRL's own config with our defaults."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
-from pipeline.config.checks import SELECTIVE, WATCH, check, is_selective, setting, steps_for, steps_per_update
+from pipeline.config.checks import SELECTIVE, WATCH, check, games, is_selective, setting, steps_for, steps_per_update
 from pipeline.config.machine import gpu_asked_for, on_gpu, settle_bf16, settle_mixed_precision
 from pipeline.config.services import trackers_of, use_vllm_server
 from pipeline.errors import UserError
@@ -85,6 +86,14 @@ class RolloutDefaults(StageDefaults):
     vllm_server: str | None = setting(
         None, "Address of a vLLM server that samples the rollouts, such as http://10.0.0.2:8000 (docs/scale.md)."
     )
+    environment: dict[str, Any] | str | None = setting(
+        None,
+        "Game of several turns, as module:Class in TRL's form (docs/turns.md); or a mapping of such by name, of which "
+        "each row's column `environment` names one. PPO only.",
+    )
+    tools: list[str] = setting(
+        [], "Functions that the model may call, each as module:function (docs/turns.md). PPO only."
+    )
     log_completions: bool | None = setting(
         None, "Keep every completion in the run folder and send a table to the trackers; none: if there is a tracker."
     )
@@ -96,6 +105,7 @@ class RolloutDefaults(StageDefaults):
         check(self.sample_every >= 0, "sample_every", self.sample_every, "a whole number from 0 up")
         check(self.watch in WATCH, "watch", self.watch, f"one of {', '.join(WATCH)}")
         use_vllm_server(self)
+        self.environment = games(self.environment)
         if self.log_completions is None:
             self.log_completions = bool(trackers_of(self.report_to))
         super().__post_init__()
@@ -166,6 +176,14 @@ class GroupStage(RolloutDefaults):
     )
 
     def __post_init__(self):
+        for key in ("environment", "tools"):
+            value = getattr(self, key)
+            check(
+                not value,
+                key,
+                value,
+                "games of several turns are for PPO (make ppo); TRL's trainers take them in Python",
+            )
         episodes, penalty = self.total_episodes, self.missing_eos_penalty
         check(episodes is None or episodes > 0, "total_episodes", episodes, "a number above 0")
         check(penalty is None or penalty >= 0, "missing_eos_penalty", penalty, "a number from 0 up")

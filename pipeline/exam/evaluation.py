@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -26,14 +26,31 @@ class ScoredAnswers(NamedTuple):
     finished: list[bool]  # ended by itself rather than cut at the limit
     scores: dict[str, list[float | None]]  # by the name of reward or referee
     corpus: dict[str, float] = {}  # corpus_bleu (0 to 100) and corpus_rougeL (0 to 1), where the rows have references
+    # Where the completions are games of several turns (exam/games.py), which `completions` shows as text:
+    games: list[Any] | None = None  # with prompt_ids, own (1 = sampled by the policy), messages, turns
+    paid: list[tuple[list[float], list[float]]] = []  # by the training's rewards: score of each; at every token
+
+    @property
+    def prompt_ids(self) -> list[list[int]] | None:
+        """What stood before each game; None: the rows' prompts."""
+        return None if self.games is None else [game.prompt_ids for game in self.games]
+
+    def own(self, row: int) -> list[bool]:
+        """Which of a completion's tokens the policy sampled."""
+        ids = self.completion_ids[row]
+        return [True] * len(ids) if self.games is None else [bool(x) for x in self.games[row].own]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Sampled tokens of each completion."""
+        return [sum(self.own(row)) for row in range(len(self.completion_ids))]
 
     def means(self) -> dict[str, float]:
         """Mean of every score (rows without one left out), of the length in tokens, and the share that finished; and
         the corpus metrics."""
         means = {name: _mean([s for s in column if s is not None]) for name, column in self.scores.items()}
         length = "tokens" if "length" in means else "length"  # a reward may have the name
-        lengths = [len(ids) for ids in self.completion_ids]
-        return means | self.corpus | {length: _mean(lengths), "finished": _mean(self.finished)}
+        return means | self.corpus | {length: _mean(self.lengths), "finished": _mean(self.finished)}
 
 
 def answer_and_score(
@@ -143,9 +160,13 @@ def logprobs(
     temperature=1.0,
     batch_size=32,
     read=lambda count: None,
+    prompt_ids: list[list[int]] | None = None,
 ) -> list[torch.Tensor]:
-    """Log-probability in nats of each completion token under `model`; one tensor (length,) a row. See `complete`."""
-    prompt_ids, found = tokenize_prompts(tokenizer, prompts), []
+    """Log-probability in nats of each completion token under `model`; one tensor (length,) a row. See `complete`.
+
+    Args: prompt_ids: of the prompts, where they are more than a row says.
+    """
+    prompt_ids, found = prompt_ids or tokenize_prompts(tokenizer, prompts), []
     row = (max(map(len, completion_ids), default=0) + 1) * model.config.get_text_config().vocab_size
     batch_size = min(batch_size, max(1, LOGITS // row))
     with eval_mode(model):

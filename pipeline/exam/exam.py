@@ -30,7 +30,7 @@ import torch
 from transformers import TrainerCallback
 
 from pipeline.config import check, setting, steps_per_update
-from pipeline.exam import evaluation
+from pipeline.exam import evaluation, games
 from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.models.lockstep import in_lockstep
 from pipeline.models.prompts import with_kwargs
@@ -110,24 +110,29 @@ class Exam:
             if trainer.accelerator.is_main_process:
                 with self._undisturbed(adapter), shown(len(self.rows) * (1 + greedy)) as answered:
                     answers = [
-                        evaluation.answer_and_score(
-                            self.model,
-                            trainer.processing_class,
-                            self.rows,
-                            {name: raw(reward) for name, reward in self.rewards.items()},
-                            self.referee,
-                            max_new_tokens=trainer.max_completion_length,
-                            eos_token_ids=trainer.eos_token_ids,
-                            temperature=temperature,
-                            batch_size=self.batch_size,
-                            seed=trainer.args.seed,
-                            sampling=sampled_by(trainer),
-                            answered=answered,
-                        )
+                        self._answer(temperature, answered)
                         for temperature in ((trainer.temperature, 0) if greedy else (trainer.temperature,))
                     ]
         trainer.accelerator.wait_for_everyone()
         return answers
+
+    def _answer(self, temperature: float, answered: Count) -> evaluation.ScoredAnswers:
+        trainer, rewards = self.trainer, {name: raw(reward) for name, reward in self.rewards.items()}
+        asked = {"temperature": temperature, "batch_size": self.batch_size, "seed": trainer.args.seed}
+        asked["answered"] = answered
+        if games.plays(trainer):
+            return games.play_and_score(trainer, self.rows, rewards, self.referee, **asked)
+        return evaluation.answer_and_score(
+            self.model,
+            trainer.processing_class,
+            self.rows,
+            rewards,
+            self.referee,
+            max_new_tokens=trainer.max_completion_length,
+            eos_token_ids=trainer.eos_token_ids,
+            sampling=sampled_by(trainer),
+            **asked,
+        )
 
     def kl(self, answers: evaluation.ScoredAnswers, shown: Counting = unshown) -> float:
         """Mean over completions of log π - log π_start summed over tokens, in nats (the k1 estimate of the KL)."""
@@ -138,17 +143,16 @@ class Exam:
     def _log_probability(self, adapter: str | None, answers: evaluation.ScoredAnswers, read: Count) -> float:
         tokenizer, temperature = self.trainer.processing_class, self.trainer.temperature
         with self.active_adapter(adapter):
-            each = evaluation.logprobs(
-                self.model, tokenizer, self.rows, answers.completion_ids, temperature, self.batch_size, read
-            )
-        return sum(row.double().sum().item() for row in each) / len(each)
+            asked = (self.model, tokenizer, self.rows, answers.completion_ids, temperature, self.batch_size, read)
+            each = evaluation.logprobs(*asked, prompt_ids=answers.prompt_ids)
+        return sum(row[torch.tensor(answers.own(i))].double().sum().item() for i, row in enumerate(each)) / len(each)
 
     def figures(self, answers: evaluation.ScoredAnswers, kl: float) -> dict:
         """What one row of `heldout.jsonl` says about the answers."""
         means = {name: _mean(column) for name, column in answers.scores.items()}
         rewards = {name: means.pop(name) for name in self.rewards}
         score = sum(self.weights[name] * mean for name, mean in rewards.items() if mean is not None)
-        text = {"length": _mean([len(ids) for ids in answers.completion_ids]), "finished": _mean(answers.finished)}
+        text = {"length": _mean(answers.lengths), "finished": _mean(answers.finished)}
         return {"kl": kl, "score": score, "rewards": rewards, "referee": means} | text | answers.corpus
 
     @contextmanager

@@ -16,7 +16,6 @@ tests/ppo/test_trl_contract.py.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, tr
 from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lean import lean
-from pipeline.models.lockstep import as_many, in_lockstep
+from pipeline.models.lockstep import as_many
 from pipeline.models.sharding import check_launcher
 from pipeline.models.shared_base import SharesBase, share_out
 from pipeline.models.structure import freeze_idle
@@ -47,9 +46,9 @@ from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
-from pipeline.rollouts.row_prompts import RowPrompts
-from pipeline.rollouts.scoring import Scoring, check_finite, check_scored, weigh
+from pipeline.rollouts.scoring import check_finite, check_scored, weigh
 from pipeline.rollouts.text_ends import TextEnds
+from pipeline.rollouts.turns import Turns
 from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
@@ -66,7 +65,7 @@ class PPOTrainer(  # type: ignore[misc]
     SkipsNonFinite,
     ResumableRollouts,
     PushesResults,
-    RowPrompts,
+    Turns,
     TextEnds,
     GRPOTrainer,
 ):
@@ -200,8 +199,7 @@ class PPOTrainer(  # type: ignore[misc]
         kept, and what was paid token by token."""
         for reward in self.reward_funcs:
             set_training(reward, self.model.training)  # running statistics are those of training alone
-        asked = (self.reward_funcs, self.reward_func_names, self._tokenizer, completions, completion_ids_list)
-        scoring = Scoring(*asked, around=partial(in_lockstep, self.model))
+        scoring = self._asks(completions, completion_ids_list)
         self.reward_funcs, rewards = scoring.functions, self.reward_funcs  # TRL's loop asks through them
         try:
             with self._notes.clock("scoring"):

@@ -48,6 +48,8 @@ def show_samples(rows: Rows) -> dict[str, Any]:
                 "prompt": cut(prompt, limit),
                 "before": cut(before, limit),
                 "after": cut(after, limit),
+                "turns_before": turns(row.get("turns_before"), limit),
+                "turns_after": turns(row.get("turns_after"), limit),
                 "scores_before": [(name, value, "") for name, value in sides[0].items()],
                 "scores_after": [(n, value, arrow(sides[0][n], value)) for n, value in sides[1].items()],
                 "sort_before": [value if is_number(value) else None for value in sides[0].values()],
@@ -55,6 +57,17 @@ def show_samples(rows: Rows) -> dict[str, Any]:
             }
         )
     return {"rows": samples, "names": list(dict.fromkeys([*names, unit])), "total": len(rows)}
+
+
+def turns(found: list[dict[str, Any]] | None, limit: int) -> list[dict[str, Any]]:
+    """A game turn by turn, of which at most `limit` characters are shown; none for a completion of one turn."""
+    shown = []
+    for turn in found or []:
+        said = cut(turn["said"].strip(), limit)
+        calls, answers = ([cut(text, limit) for text in turn[key]] for key in ("calls", "answers"))
+        shown.append({"said": said, "calls": calls, "answers": answers, "paid": turn["paid"]})
+        limit = max(0, limit - sum(map(len, (said, *calls, *answers))))
+    return shown
 
 
 def score_names(rows: Rows) -> list[str]:

@@ -50,7 +50,12 @@ class OwnLoop:
     _started = False
 
     def generate(self, prompts: Sequence) -> list[Completion]:
-        """Samples one completion for each prompt (texts or lists of messages), as `train()` samples them."""
+        """Samples one completion for each prompt (texts or lists of messages), as `train()` samples them.
+
+        Raises:
+            UserError: the trainer has tools or an environment.
+        """
+        self._check_one_turn("generate")
         self.model.train()
         _, completion_ids, _, texts, *_ = self._generate(list(prompts))
         return [Completion(text, list(ids)) for text, ids in zip(texts, completion_ids, strict=True)]
@@ -70,6 +75,7 @@ class OwnLoop:
         Raises:
             UserError: when the numbers of rows or tokens do not fit, or when `total_episodes` are used up.
         """
+        self._check_one_turn("step")
         self._check_counts(prompts=prompts, completions=completions, scores=scores)
         ids = [self._ids_of(completion, prompt) for prompt, completion in zip(prompts, completions, strict=True)]
         scores = _numbers(scores, len(ids))
@@ -118,6 +124,12 @@ class OwnLoop:
             end = tokenizer.eos_token_id if isinstance(prompt, str) else end_of_turn(tokenizer)
             return [*ids_behind(prompt, prompt_ids, completion, tokenizer), end]
         return [int(token) for token in completion]
+
+    def _check_one_turn(self, who: str) -> None:
+        if getattr(self, "tools", None):
+            raise UserError(
+                f"{who}() plays no games of several turns: a trainer with tools or an environment has train()"
+            )
 
     def _check_counts(self, **given: Sequence) -> None:
         expected = self.args.per_device_train_batch_size * self.args.steps_per_generation

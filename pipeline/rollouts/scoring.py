@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from rewards import pays_tokens, token_ends, token_rewards_of
 from rewards.asking import ask, ask_async, is_async
 from rewards.base import bound
+from rewards.turns import TURNS, Turn
 
 
 class Scoring:
@@ -21,6 +22,7 @@ class Scoring:
         rewards, names: the reward functions and how they are logged.
         tokenizer: of the policy; rewards that pay per token learn from it which token completes which character.
         completions, completion_ids: texts (or messages) and sampled ids, B of each.
+        turns: the turns of each completion, for rewards that are paid by turns; None: one turn each.
         around: context in which each function is asked.
     """
 
@@ -31,9 +33,10 @@ class Scoring:
         tokenizer,
         completions,
         completion_ids,
+        turns: Sequence[Sequence[Turn]] | None = None,
         around: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        self._around = around
+        self._turns, self._around = turns, around
         self._tokenizer, self._completions, self._completion_ids = tokenizer, completions, completion_ids
         self._names = names
         self._paid: dict[int, list[list[float] | None]] = {}  # by each reward that pays per token
@@ -77,7 +80,7 @@ class Scoring:
 
         def pay(prompts, completions, columns):
             if pays_tokens(reward):
-                columns = columns | {"token_ends": self._ends}
+                columns = columns | {"token_ends": self._ends} | ({TURNS: self._turns} if self._turns else {})
                 paying = partial(token_rewards_of, reward)
                 self._paid[i] = ask(paying, prompts, completions, columns, name, tokens=True)
 

@@ -21,6 +21,7 @@ SUMMARY = {
     **{f"{key}?": (str, None) for key in ("base", "base_fingerprint", "started_from", "dtype", "hardware")},
 }
 EXAM = {"step?": float, "kl?": NUMBER, "score?": NUMBER, "rewards?": _MEANS, "referee?": _MEANS}  # of heldout.jsonl
+_TURN = {"said": str, "calls": [str], "answers": [str], "paid": NUMBER}
 SAMPLE = {  # of samples.jsonl
     "prompt?": TEXT,
     "before?": TEXT,
@@ -29,6 +30,8 @@ SAMPLE = {  # of samples.jsonl
     "scores_after?": _MEANS,
     "length_before?": NUMBER,
     "length_after?": NUMBER,
+    "turns_before?": ([_TURN], None),  # where the completions are games of several turns
+    "turns_after?": ([_TURN], None),
 }
 PAIR = {  # of pairs.jsonl
     "prompt?": TEXT,

@@ -36,6 +36,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
             processing_class=start.tokenizer,
             peft_config=start.peft_config,
             callbacks=[start.folder.metrics_callback()],
+            **start.games,
         )
     # 3. The exam, training, the exam again; what came of it
     settings = (model_args, data_args, reward_args, config)

@@ -17,7 +17,7 @@ from rich.table import Table
 from pipeline.config import DataArguments, ModelArguments, check, say_once, steps_per_update
 from pipeline.data import loading as data
 from pipeline.errors import UserError
-from pipeline.exam import evaluation
+from pipeline.exam import evaluation, games
 from pipeline.exam.exam import Exam, ExamCallback, RewardArguments, random_state_kept
 from pipeline.hub.card import write_card
 from pipeline.memory import report as memory_report
@@ -30,7 +30,7 @@ from pipeline.models.prompts import check_room
 from pipeline.models.shared_base import load_shared
 from pipeline.ppo.reward_adapter import stands_on
 from pipeline.report import SAMPLES, write_report
-from pipeline.rollouts import vllm_server
+from pipeline.rollouts import environments, vllm_server
 from pipeline.runs import claim
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.resume import open_run
@@ -59,6 +59,7 @@ class Start(NamedTuple):
     referee: object
     folder: RunFolder
     origin: dict  # for the summary
+    games: dict  # what TRL calls tools and environment_factory, where they are set
 
 
 def load(
@@ -79,10 +80,11 @@ def load(
     train, heldout = data.load(data_args, "prompts", config.seed, say)
     if heldout is None:
         raise UserError(f"eval_dataset is not set: {who} compares before and after on prompts held out from training")
+    played = environments.of(config, weighted, tokenizer, train[0])
     longest = data.show_examples(train, heldout, tokenizer, "prompts", None, data_args.dataset, say)
     folder, made_from = open_run(model_args, data_args, reward_args, config), frame.origin(start, model_args)
     if folder.finished:
-        return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from)
+        return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from, played)
     vllm_server.check(config)
     with random_state_kept():
         prepare(reward for reward, _ in weighted if who != "PPO" or not stands_on(reward, start.base))
@@ -96,7 +98,7 @@ def load(
     shared = sum(who == "PPO" and stands_on(reward, start.base) for reward, _ in weighted)
     memory_report.log_estimate(memory_report.of_rollouts, model, model_args, config, longest, exam_rows, shared)
     peft_config = None if start.adapter else models.lora_config(model_args)
-    return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from)
+    return Start(model, peft_config, tokenizer, train, heldout, weighted, referee, folder, made_from, played)
 
 
 def weights_of(weighted: list[WeightedReward], config) -> list[float]:
@@ -243,11 +245,15 @@ def _write_samples(path: Path, rows, before: evaluation.ScoredAnswers, after: ev
                 "prompt": row["prompt"],
                 "before": before.completions[i],
                 "after": after.completions[i],
-                "length_before": len(before.completion_ids[i]),  # tokens
-                "length_after": len(after.completion_ids[i]),
+                "length_before": before.lengths[i],  # tokens
+                "length_after": after.lengths[i],
                 "scores_before": {name: column[i] for name, column in before.scores.items()},
                 "scores_after": {name: column[i] for name, column in after.scores.items()},
             }
+            if before.games is not None and after.games is not None:
+                sample["prompt"] = after.games[i].prompt
+                for which, side in (("before", before), ("after", after)):
+                    sample[f"turns_{which}"] = games.turns_shown(side.games[i], side.paid[i][1])
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
 

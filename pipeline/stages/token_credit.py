@@ -9,7 +9,6 @@ The start is what the policy was trained from (the SFT adapter, or the base) and
 All probabilities are at the temperature of training. Nothing here changes the model, the rewards or the random state.
 """
 
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,15 +29,12 @@ from pipeline.models.structure import last_logits, positions
 from pipeline.ppo import math
 from pipeline.ppo.experience import Rollout, make_experience
 from pipeline.rollouts.scoring import Scoring, weigh
+from pipeline.stages.token_shifts import Shifts
 from rewards import token_ends
 from rewards.mixture import at_rest
-from rewards.text import text_of
 
 TOKENS, SHIFTS = "tokens.jsonl", "shifts.json"
 EACH = 4  # completions of each kind: best, worst, most changed
-LISTED = 15  # tokens in each list of shifts
-CONTEXT = 120  # characters of text before a token that is given as an example
-_POSITIONS = 64  # distributions that are compared at once
 
 
 def write(exam: Exam, before: ScoredAnswers, after: ScoredAnswers, folder: Path) -> None:
@@ -109,11 +105,11 @@ def credit_tokens(
     Args: chosen: row -> why. logprobs: row -> log-probabilities (T,) of its tokens under the start and the policy.
     """
     trainer, rows = exam.trainer, list(chosen)
-    ids, texts = [after.completion_ids[i] for i in rows], [after.completions[i] for i in rows]
+    ids, texts = [after.completion_ids[i] for i in rows], [_text(exam, after, i) for i in rows]
     ref_logprobs, policy_logprobs = (_padded([logprobs[i][side] for i in rows]) for side in (0, 1))
-    scores, scorable, instant = _scores(exam, rows, ids, texts, [after.finished[i] for i in rows])
-    mask = _padded([torch.ones(len(row)) for row in ids]) * scorable[:, None]
-    values = _values(exam, rows, ids)
+    scores, scorable, instant = _scores(exam, after, rows, texts)
+    mask = _padded([torch.tensor(after.own(i)).float() for i in rows]) * scorable[:, None]
+    values = _values(exam, after, rows)
     rollout = Rollout(
         mask, scores, policy_logprobs, ref_logprobs, torch.zeros_like(mask) if values is None else values, instant
     )
@@ -131,7 +127,7 @@ def credit_tokens(
         tokens = pieces(texts[i], ends[i], len(ids[i]))
         found.append(
             {
-                "prompt": exam.rows[row]["prompt"],
+                "prompt": exam.rows[row]["prompt"] if after.games is None else after.games[row].prompt,
                 "why": chosen[row],
                 "row": row,
                 "score": scores[i].item(),
@@ -171,9 +167,20 @@ def silent(tokenizer, ids: Sequence[int], tokens: Sequence[str]) -> dict[str, st
     }
 
 
-def _scores(exam: Exam, rows, ids, texts, finished) -> tuple[Tensor, Tensor, Tensor | None]:
+def _text(exam: Exam, after: ScoredAnswers, row: int) -> str:
+    """What the ids of a completion say; of a game, with what the tools wrote."""
+    if after.games is None:
+        return after.completions[row]
+    return exam.trainer.processing_class.decode(after.completion_ids[row], skip_special_tokens=True)
+
+
+def _scores(exam: Exam, after: ScoredAnswers, rows: list[int], texts) -> tuple[Tensor, Tensor, Tensor | None]:
     """Scores with penalties (B,), scorable (B,), token rewards (B, T) or None: as the trainer has them in training."""
-    trainer, args = exam.trainer, exam.trainer.args
+    trainer, args, ids = exam.trainer, exam.trainer.args, [after.completion_ids[i] for i in rows]
+    penalty = (getattr(args, "missing_eos_penalty", None) or 0.0) * ~torch.tensor([after.finished[i] for i in rows])
+    if after.games is not None:  # their environments have gone on to other games: asked when they were played
+        scores, scorable = weigh(torch.tensor([after.paid[i][0] for i in rows]), trainer.reward_weights.cpu())
+        return scores - penalty, scorable, _padded([torch.tensor(after.paid[i][1]) for i in rows])
     question = evaluation.question_about([exam.rows[i] for i in rows], texts)
     names, completions = trainer.reward_func_names, question["completions"]
     scoring = Scoring(trainer.reward_funcs, names, trainer.processing_class, completions, ids)
@@ -181,16 +188,17 @@ def _scores(exam: Exam, rows, ids, texts, finished) -> tuple[Tensor, Tensor, Ten
     scores, scorable = weigh(scoring.ask(question), weights)
     if not _is_ppo(trainer):  # TRL takes one score a completion, and the penalty is one of its reward functions
         return scores, scorable, None
-    penalty = (args.missing_eos_penalty or 0.0) * ~torch.tensor(finished)
     return scores - penalty, scorable, scoring.instant(weights, max(map(len, ids)))
 
 
-def _values(exam: Exam, rows: list[int], ids: list[list[int]]) -> Tensor | None:
+def _values(exam: Exam, after: ScoredAnswers, rows: list[int]) -> Tensor | None:
     """V before each token, (B, T), score units; None without a critic."""
     trainer, found = exam.trainer, []
     if getattr(trainer, "critic", None) is None:
         return None
-    for inputs, answers in _batches(exam, [exam.rows[i] for i in rows], ids):
+    asked = after.prompt_ids and [after.prompt_ids[i] for i in rows]
+    ids = [after.completion_ids[i] for i in rows]
+    for inputs, answers in _batches(exam, [exam.rows[i] for i in rows], ids, asked):
         with torch.no_grad(), trainer.accelerator.autocast():
             values = trainer.critic.values(inputs["input_ids"], inputs["attention_mask"], max(map(len, answers)))
         found += [row[: len(answer)].cpu() for row, answer in zip(values, answers, strict=True)]
@@ -216,90 +224,6 @@ def _is_ppo(trainer) -> bool:
 
 
 # ---------------------------------------------------------------- which tokens became more likely
-class Shifts:
-    """How the probability of every token of the vocabulary changed, summed over contexts.
-
-    For each token v, with p the start of the policy and q the trained policy:
-
-        change(v) = Σ_c q(v | c) - p(v | c)
-
-    where c runs over every position of every completion, of those sampled before training and of those sampled after
-    it. That is by how many times more v is expected to be said, if each of these contexts came up once more. As q and
-    p both sum to 1, the changes of all tokens sum to 0. The context with the largest rise and the one with the
-    largest fall of each token are kept as examples.
-
-    Attributes, (V,) each, float64 on the CPU: before = Σ_c p(v | c), after = Σ_c q(v | c).
-    """
-
-    def __init__(self, vocab_size: int):
-        self.before, self.after = torch.zeros(2, vocab_size, dtype=torch.float64)
-        self.positions = 0
-        # row 0: the largest rise, row 1: the largest fall
-        self._most = torch.full((2, vocab_size), -torch.inf)
-        self._place = torch.zeros(2, vocab_size, 2, dtype=torch.long)  # completion, position
-        self._probs = torch.zeros(2, vocab_size, 2)  # before, after
-
-    @property
-    def change(self) -> Tensor:
-        return self.after - self.before
-
-    def add(self, completion: int, ref_logprobs: Tensor, logprobs: Tensor) -> None:
-        """Adds the contexts of one completion. Args: log-probabilities of the whole vocabulary, (T, V) each."""
-        for start in range(0, len(logprobs), _POSITIONS):  # probabilities of a long completion at once are large
-            part = slice(start, start + _POSITIONS)
-            p, q = ref_logprobs[part].exp(), logprobs[part].exp()
-            self.positions += len(p)
-            self.before += p.sum(dim=0, dtype=torch.float64).cpu()
-            self.after += q.sum(dim=0, dtype=torch.float64).cpu()
-            for i, rise in enumerate((q - p, p - q)):
-                most, where = rise.max(dim=0)
-                probs = torch.stack([p.gather(0, where[None])[0], q.gather(0, where[None])[0]], dim=1).cpu()
-                most, where = most.cpu(), where.cpu()
-                new = most > self._most[i]
-                self._most[i][new], self._probs[i][new] = most[new], probs[new]
-                self._place[i][new] = torch.stack([torch.full_like(where, completion), start + where], dim=1)[new]
-
-    def summary(self, exam: Exam, before: ScoredAnswers, after: ScoredAnswers) -> dict:
-        """What `shifts.json` holds: the tokens that gained and lost most, with an example context each."""
-        tokenizer, sides = exam.trainer.processing_class, (before, after)
-        sampled = [
-            torch.bincount(torch.tensor([*itertools.chain(*side.completion_ids)]), minlength=len(self.after))
-            for side in sides
-        ]
-
-        def entry(token: int, direction: int) -> dict:
-            completion, position = self._place[direction, token].tolist()
-            side, row = divmod(completion, len(exam.rows))
-            before_it = sides[side].completion_ids[row][:position]
-            [said] = evaluation.texts_of(
-                tokenizer, [exam.rows[row]["prompt"]], [before_it], exam.trainer.eos_token_ids
-            )
-            p, q = self._probs[direction, token].tolist()
-            return {
-                "token": token_text(tokenizer, token),
-                "id": token,
-                "before": self.before[token].item(),
-                "after": self.after[token].item(),
-                "change": self.change[token].item(),
-                "sampled_before": int(sampled[0][token]),
-                "sampled_after": int(sampled[1][token]),
-                "example": {
-                    "prompt": text_of(exam.rows[row]["prompt"])[-CONTEXT:],
-                    "context": said[-CONTEXT:],
-                    "before": p,
-                    "after": q,
-                },
-            }
-
-        order = self.change.argsort(descending=True, stable=True).tolist()
-        return {
-            "completions": [len(side.completions) for side in sides],
-            "positions": self.positions,
-            "gains": [entry(token, 0) for token in order[:LISTED] if self.change[token] > 0],
-            "losses": [entry(token, 1) for token in order[: -LISTED - 1 : -1] if self.change[token] < 0],
-        }
-
-
 def compare(
     exam: Exam, before: ScoredAnswers, after: ScoredAnswers, wanted: set[int]
 ) -> tuple[Shifts, dict[int, tuple]]:
@@ -308,22 +232,25 @@ def compare(
     Returns:
         shifts, and row -> (T,) under the start of the policy, (T,) under the policy; nats.
     """
-    rows = list(exam.rows) * 2
     ids = before.completion_ids + after.completion_ids
+    asked = before.prompt_ids and after.prompt_ids and before.prompt_ids + after.prompt_ids
+    own = [side.own(row) for side in (before, after) for row in range(len(exam.rows))]
     shifts, logprobs = None, {}
-    for i, (ref, policy) in enumerate(distributions(exam, rows, ids)):
+    for i, (ref, policy) in enumerate(distributions(exam, list(exam.rows) * 2, ids, asked)):
         shifts = Shifts(policy.shape[1]) if shifts is None else shifts
-        shifts.add(i, ref, policy)
+        shifts.add(i, ref, policy, torch.tensor(own[i]))
         if (row := i - len(exam.rows)) in wanted:
             said = torch.tensor(ids[i], device=policy.device)[:, None]
             logprobs[row] = tuple(side.gather(1, said)[:, 0].cpu() for side in (ref, policy))
     return shifts, logprobs
 
 
-def distributions(exam: Exam, rows: list, completion_ids: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+def distributions(
+    exam: Exam, rows: list, completion_ids: list[list[int]], prompt_ids: list[list[int]] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """For each completion the log-probabilities of every token at each of its positions, (T, V) each in nats: under
     the start of the policy, and under the policy. Only the logits of one micro-batch are in memory at a time."""
-    for inputs, answers in _batches(exam, rows, completion_ids):
+    for inputs, answers in _batches(exam, rows, completion_ids, prompt_ids):
         count = max(map(len, answers)) + 1
         given = positions(exam.model, inputs["attention_mask"]) | last_logits(exam.model, count)
         logits = []
@@ -338,21 +265,13 @@ def distributions(exam: Exam, rows: list, completion_ids: list[list[int]]) -> It
             yield ref, policy
 
 
-def token_text(tokenizer, token: int) -> str:
-    """A token as it stands within a text, its space included; one that is no text alone, by its name."""
-    once, twice = tokenizer.decode([token]), tokenizer.decode([token, token])
-    # some decoders take the space off the first token of a text
-    text = twice[len(once) :] if twice.startswith(once) else once
-    if text and "\ufffd" not in text:
-        return text
-    return tokenizer.convert_ids_to_tokens(token) or f"#{token}"
-
-
 # ---------------------------------------------------------------- batches
-def _batches(exam: Exam, rows: list, completion_ids: list[list[int]]) -> Iterator[tuple[dict, list[list[int]]]]:
+def _batches(
+    exam: Exam, rows: list, completion_ids: list[list[int]], prompt_ids: list[list[int]] | None = None
+) -> Iterator[tuple[dict, list[list[int]]]]:
     """Micro-batches of model inputs (B, P+T), prompts padded left and completions right, and the completions' ids."""
     tokenizer, size = exam.trainer.processing_class, exam.trainer.args.per_device_train_batch_size
-    prompt_ids = tokenize_prompts(tokenizer, rows)
+    prompt_ids = prompt_ids or tokenize_prompts(tokenizer, rows)
     for start in range(0, len(rows), size):
         asked, said = ([torch.tensor(x) for x in part[start : start + size]] for part in (prompt_ids, completion_ids))
         ids = torch.cat([_padded(asked, tokenizer.pad_token_id, "left"), _padded(said, tokenizer.pad_token_id)], dim=1)

@@ -28,6 +28,7 @@ from pipeline.safety.console import is_main
 from pipeline.safety.visible import visible
 from pipeline.watching.progress import EVERY, as_clock, in_words, make_bar
 from rewards import text_of
+from rewards.turns import transcript
 
 
 class Figure(NamedTuple):
@@ -189,7 +190,7 @@ class Watch(TrainerCallback):
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
         grid.add_row("  prompt", Text(one_line(prompt, PROMPT_SHOWN)))
-        grid.add_row("  completion", Text(one_line(text_of(completion), COMPLETION_SHOWN)))
+        grid.add_row("  completion", Text(one_line(transcript(completion), COMPLETION_SHOWN)))
         shown = ", ".join(f"{visible(name)} {'-' if _missing(x) else format(x, '.3f')}" for name, x in scores.items())
         grid.add_row("  scores", Text(shown))
         self.console.print(grid)

@@ -12,6 +12,7 @@ A world is a module or package here with this interface:
   ``prompts_heldout``;
 - ``HIGHER_IS_BETTER: dict[str, bool]``: the direction of each measure;
 - ``CHAT_FORMAT: ChatFormat``, only where rows are messages: chat template and role tokens of the base's tokenizer.
+  Where the rows are games (docs/turns.md), the referee is given a game's messages in place of a text.
 
 Files (JSONL): ``sft_train`` {prompt, completion}; ``preferences_train`` and ``preferences_heldout`` {prompt, chosen,
 rejected}; ``prompts_train`` and ``prompts_heldout`` {prompt, references, facts, one column per slot}, where ``facts``
@@ -50,6 +51,7 @@ WORLDS = {
     "translation": "pipeline.worlds.translation",
     "records": "pipeline.worlds.records",
     "topics": "pipeline.worlds.topics",
+    "shop": "pipeline.worlds.shop",
 }
 
 

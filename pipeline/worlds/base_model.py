@@ -53,6 +53,7 @@ def train_tokenizer(
         **({"additional_special_tokens": list(chat.role_tokens)} if chat else {}),
     )
     tokenizer.chat_template = chat.template if chat else None
+    tokenizer.response_template = chat.response_template if chat else None
     return tokenizer
 
 

@@ -1,6 +1,6 @@
 """Bad settings, through the front door: each case one sentence that names file and key, and nothing left behind."""
 
-from catalogue import Case, cases, check
+from catalogue import Case, both, cases, check, file
 
 pytest_plugins = ["places"]
 
@@ -191,8 +191,110 @@ PPO = [
         eval_samples=2,
     ),
 ]
+GAMES = """
+class Maze:
+    def reset(self, **row): pass
+    def go(self, way: str) -> str:
+        \"\"\"Goes.
+
+        Args:
+            way: Where.
+        \"\"\"
+class Paying(Maze):
+    def get_reward(self): return 1.0
+class Narrow(Maze):
+    def reset(self): pass
+class NoReset: pass
+class Cold:
+    def __init__(self): raise OSError("the server is down")
+broken = 3
+def look(word: str) -> str: return word
+"""
 
 
-@cases(*FILES, *KEYS, *VALUES, *PPO)
+def game(name: str, *says: str, recipe: str = "ppo", **settings) -> Case:
+    """A run with tools or an environment, on prompts that are messages and a template that writes tool calls."""
+    rows = [{"prompt": [{"role": "user", "content": f"say {i}"}]} for i in range(16)]
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }} {{ m.tool_calls }}{% endfor %}"
+    make = both(file("games.py", GAMES), file("talks.jsonl", rows), file("calls.jinja", template))
+    given = {"dataset": "talks.jsonl", "chat_template_path": "calls.jinja"}
+    return Case(name, says, recipe, given | settings, make)
+
+
+PAID = {"name": "environment", "instant": "turns"}
+SEVERAL_TURNS = [
+    game("environment without a colon", "environment: 'Maze' is not valid", "module:Class", environment="Maze"),
+    game("environment in no module", "environment: nogames:Maze cannot be imported", environment="nogames:Maze"),
+    game("environment that is not there", "has no attribute 'Maise'", environment="games:Maise"),
+    game("environment that is a number", "games:broken is no class or function but int", environment="games:broken"),
+    game("environment without reset", "games:NoReset has no reset method", environment="games:NoReset"),
+    game(
+        "environment that cannot be made",
+        "environment games:Cold cannot be made: OSError: the server is down (games.py, line 16)",
+        environment="games:Cold",
+    ),
+    game(
+        "environment that takes no columns",
+        "environment Narrow: reset fails: TypeError",
+        "end its parameters with **row",
+        environment="games:Narrow",
+    ),
+    game("tool that is not there", "tools: games:lok cannot be imported", tools=["games:lok"]),
+    game(
+        "an environment's pay that is not named",
+        "the environment pays by itself (get_reward)",
+        "{name: environment, instant: turns}",
+        environment="games:Paying",
+    ),
+    game(
+        "pay of an environment that has none",
+        "the environment has no get_reward",
+        environment="games:Maze",
+        rewards=[PAID],
+    ),
+    game("pay of no environment", "environment is not set", rewards=[PAID]),
+    game(
+        "turns without turns",
+        "instant: turns wants tools or an environment",
+        rewards=[{"name": "length", "max": 3, "instant": "turns"}],
+    ),
+    game(
+        "games for text",
+        "environment: the prompts are text, and turns are messages",
+        environment="games:Maze",
+        dataset="prompts.jsonl",
+    ),
+    game(
+        "games without a template for calls",
+        "environment: the chat template of this tokenizer writes no tool calls",
+        "chat_template_path",
+        environment="games:Maze",
+        chat_template_path=None,
+    ),
+    game(
+        "calls that nobody can read back",
+        "does not say how tool calls are read back",
+        "response_template",
+        environment="games:Maze",
+    ),
+    game(
+        "row of no environment",
+        "there are maze, and the first row's column environment is None",
+        environment={"maze": "games:Maze"},
+    ),
+    game(
+        "games by vllm",
+        "environment and vllm_server",
+        "leave one of the two out",
+        environment="games:Maze",
+        vllm_server="http://127.0.0.1:1",
+    ),
+    game(
+        "games for grpo", "environment", "games of several turns are for PPO", recipe="grpo", environment="games:Maze"
+    ),
+]
+
+
+@cases(*FILES, *KEYS, *VALUES, *PPO, *SEVERAL_TURNS)
 def test_bad_settings(door, place, case):
     check(door, place, case)

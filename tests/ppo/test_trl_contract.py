@@ -62,6 +62,20 @@ def test_a_tool_mask_is_handed_through(tmp_path):
     says(trainer.of_trl["tool_mask"].shape == (8, 6), "tool_mask is not (B, T) any more.")
 
 
+def test_the_loop_over_turns():
+    names = list(inspect.signature(inspect.unwrap(GRPOTrainer._tool_call_loop)).parameters)
+    expected = ["self", "prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images"]
+    says(
+        names == [*expected, "multimodal_fields"],
+        f"_tool_call_loop takes {names}; pipeline/rollouts/turns.py calls it.",
+    )
+    names = list(inspect.signature(inspect.unwrap(GRPOTrainer._generate_single_turn)).parameters)
+    says(names[:4] == ["self", "prompt_ids", "images", "multimodal_fields"], f"_generate_single_turn takes {names}.")
+    source = inspect.getsource(GRPOTrainer)
+    for name in ("_sync_tool_dicts", "_async_tool_dicts", "_batch_environments", "_environment_pool", "_env_tools"):
+        says(f"self.{name}" in source, f"there is no {name} any more, which pipeline/rollouts/turns.py puts or reads.")
+
+
 def test_log_probabilities(trainer):
     method = GRPOTrainer._get_per_token_logps_and_entropies
     names = list(inspect.signature(inspect.unwrap(method)).parameters)

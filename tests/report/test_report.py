@@ -53,6 +53,25 @@ def test_text_from_models_and_data_stays_text(tmp_path):
     assert "49" not in re.sub(r"\d+\.\d+", "", text.split("Curves:")[0].replace(EVIL, ""))
 
 
+def test_a_game_is_shown_turn_by_turn_and_all_of_it_stays_text(tmp_path):
+    ppo = make_run(tmp_path)
+    turns = [
+        {"said": f"well{EVIL}", "calls": [f"buy(item={EVIL})"], "answers": [f"only 1 left{EVIL}"], "paid": -0.25},
+        {"said": "", "calls": ["buy(item=rope)"], "answers": ["sold 1"], "paid": 1.5},
+    ]
+    sample = {"prompt": [{"role": "user", "content": f"Order{EVIL}"}], "before": "x", "after": "y"}
+    scores = {"scores_before": {"won": 0.0}, "scores_after": {"won": 1.0}}
+    write_rows(ppo / "samples.jsonl", [sample | scores | {"turns_before": turns[:1], "turns_after": turns}])
+    page = Page(write_report(ppo).read_text("utf-8"))
+    assert page.unmatched == [] and page.open == [] and page.tags.count("script") == 1 and "img" not in page.tags
+    assert page.tags.count("ol") == 2 and page.tags.count("li") >= 3
+    text = " ".join("".join(page.text).split())
+    evil = " ".join(EVIL.split())
+    assert text.count(f"well{evil}") == text.count(f"buy(item={evil})") == text.count(f"only 1 left{evil}") == 2
+    paid = [f"paid {number(turn['paid'])}" for turn in turns]
+    assert text.index(paid[0]) < text.rindex("buy(item=rope)") < text.rindex("sold 1") < text.rindex(paid[1])
+
+
 def test_page_asks_for_nothing_from_outside(tmp_path):
     text = write_report(make_run(tmp_path, EVIL)).read_text("utf-8")
     page = Page(text)

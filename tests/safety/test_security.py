@@ -45,6 +45,7 @@ ALLOWED = {
     ("pipeline/card/__main__.py", "runpy.run_module"): "one fixed name",
     ("pipeline/data/exact_rows.py", "importlib.import_module"): "modules of datasets, by a fixed list of names",
     ("pipeline/ppo/setup.py", "importlib.import_module"): "`module:function` that the recipe names",
+    ("pipeline/rollouts/environments.py", "importlib.import_module"): "`module:Class` that the recipe names",
 }
 
 

@@ -29,7 +29,7 @@ from pipeline.config import DataArguments, ModelArguments
 from pipeline.exam.evaluation import ScoredAnswers
 from pipeline.exam.exam import Exam, RewardArguments
 from pipeline.models.adapters import POLICY, use_adapter
-from pipeline.stages import token_credit, trl_stage
+from pipeline.stages import token_credit, token_shifts, trl_stage
 from rewards import Instant, Shaped, token_ends
 
 BEFORE = dict(zip(PROMPTS, [[B, EOS], [C, D], [A, A, EOS], [D, EOS], [EOS], [AB, EOS], [C], [D, D, EOS]], strict=True))
@@ -82,13 +82,13 @@ def test_a_text_that_is_not_what_the_ids_decode_to_stands_at_the_last_token():
 
 def test_a_token_alone_keeps_its_space():
     byte_level = build_tokenizer()
-    assert token_credit.token_text(byte_level, byte_level.convert_tokens_to_ids("Ġ")) == " "
-    assert token_credit.token_text(byte_level, 2) == "</s>"
+    assert token_shifts.token_text(byte_level, byte_level.convert_tokens_to_ids("Ġ")) == " "
+    assert token_shifts.token_text(byte_level, 2) == "</s>"
     first_byte = byte_level("鹭")["input_ids"][0]
-    assert token_credit.token_text(byte_level, first_byte) == byte_level.convert_ids_to_tokens(
+    assert token_shifts.token_text(byte_level, first_byte) == byte_level.convert_ids_to_tokens(
         first_byte
     )  # half a character
-    assert token_credit.token_text(byte_level, 999) == "#999"  # a row of the embedding that has no token
+    assert token_shifts.token_text(byte_level, 999) == "#999"  # a row of the embedding that has no token
 
 
 # ---------------------------------------------------------------- which completions
@@ -217,7 +217,7 @@ def test_nothing_is_disturbed(tmp_path):
 def test_shifts_by_pencil():
     p = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]])
     q = torch.tensor([[0.25, 0.25, 0.5], [0.25, 0.25, 0.5]])
-    shifts = token_credit.Shifts(3)
+    shifts = token_shifts.Shifts(3)
     shifts.add(0, p.log(), q.log())
     shifts.add(1, p[:1].log(), p[:1].log())  # a context in which nothing has changed
     assert shifts.positions == 3
@@ -232,9 +232,9 @@ def test_shifts_by_pencil():
 def test_a_long_completion_is_taken_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.log_softmax(torch.randn(7, 5, generator=generator), dim=-1) for _ in range(2))
-    whole, parts = token_credit.Shifts(5), token_credit.Shifts(5)
+    whole, parts = token_shifts.Shifts(5), token_shifts.Shifts(5)
     whole.add(0, p, q)
-    monkeypatch.setattr(token_credit, "_POSITIONS", 2)
+    monkeypatch.setattr(token_shifts, "_POSITIONS", 2)
     parts.add(0, p, q)
     torch.testing.assert_close(whole.change, parts.change)
     assert torch.equal(whole._place, parts._place) and torch.equal(whole._probs, parts._probs)

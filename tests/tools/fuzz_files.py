@@ -121,6 +121,8 @@ def run_folder() -> Files:
         | {"scores_before": {"keyword": 0.1 * i}, "scores_after": {"keyword": 0.3}}
         for i in range(3)
     ]
+    turn = {"said": "so", "calls": ["buy(item=rope, count=2)"], "answers": ["sold 2"], "paid": 0.5}
+    samples[0] |= {"prompt": [{"role": "user", "content": text}], "turns_before": [turn], "turns_after": [turn, turn]}
     numbers = [0.5, -0.25]
     names = ("rewards", "scores", "values", "advantages", "kl", "probs_before", "probs_after")
     tokens = {"prompt": text, "why": "best", "row": 0, "score": 1.0, "score_before": 0.5, "tokens": ["a", ""]}

@@ -1,4 +1,5 @@
-"""Rewards: text in, numbers out. One file a kind; `mixture` and `instant` wrap them, `build` makes them from YAML.
+"""Rewards: text in, numbers out. One file a kind; `mixture`, `combining`, `threshold` and `instant` wrap them, `build`
+makes them from YAML.
 
 They import nothing of the pipeline and know no trainer: TRL's trainers take them as they are. Begin with `base.py`,
 which holds the one interface; `build.py` lists them all.
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Reward, RewardError, RewardFunction, WeightedReward, log_name_of
-    from .build import Mixture, build_rewards
+    from .build import Gate, Mixture, Product, build_rewards
     from .code import Code
     from .coverage import Coverage
     from .fluency import Length, Repetition
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .reconstruction import Reconstruction
     from .relevance import Relevance
     from .text import text_of
+    from .threshold import Threshold
     from .tokenizing import adds_end, begun_once, open_ended
     from .tokens import pays_tokens, texts_after, token_ends
 
@@ -30,12 +32,14 @@ __all__ = [
     "Chrf",
     "Code",
     "Coverage",
+    "Gate",
     "Instant",
     "Keyword",
     "Learned",
     "Length",
     "Mixture",
     "Perplexity",
+    "Product",
     "Reconstruction",
     "Relevance",
     "Repetition",
@@ -44,6 +48,7 @@ __all__ = [
     "RewardFunction",
     "Rouge",
     "Shaped",
+    "Threshold",
     "WeightedReward",
     "adds_end",
     "begun_once",
@@ -67,7 +72,7 @@ __all__ = [
 # Where each name lives, loaded when it is first used: torch and transformers are for the rewards that need them.
 _MODULES = {
     "base": "Reward RewardError RewardFunction WeightedReward log_name_of",
-    "build": "Mixture build_rewards",
+    "build": "Gate Mixture Product build_rewards",
     "code": "Code",
     "coverage": "Coverage",
     "fluency": "Length Repetition",
@@ -80,6 +85,7 @@ _MODULES = {
     "reconstruction": "Reconstruction",
     "relevance": "Relevance",
     "text": "text_of",
+    "threshold": "Threshold",
     "tokenizing": "adds_end begun_once open_ended",
     "tokens": "pays_tokens texts_after token_ends",
 }

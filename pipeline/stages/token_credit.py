@@ -28,6 +28,7 @@ from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.models.prompts import tokenize_prompts
 from pipeline.models.structure import last_logits, positions
 from pipeline.ppo import math
+from pipeline.ppo.config import NORMALIZE
 from pipeline.ppo.experience import Rollout, make_experience
 from pipeline.rollouts.scoring import Scoring, weigh
 from rewards import token_ends
@@ -186,9 +187,9 @@ def _scores(exam: Exam, rows, ids, texts, finished) -> tuple[Tensor, Tensor, Ten
 
 
 def _values(exam: Exam, rows: list[int], ids: list[list[int]]) -> Tensor | None:
-    """V before each token, (B, T), score units; None without a critic."""
+    """V before each token, (B, T), score units; None without a critic, or with one that knows normalised scores."""
     trainer, found = exam.trainer, []
-    if getattr(trainer, "critic", None) is None:
+    if getattr(trainer, "critic", None) is None or trainer.args.multi_objective_aggregation == NORMALIZE:
         return None
     for inputs, answers in _batches(exam, [exam.rows[i] for i in rows], ids):
         with torch.no_grad(), trainer.accelerator.autocast():

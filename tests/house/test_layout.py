@@ -18,7 +18,7 @@ from rewards.build import REGISTRY
 # it or above. `pipeline/__init__.py` is the ground that all stand on.
 FLOORS = (
     ("recipes",),  # what a person launches
-    ("eval", "chat", "sweep", "stages"),  # the commands behind it
+    ("eval", "chat", "sweep", "check", "stages"),  # the commands behind it
     ("ilql",),  # the algorithms alone: Q-learning,
     ("ppo", "card", "scale"),  # and PPO (card and scale forward two commands to their rooms)
     ("memory", "hub", "judging"),

@@ -13,6 +13,7 @@ from conftest import build_model, build_tokenizer
 from fuzz_files import (
     Files,
     chat_template,
+    checked_recipe,
     csv_rows,
     eval_files,
     files_of,
@@ -26,6 +27,7 @@ from fuzz_files import (
 
 from pipeline import cli, judging
 from pipeline.chat import speakers
+from pipeline.check import command
 from pipeline.config import DataArguments, GRPOStage, ModelArguments, RewardStage, SFTStage
 from pipeline.data import loading as data
 from pipeline.errors import UserError
@@ -44,6 +46,7 @@ from pipeline.ppo.config import PPOStage
 from pipeline.report import charts, write_comparison, write_report
 from pipeline.runs import checkpoint_loading
 from pipeline.runs.folder import settings_of
+from pipeline.safety.reading import read_yaml
 from pipeline.stages import merge
 from pipeline.stages.merge import MergeArguments
 from rewards import Learned, Perplexity, build_rewards
@@ -78,6 +81,7 @@ def make_families(folder: Path) -> dict[str, Family]:
         "settings": Family(lambda rng: run_with(run, adapter), load_settings),
         "judging": Family(judging_files, load_judging),
         "eval": Family(eval_files, load_eval),
+        "check": Family(checked_recipe, load_check),
         "template": Family(lambda rng: chat_template(), lambda place: load_template(place, tokenizer)),
     }
 
@@ -248,6 +252,20 @@ def load_eval(place: Path) -> None:
     read_candidates(specs, args.model_arguments())
     with redirect_stdout(io.StringIO()):
         load_rows(DataArguments(str(place / "prompts.jsonl")), args.eval_samples)
+
+
+def load_check(place: Path) -> None:
+    """With the data of the place, whatever the broken recipe says, and without code of its own."""
+    path = place / "ppo.yaml"
+    found = read_yaml(path)
+    if "dataset" in found:
+        found["dataset"] = str(place / "rows.jsonl")
+    found |= {key: None for key in ("model_name_or_path", "adapter_path", "eval_dataset") if key in found}
+    if isinstance(specs := found.get("rewards"), list):
+        found["rewards"] = [spec for spec in specs if not speakers._names_code(spec)]
+    path.write_text(yaml.safe_dump(found, allow_unicode=True), encoding="utf-8")
+    with redirect_stdout(io.StringIO()):
+        command.check(str(path), count=4)
 
 
 # ------------------------------------------------------------ chat templates

@@ -49,6 +49,7 @@ WORLDS = {
     "translation": "pipeline.worlds.translation",
     "records": "pipeline.worlds.records",
     "topics": "pipeline.worlds.topics",
+    "reasoning": "pipeline.worlds.reasoning",
 }
 
 

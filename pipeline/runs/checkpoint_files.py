@@ -138,7 +138,8 @@ def set_aside(run: Path) -> Path | None:
     moved = [name for name in names if name not in STAYS and not name.startswith((".", ASIDE))]
     if not moved:
         return None
-    aside = next(run / name for name in (ASIDE, *map(f"{ASIDE}-{{}}".format, itertools.count(2))) if name not in names)
+    numbered = (f"{ASIDE}-{number}" for number in itertools.count(2))
+    aside = run / next(name for name in itertools.chain([ASIDE], numbered) if name not in names)
     aside.mkdir()
     for name in moved:
         os.rename(run / name, aside / name)

@@ -88,6 +88,23 @@ def test_imports_run_downwards_only(top):
     assert not wrong, "\n".join(wrong)
 
 
+def test_one_file_of_rewards_hands_over_to_the_pipeline_and_nothing_imports_it():
+    """`python -m rewards.check` is the name of a command that needs recipes and data: pipeline/check."""
+    named = [
+        path.name
+        for path in python_files("rewards")
+        if any(
+            isinstance(node, ast.Constant) and str(node.value).startswith("pipeline.")
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        )
+    ]
+    assert named == ["check.py"]
+    for top in ("rewards", "pipeline", "recipes"):
+        for path in python_files(top):
+            package = ".".join(path.relative_to(ROOT).parent.parts)
+            assert "rewards.check" not in imported_modules(path.read_text("utf-8"), package), path
+
+
 def test_every_room_has_a_floor_and_there_are_ten_at_most():
     rooms = {p.stem for p in (ROOT / "pipeline").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert rooms - {"__init__"} | {"recipes", "rewards"} == set(FLOOR)

@@ -3,13 +3,14 @@
 import json
 
 import pytest
-import reasoning_gym
 
 from pipeline.config import DataArguments
 from pipeline.data import loading
 from pipeline.errors import UserError
 from rewards import RewardError, build_rewards
 from rewards.reasoning import COLUMN, ReasoningGym, rows_of
+
+reasoning_gym = pytest.importorskip("reasoning_gym", reason="the extra `reasoning` is not installed")
 
 SUMS = {"min_terms": 2, "max_terms": 3, "max_digits": 1, "size": 12, "seed": 5}
 

@@ -8,6 +8,7 @@ import pytest
 from pipeline.worlds import WorldSettings, referee
 from pipeline.worlds import reasoning as world
 
+pytest.importorskip("reasoning_gym", reason="the extra `reasoning` is not installed")
 SMALL = WorldSettings(heldout_rows=40, pretraining_texts=600)
 
 

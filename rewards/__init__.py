@@ -1,4 +1,5 @@
-"""Rewards: text in, numbers out. One file a kind; `mixture` and `instant` wrap them, `build` makes them from YAML.
+"""Rewards: text in, numbers out. One file a kind; `mixture`, `combining`, `threshold` and `instant` wrap them, `build`
+makes them from YAML.
 
 They import nothing of the pipeline and know no trainer: TRL's trainers take them as they are. Begin with `base.py`,
 which holds the one interface; `build.py` lists them all.
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .answer import Answer
     from .base import Reward, RewardError, RewardFunction, WeightedReward, log_name_of
-    from .build import Mixture, build_rewards
+    from .build import Gate, Mixture, Product, build_rewards
     from .code import Code
     from .coverage import Coverage
     from .fluency import Length, Repetition
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .reconstruction import Reconstruction
     from .relevance import Relevance
     from .text import text_of
+    from .threshold import Threshold
     from .tokenizing import adds_end, begun_once, open_ended
     from .tokens import pays_tokens, texts_after, token_ends
     from .trl_rewards import TrlReward
@@ -39,6 +41,7 @@ __all__ = [
     "Coverage",
     "Environment",
     "Format",
+    "Gate",
     "Instant",
     "Judge",
     "Keyword",
@@ -47,6 +50,7 @@ __all__ = [
     "Math",
     "Mixture",
     "Perplexity",
+    "Product",
     "Reconstruction",
     "Relevance",
     "Repetition",
@@ -55,6 +59,7 @@ __all__ = [
     "RewardFunction",
     "Rouge",
     "Shaped",
+    "Threshold",
     "TrlReward",
     "Turn",
     "WeightedReward",
@@ -81,7 +86,7 @@ __all__ = [
 _MODULES = {
     "answer": "Answer",
     "base": "Reward RewardError RewardFunction WeightedReward log_name_of",
-    "build": "Mixture build_rewards",
+    "build": "Gate Mixture Product build_rewards",
     "code": "Code",
     "coverage": "Coverage",
     "fluency": "Length Repetition",
@@ -97,6 +102,7 @@ _MODULES = {
     "reconstruction": "Reconstruction",
     "relevance": "Relevance",
     "text": "text_of",
+    "threshold": "Threshold",
     "tokenizing": "adds_end begun_once open_ended",
     "tokens": "pays_tokens texts_after token_ends",
     "trl_rewards": "TrlReward",

@@ -18,6 +18,13 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {key: [row[key] for row in rows] for key in rows[0] if key not in RESERVED}
 
 
+def some_rows(rows: Sequence[int], prompts: Texts, completions: Texts, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reward is asked about these rows alone: prompts, completions and columns; what is no column stays."""
+    n = len(prompts)
+    some = {k: [v[i] for i in rows] if isinstance(v, list | tuple) and len(v) == n else v for k, v in columns.items()}
+    return {"prompts": [prompts[i] for i in rows], "completions": [completions[i] for i in rows], **some}
+
+
 def ask(
     function: Callable[..., Any],
     prompts: Texts,
@@ -73,7 +80,7 @@ async def ask_async(
     errors: dict[int, Exception] = {}
     for row in range(len(prompts)):
         try:
-            answer = await function(**_one_row(row, prompts, completions, columns))
+            answer = await function(**some_rows([row], prompts, completions, columns))
             answers += _checked(answer, [prompts[row]], name, tokens)
         except RewardError:
             raise
@@ -98,12 +105,6 @@ def renamed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     with_name.__name__ = name
     return with_name
-
-
-def _one_row(row: int, prompts: Texts, completions: Texts, columns: dict[str, Any]) -> dict[str, Any]:
-    n = len(prompts)
-    one = {k: [v[row]] if isinstance(v, list | tuple) and len(v) == n else v for k, v in columns.items()}
-    return {"prompts": [prompts[row]], "completions": [completions[row]], **one}
 
 
 def _checked(answers: Any, prompts: Texts, name: str, tokens: bool) -> list[Any]:

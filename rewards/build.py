@@ -23,8 +23,10 @@ from .base import (
     nearest,
     number,
 )
+from .combining import Gated, Multiplied
 from .instant import Instant
 from .mixture import Shaped, WeightedSum
+from .threshold import Threshold
 from .trl_rewards import NAMES as TRL_REWARDS
 
 # name in YAML -> (module, class, fixed options). Imported when asked for.
@@ -48,12 +50,15 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "reconstruction": ("reconstruction", "Reconstruction", {}),
     "relevance": ("relevance", "Relevance", {}),
     "coverage": ("coverage", "Coverage", {}),
+    "reasoning_gym": ("reasoning", "ReasoningGym", {}),
     "mixture": ("build", "Mixture", {}),
+    "gate": ("build", "Gate", {}),
+    "product": ("build", "Product", {}),
     "environment": ("turns", "Environment", {}),
     **{name: ("trl_rewards", "TrlReward", {"reward": name}) for name in TRL_REWARDS},
 }
 HOW_TO_NAME = "write it like {name: bleu, weight: 0.5}"
-COMMON_OPTIONS = ("weight", "instant", "clip", "normalize", "log_name")
+COMMON_OPTIONS = ("weight", "instant", "clip", "normalize", "at_least", "log_name")
 
 
 def build_rewards(specs: Iterable[Any]) -> list[WeightedReward]:
@@ -69,6 +74,7 @@ def build_rewards(specs: Iterable[Any]) -> list[WeightedReward]:
             the difference that each word, token or turn of a game makes to the score (see `rewards.Instant`).
         normalize: `running` = subtract the running mean of the scores so far and divide by their standard deviation.
         clip: [lowest, highest], after normalizing.
+        at_least: 1 where the score is at least this, else 0 (in the place of normalize and clip).
         log_name: the name in logs and reports (default: the reward's own, made unique by _2, _3, ...).
     `module:function` is imported from the Python path or the current folder; further options go to the function as
     keyword arguments, in the place of columns of their names. A class is called with the options first.
@@ -99,9 +105,53 @@ class Mixture(WeightedSum):
     """
 
     def __init__(self, rewards: Iterable[Any], log_name: str = "mixture"):
-        given = [rewards] if isinstance(rewards, str | dict) else list(rewards or ())
+        given = _listed(rewards)
         built = [x for x in given if isinstance(x, WeightedReward)]
         super().__init__(built if given and len(built) == len(given) else build_rewards(given), log_name)
+
+
+class Gate(Gated):
+    """Rewards that count only where a condition is met, such as format before content; elsewhere `otherwise` is paid.
+
+        {name: gate, condition: {name: keyword, wanted: [please], mode: any}, rewards: [{name: rougeL}]}
+        {name: gate, condition: {name: rougeL, at_least: 0.3}, rewards: [{name: length, max: 40}], otherwise: -1}
+
+    Where the condition is not met nothing is asked of the rewards: a slow one (code in the sandbox, a judge) costs
+    nothing there. The condition itself pays nothing; a policy that does not meet it yet learns it from a reward of its
+    own in the list. In a trainer the share of completions that meet it is logged as `<gate>/met`.
+
+    It pays per token where one of its rewards does; the condition is asked a second time for it.
+
+    Options:
+        condition: a reward, as in `rewards`; met where its score is 1 or more, or with `at_least: x` in it x or more.
+            A row for which it has no score gets none.
+        rewards: specs as `build_rewards` takes them; they are summed, as in a mixture.
+        otherwise (0): what is paid where the condition is not met.
+    """
+
+    def __init__(self, condition: Any, rewards: Iterable[Any], otherwise: float = 0.0, log_name: str = "gate"):
+        first, *parts = build_rewards([condition, *_listed(rewards)])
+        super().__init__(first, parts, otherwise, log_name)
+
+
+class Product(Multiplied):
+    """The product of the scores of several rewards: worth something only as far as every one of them is.
+
+        {name: product, rewards: [{name: rougeL}, {name: coverage, column: facts, clip: [0, 1]}]}
+
+    A row for which one of them has no score gets none. No factor may be negative, or a worse text would be worth more:
+    `clip` makes one fit. It pays per token by differences (`instant: words` or `tokens` on the product itself).
+
+    Options:
+        rewards: specs as `build_rewards` takes them, without weights: a weight is for the product.
+    """
+
+    def __init__(self, rewards: Iterable[Any], log_name: str = "product"):
+        super().__init__(build_rewards(_listed(rewards)), log_name)
+
+
+def _listed(rewards: Any) -> list[Any]:
+    return [rewards] if isinstance(rewards, str | dict) or callable(rewards) else list(rewards or ())
 
 
 def _as_mapping(spec: Any) -> dict[str, Any]:
@@ -123,7 +173,7 @@ def _as_mapping(spec: Any) -> dict[str, Any]:
 
 def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
     name = spec.pop("name")
-    common = {key: spec.pop(key) for key in ("instant", "clip", "normalize", "log_name") if key in spec}
+    common = {key: spec.pop(key) for key in COMMON_OPTIONS if key in spec}
     if callable(name):
         reward: RewardFunction = bound(name)
     elif ":" in str(name):
@@ -140,6 +190,10 @@ def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
     instant = choice(common.pop("instant", False), "instant", (True, False, "words", "tokens", "turns"), log_name)
     if instant:
         reward = Instant(reward, at="auto" if instant is True else instant, log_name=log_name)
+    if (at_least := common.pop("at_least", None)) is not None:
+        if common:
+            raise RewardError(f"Reward '{log_name}': at_least gives 0 or 1; leave {' and '.join(common)} out.")
+        return Threshold(reward, at_least, log_name)
     if is_async(reward) and not common:
         reward = renamed(reward, log_name)
     elif common or log_name != log_name_of(reward):

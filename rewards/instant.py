@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .asking import is_async
-from .base import Reward, RewardFunction, WeightedReward, choice
+from .base import RewardFunction, WeightedReward, choice
 from .mixture import Shaped, WeightedSum, Wrapper, silent, token_rewards_of
 from .text import Text, Texts, text_of, word_ends
 from .tokens import PaysTokens, TokenEnds, TokenIds, knows_tokens, settle
@@ -87,13 +87,6 @@ class Instant(Wrapper):
             del rows["token_ends"]
             return turn_rewards(self.raw, **rows, **silent(columns))
         return self._differences(**rows, columns=silent(columns))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.raw.state_dict() if isinstance(self.raw, Reward) else {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if isinstance(self.raw, Reward):
-            self.raw.load_state_dict(state)
 
     def _differences(
         self,

@@ -53,12 +53,26 @@ class RunningStats:
 class Wrapper(Reward):
     """A reward around another one, `raw`."""
 
+    for_training = True  # reports have the score of what it holds, for this one has no fixed unit
+
     def __init__(self, reward: RewardFunction, log_name: str | None = None):
         super().__init__(log_name or log_name_of(reward))
         self.raw = bound(reward)
 
+    @property
+    def inside(self) -> list[RewardFunction]:
+        """The rewards that it holds."""
+        return [self.raw]
+
     def prepare(self) -> None:
-        prepare([self.raw])
+        prepare(self.inside)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.raw.state_dict() if isinstance(self.raw, Reward) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(self.raw, Reward):
+            self.raw.load_state_dict(state)
 
 
 class Shaped(Wrapper):
@@ -124,7 +138,7 @@ class Shaped(Wrapper):
 
     def state_dict(self) -> dict[str, Any]:
         state = {} if self.stats is None else {"stats": vars(self.stats).copy()}
-        inner = self.raw.state_dict() if isinstance(self.raw, Reward) else {}
+        inner = super().state_dict()
         return state | ({"raw": inner} if inner else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,8 +146,8 @@ class Shaped(Wrapper):
             if "stats" not in state:
                 raise self.error("the saved state has no running statistics; was normalize set when it was saved?")
             self.stats = RunningStats(**state["stats"])
-        if isinstance(self.raw, Reward) and "raw" in state:
-            self.raw.load_state_dict(state["raw"])
+        if "raw" in state:
+            super().load_state_dict(state["raw"])
 
     def _see(self, so_far: RunningStats, scores: list[float]) -> None:
         batch = RunningStats.of(scores)
@@ -149,15 +163,11 @@ class Shaped(Wrapper):
         return low, high
 
 
-class WeightedSum(Reward):
-    """Several rewards as one: the weighted sum of their scores.
+class Combination(Reward):
+    """Several rewards as one. In a trainer each part's mean is logged as `<log name>/<part>`.
 
-    A part that has no score for a row is left out of that row's sum; a row that no part can score gets None. This is
-    what TRL does with a list of rewards, so a mixture can stand where one function is asked for. In a trainer each
-    part's mean is logged as `<mixture>/<part>`.
-
-    It pays per token where at least one part does (that part has `instant`): each such part at its own tokens, the
-    others at the last one. These others are scored a second time for it.
+    Attributes:
+        parts: the rewards with their weights.
     """
 
     def __init__(self, parts: Iterable[WeightedReward], log_name: str):
@@ -165,6 +175,36 @@ class WeightedSum(Reward):
         self.parts = [WeightedReward(bound(reward), weight) for reward, weight in parts]
         if not self.parts:
             raise self.error("give at least one reward under `rewards`.")
+
+    @property
+    def inside(self) -> list[RewardFunction]:
+        """The rewards that it holds."""
+        return [reward for reward, _ in self.parts]
+
+    def prepare(self) -> None:
+        prepare(self.inside)
+
+    def state_dict(self) -> dict[str, Any]:
+        return state_of((reward, 1.0) for reward in self.inside)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_state(((reward, 1.0) for reward in self.inside), state)
+
+    def _log(self, log_metric: Callable[[str, float], None] | None, part: str, scores: Sequence[float | None]) -> None:
+        known = [score for score in scores if score is not None]
+        if log_metric is not None and known:
+            log_metric(f"{self.__name__}/{part}", sum(known) / len(known))
+
+
+class WeightedSum(Combination):
+    """Several rewards as one: the weighted sum of their scores.
+
+    A part that has no score for a row is left out of that row's sum; a row that no part can score gets None. This is
+    what TRL does with a list of rewards, so a mixture can stand where one function is asked for.
+
+    It pays per token where at least one part does (that part has `instant`): each such part at its own tokens, the
+    others at the last one. These others are scored a second time for it.
+    """
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         totals: list[float | None] = [None] * len(completions)
@@ -175,9 +215,6 @@ class WeightedSum(Reward):
                 if score is not None:
                     totals[row] = (totals[row] or 0.0) + weight * score
         return totals
-
-    def prepare(self) -> None:
-        prepare(reward for reward, _ in self.parts)
 
     @property
     def instant(self) -> bool:  # type: ignore[override]  # not to be set: it follows what is inside
@@ -196,17 +233,6 @@ class WeightedSum(Reward):
                     totals[i] = [sum_ + weight * reward for sum_, reward in zip(total, row, strict=True)]
         return totals
 
-    def state_dict(self) -> dict[str, Any]:
-        return state_of(self.parts)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_state(self.parts, state)
-
-    def _log(self, log_metric: Callable[[str, float], None] | None, part: str, scores: list[float | None]) -> None:
-        known = [score for score in scores if score is not None]
-        if log_metric is not None and known:
-            log_metric(f"{self.__name__}/{part}", sum(known) / len(known))
-
 
 def prepare(rewards: Iterable[RewardFunction]) -> None:
     """Has every reward load what it needs; a plain function says nothing about that."""
@@ -217,7 +243,7 @@ def prepare(rewards: Iterable[RewardFunction]) -> None:
 
 def raw(reward: RewardFunction) -> RewardFunction:
     """The reward without normalization, clipping and payment per token, for reports."""
-    while isinstance(reward, Wrapper):
+    while isinstance(reward, Wrapper) and reward.for_training:
         reward = reward.raw
     return reward
 
@@ -285,13 +311,13 @@ def at_rest(reward: RewardFunction) -> Iterator[None]:
             shaped.training = training
 
 
-def state_of(rewards: Iterable[WeightedReward]) -> dict[str, Any]:
+def state_of(rewards: Iterable[tuple[RewardFunction, float]]) -> dict[str, Any]:
     """The states of all rewards that have one, by their names in the logs; plain numbers, fit for JSON."""
     states = {log_name_of(r): r.state_dict() for r, _ in rewards if isinstance(r, Reward)}
     return {name: state for name, state in states.items() if state}
 
 
-def load_state(rewards: Iterable[WeightedReward], state: dict[str, Any]) -> None:
+def load_state(rewards: Iterable[tuple[RewardFunction, float]], state: dict[str, Any]) -> None:
     """Gives every reward its state from `state_of` back."""
     for reward, _ in rewards:
         if isinstance(reward, Reward) and log_name_of(reward) in state:
@@ -301,8 +327,7 @@ def load_state(rewards: Iterable[WeightedReward], state: dict[str, Any]) -> None
 def every_in(reward: RewardFunction) -> Iterator[RewardFunction]:
     """Every reward in a reward: itself, what it wraps, the parts of a mixture."""
     yield reward
-    inner = [reward.raw] if isinstance(reward, Wrapper) else []
-    for part in [part for part, _ in reward.parts] if isinstance(reward, WeightedSum) else inner:
+    for part in reward.inside if isinstance(reward, Wrapper | Combination) else ():
         yield from every_in(part)
 
 

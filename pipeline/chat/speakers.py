@@ -165,11 +165,12 @@ def settings_of_run(folder: Path, own_code: bool) -> tuple[dict[str, Any], Model
 
 
 def _names_code(spec: Any) -> bool:
-    """Whether a reward, or one of the rewards in a mixture, is `module:function`."""
+    """Whether a reward, or one of those in a mixture, a gate or a product, is `module:function`."""
     if not isinstance(spec, dict):
         return ":" in str(spec)
     inner = spec.get("rewards") or []
-    return ":" in str(spec.get("name")) or any(map(_names_code, inner if isinstance(inner, list) else [inner]))
+    inner = [*(inner if isinstance(inner, list) else [inner]), *([spec["condition"]] if spec.get("condition") else [])]
+    return ":" in str(spec.get("name")) or any(map(_names_code, inner))
 
 
 def _name_of(folder: Path, settings: dict[str, Any]) -> str:

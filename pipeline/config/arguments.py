@@ -64,7 +64,10 @@ class DataArguments:
     dataset: str | None = setting(
         None,
         "Training data: a file (.jsonl .json .csv .tsv .parquet, also .gz), a local folder, or a Hub name; or two "
-        "files of parallel text, such as train.{en,fi}.",
+        "files of parallel text, such as train.{en,fi}; or a task of reasoning_gym, such as reasoning_gym:chain_sum.",
+    )
+    dataset_options: dict | str | None = setting(
+        None, "Settings of a task of reasoning_gym, such as {size: 2000, seed: 1, max_terms: 3}."
     )
     dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
     dataset_split: str = setting("train", "Split of a Hub data set or folder to train on.")
@@ -85,6 +88,7 @@ class DataArguments:
 
     def __post_init__(self):
         self.chat_template_kwargs = mapping(self.chat_template_kwargs, "chat_template_kwargs")
+        self.dataset_options = mapping(self.dataset_options, "dataset_options")
         check(
             0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a number from 0 up to, not including, 1"
         )

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config import DataArguments, mapping
 from pipeline.data import dialogues
 from pipeline.data.exact_rows import exact
-from pipeline.data.readers import read
+from pipeline.data.readers import read, to_dataset
+from pipeline.data.reasoning_tasks import is_task, read_task
 from pipeline.data.row_templates import fill_templates
 from pipeline.errors import UserError, shortened
 from pipeline.models.ends import without_end
@@ -76,7 +77,10 @@ def load(
 
 
 def _one(args: DataArguments, source: str, split: str, kind: str | None, log: Callable[[str], Any]) -> Dataset:
-    rows = read(source, split, args.dataset_config)
+    if is_task(source):
+        rows = to_dataset(read_task(source, args.dataset_options), source)
+    else:
+        rows = read(source, split, args.dataset_config)
     name = source if split == "train" else f"{source} ({split})"
     if args.max_rows and len(rows) > args.max_rows:
         log(f"{name}: the first {args.max_rows:,} of {len(rows):,} rows (max_rows)")

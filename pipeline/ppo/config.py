@@ -14,8 +14,7 @@ from pipeline.ppo.setup import advantage_estimator
 _REFUSED = {
     "beta": "the KL penalty of PPO is kl_coef",
     "loss_type": "PPO averages its loss over all tokens of a mini-batch",
-    "scale_rewards": "advantages are whitened; per-reward scaling is `normalize` in the rewards list",
-    "multi_objective_aggregation": "per-reward scaling is `normalize` in the rewards list",
+    "scale_rewards": "advantages are whitened; multi_objective_aggregation scales each reward by itself",
     "importance_sampling_level": "PPO's ratio is per token",
     "delta": "PPO has no two-sided clipping",
     "use_bias_correction_kl": "the KL penalty is part of the reward here",
@@ -42,6 +41,7 @@ _REFUSED = {
     "repetition_penalty": "it changes the distribution that is sampled; use a repetition reward",
     "disable_dropout": "rollout and update must see the same policy, so dropout is always off",
 }
+SUM, NORMALIZE = AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")  # TRL's names
 ALGORITHMS = ("ppo", "a2c", "reinforce")
 BASELINES = ("none", "moving_average", "leave_one_out")
 # What an algorithm leaves out: setting -> why. A value other than the default (or none) contradicts it.
@@ -146,6 +146,13 @@ class PPOConfig(GRPOConfig):
     )
     whiten_rewards: bool = field(
         default=False, metadata={"help": "Divide the token rewards by their standard deviation (usually harmful)."}
+    )
+    multi_objective_aggregation: str = field(
+        default=SUM,
+        metadata={
+            "help": "sum_then_normalize: the weighted scores are added as they are; normalize_then_sum: each reward's "
+            "scores are normalised first, over the completions of a prompt, or the rollout if there is one of each."
+        },
     )
     missing_eos_penalty: float | None = field(
         default=None,
@@ -252,8 +259,9 @@ class PPOConfig(GRPOConfig):
         if isinstance(self.generation_kwargs, dict) and set(self.generation_kwargs) - _NEUTRAL_GENERATION:
             names = ", ".join(sorted(set(self.generation_kwargs) - _NEUTRAL_GENERATION))
             raise UserError(f"generation_kwargs has {names}, which would change the sampled distribution. Remove it.")
-        if self.kl_estimator not in KL_ESTIMATORS:
-            raise UserError(f"kl_estimator is {self.kl_estimator!r}; choose one of {', '.join(KL_ESTIMATORS)}.")
+        for name, choices in (("kl_estimator", KL_ESTIMATORS), ("multi_objective_aggregation", AGGREGATIONS)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
         self._validate_algorithm()
         advantage_estimator(self.advantage)
         counts = "num_iterations num_mini_batches num_generations gradient_accumulation_steps max_completion_length"

@@ -22,12 +22,14 @@ class Rollout(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """What a rollout is worth. All (B, T) and 0 where the loss mask is 0."""
+    """What a rollout is worth. All (B, T) but one, and 0 where the loss mask is 0."""
 
     kl: Tensor  # nats
     rewards: Tensor  # score units, KL penalty included
     advantages: Tensor  # whitened if asked for
     returns: Tensor  # advantages + values before whitening
+    unwhitened: Tensor  # the advantages before whitening, score units
+    reward_scale: Tensor  # scalar by which `whiten_rewards` multiplied the token rewards, 1 without
 
 
 def is_finished(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids: list[int]) -> Tensor:
@@ -61,18 +63,28 @@ def make_experience(
     kl = torch.where(mask.bool(), math.kl_penalty(rollout.old_logprobs, rollout.ref_logprobs, config.kl_estimator), 0)
     # 2. the reward of every token
     rewards = math.token_rewards(rollout.scores, kl, mask, kl_coef, rollout.instant)
+    reward_scale = torch.ones((), device=rewards.device)
     if config.whiten_rewards:
-        rewards = math.whiten(rewards, mask, *math.moments(rewards, mask, reduce_sum), shift_mean=False)
+        mean, variance = math.moments(rewards, mask, reduce_sum)
+        rewards, reward_scale = math.whiten(rewards, mask, mean, variance, shift_mean=False), (variance + 1e-8).rsqrt()
     # 3. credit: how much better than expected each token was
-    if config.algorithm == "reinforce":
-        returns = math.reward_to_go(rewards, mask, config.gamma)
-        total = returns.gather(1, mask.to(torch.int8).argmax(dim=1, keepdim=True)).squeeze(
-            1
-        )  # at the first real token
-        advantages = returns if baseline is None else torch.where(mask.bool(), returns - baseline(total)[:, None], 0)
-    else:
-        advantages, returns = advantage(rewards, rollout.values, mask, config.gamma, config.lam)
+    advantages, returns = credit(rewards, rollout.values, mask, config, advantage)
+    if config.algorithm == "reinforce" and baseline is not None:
+        first = mask.to(torch.int8).argmax(dim=1, keepdim=True)  # the first real token
+        total = returns.gather(1, first).squeeze(1)
+        advantages = torch.where(mask.bool(), returns - baseline(total)[:, None], 0)
     # 4. one scale for every batch
+    unwhitened = advantages
     if config.whiten_advantages:
         advantages = math.whiten(advantages, mask, *math.moments(advantages, mask, reduce_sum))
-    return Experience(kl, rewards, advantages, returns)
+    return Experience(kl, rewards, advantages, returns, unwhitened, reward_scale)
+
+
+def credit(
+    rewards: Tensor, values: Tensor, mask: Tensor, config: PPOConfig, advantage: math.AdvantageEstimator = math.gae
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, (B, T) each, of token rewards and values (B, T); without REINFORCE's baseline."""
+    if config.algorithm == "reinforce":
+        returns = math.reward_to_go(rewards, mask, config.gamma)
+        return returns, returns
+    return advantage(rewards, values, mask, config.gamma, config.lam)

@@ -9,9 +9,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from pipeline.ppo import math
+from pipeline.ppo.aggregation import Paid, advantage_shares, share_names
 from pipeline.ppo.batches import Batch
+from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.experience import Experience, Rollout
+from pipeline.rollouts.scoring import weigh
 from pipeline.watching.journal import Journal, repetition
 
 # GRPO's own statistics (PPO has no groups), and what is logged here under the names of metrics.PPO
@@ -23,6 +26,9 @@ class Logged(Protocol):
     """What of a PPOTrainer is logged, and where."""
 
     model: PeftModel
+    args: PPOConfig
+    advantage: math.AdvantageEstimator
+    reward_func_names: list[str]
     accelerator: Accelerator
     critic: Critic | None
     kl_coef: float
@@ -40,7 +46,18 @@ def sampled(batch: Batch) -> Tensor:
     return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
 
 
-def log_rollout(trainer: Logged, batch: Batch, rollout: Rollout, experience: Experience, finished: Tensor) -> None:
+def log_scores(trainer: Logged, scores_per_reward: Tensor, weights: Tensor) -> Tensor:
+    """What the rewards said, (B, F) with NaN for a missing score, weights (F,). Returns which rows have a score, (B,)."""
+    scores, scorable = weigh(scores_per_reward, weights)
+    trainer._notes.add("score", scores, scorable)
+    for name, column in zip(trainer.reward_func_names, scores_per_reward.T, strict=True):
+        trainer._notes.add(f"score/{name}", column, ~torch.isnan(column))
+    return scorable
+
+
+def log_rollout(
+    trainer: Logged, batch: Batch, rollout: Rollout, experience: Experience, finished: Tensor, paid: Paid
+) -> None:
     """A rollout and what was made of it. Changes nothing but the trainer's journal and TRL's completions table."""
     mask, journal, reduce_sum = rollout.loss_mask, trainer._notes, trainer.journal.sum
     lengths, counts = sampled(batch).sum(dim=1), mask.any(dim=1)
@@ -52,6 +69,9 @@ def log_rollout(trainer: Logged, batch: Batch, rollout: Rollout, experience: Exp
     journal.add("finished", finished)
     journal.add("repetition", repetition(batch["completion_ids"], batch["completion_mask"]))
     journal.add("score_std", math.moments(rollout.scores, counts, reduce_sum)[1].sqrt()[None])
+    shares = advantage_shares(paid, rollout, experience, trainer.args, trainer.kl_coef, trainer.advantage, reduce_sum)
+    for name, share in zip(share_names(trainer.reward_func_names), shares, strict=True):
+        journal.add(name, share[None], ~torch.isnan(share)[None])
     journal.add("kl_coef", torch.tensor([trainer.kl_coef], device=mask.device))
     if trainer.critic is not None:
         explained = math.explained_variance(rollout.values, experience.returns, mask, reduce_sum)

@@ -38,15 +38,16 @@ from pipeline.models.shared_base import SharesBase, share_out
 from pipeline.models.structure import freeze_idle
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, logs, math, setup
+from pipeline.ppo.aggregation import Paid, scale
 from pipeline.ppo.batches import CRITIC_STATES, Batch, in_parts, pack, tokens_a_pass
-from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.config import NORMALIZE, PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.experience import Experience, Rollout, is_finished, make_experience
 from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
-from pipeline.rollouts.scoring import check_finite, check_scored, weigh
+from pipeline.rollouts.scoring import check_finite, check_scored
 from pipeline.rollouts.text_ends import TextEnds
 from pipeline.rollouts.turns import Turns
 from pipeline.rollouts.vllm_server import send_merged
@@ -161,13 +162,13 @@ class PPOTrainer(  # type: ignore[misc]
         """Rows of the data set -> a rollout of B completions of at most T tokens, with all that the update reads."""
         # 1. Sample completions and score them (TRL, through _generate and _calculate_rewards below)
         batch: Batch = super()._generate_and_score_completions(inputs)
-        mask, scores, instant, finished = self._scores(batch)
+        mask, scores, finished, paid = self._scores(batch)
         # 2. Log-probabilities of the sampled tokens and values of their states, all without dropout or gradient
         with self._notes.clock("forward"), torch.no_grad():
             old_logprobs, ref_logprobs = self._old_and_ref_logprobs(batch)
             values, states = self._values(batch)
         # 3. Token rewards, advantages, returns; whitened over all processes
-        rollout = Rollout(mask, scores, old_logprobs, ref_logprobs, values, instant)
+        rollout = Rollout(mask, scores, old_logprobs, ref_logprobs, values, paid.at_tokens)
         experience = self._experience(rollout, self._baseline_of(rollout))
         # 4. What the update reads
         batch |= {
@@ -182,7 +183,7 @@ class PPOTrainer(  # type: ignore[misc]
         if self.model.training and self.args.replay:
             self.replay.keep(batch, rollout)
         # 5. Log; count; let the KL coefficient follow its target
-        logs.log_rollout(self, batch, rollout, experience, finished)
+        logs.log_rollout(self, batch, rollout, experience, finished, paid)
         if self.model.training:
             episodes = self.journal.count(logs.sampled(batch).sum(dim=1))
             self._adapt_kl_coef(experience.kl.sum(dim=1), mask.any(dim=1), episodes)
@@ -196,7 +197,7 @@ class PPOTrainer(  # type: ignore[misc]
         self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
     ) -> Tensor:
         """What every reward said of every completion of all processes, (processes · B, F); this process's rows are
-        kept, and what was paid token by token."""
+        kept (B, F), and what was paid token by token."""
         for reward in self.reward_funcs:
             set_training(reward, self.model.training)  # running statistics are those of training alone
         scoring = self._asks(completions, completion_ids_list)
@@ -207,25 +208,24 @@ class PPOTrainer(  # type: ignore[misc]
         finally:
             self.reward_funcs = rewards
         self._scoring = scoring
-        start = self.accelerator.process_index * len(prompts)
-        self._scores_per_reward = scores_per_reward[start : start + len(prompts)]  # (B, F), this process's rows
+        mine = slice(start := self.accelerator.process_index * len(prompts), start + len(prompts))
+        group_size = self._group_size if self.args.multi_objective_aggregation == NORMALIZE else None
+        weighted, self._factors = scale(
+            scores_per_reward, self.reward_weights.to(scores_per_reward.device), group_size
+        )
+        self._scores_per_reward, self._weighted = scores_per_reward[mine], weighted[mine]
         if self.model.training:
             check_scored(scores_per_reward)
         return check_finite(scores_per_reward, self.reward_func_names)
 
-    def _scores(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Loss mask (B, T), scores with penalties (B,), token rewards (B, T) or None, finished (B,)."""
+    def _scores(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Paid]:
+        """Loss mask (B, T), scores with penalties (B,), finished (B,), and what each reward pays."""
         completion_mask = batch["completion_mask"]
-        weights = self.reward_weights.to(completion_mask.device)
-        scores, scorable = weigh(self._scores_per_reward, weights)
-        instant = self._scoring.instant(weights, completion_mask.shape[1])
-        self._notes.add("score", scores, scorable)
-        for name, column in zip(self.reward_func_names, self._scores_per_reward.T, strict=True):
-            self._notes.add(f"score/{name}", column, ~torch.isnan(column))
+        scorable = logs.log_scores(self, self._scores_per_reward, self.reward_weights.to(completion_mask.device))
+        paid = Paid(self._weighted, self._scoring.instant_of_each(self._factors, completion_mask.shape[1]))
         finished = is_finished(batch["completion_ids"], completion_mask, self.eos_token_ids)
-        if self.args.missing_eos_penalty is not None:
-            scores = scores - self.args.missing_eos_penalty * ~finished
-        return logs.sampled(batch) * scorable[:, None], scores, instant, finished
+        scores = paid.scores.sum(dim=1) - (self.args.missing_eos_penalty or 0.0) * ~finished
+        return logs.sampled(batch) * scorable[:, None], scores, finished, paid
 
     def _experience(self, rollout: Rollout, baseline: Callable[[Tensor], Tensor] | None = None) -> Experience:
         """Token rewards, advantages and returns of a rollout, by the policy's and the critic's present settings."""
@@ -235,9 +235,12 @@ class PPOTrainer(  # type: ignore[misc]
         """REINFORCE's baseline as a function of the returns of whole completions, (B,) -> (B,); else None."""
         if (baseline := self.baseline) is None:
             return None
-        training, counts = self.model.training, rollout.loss_mask.any(dim=1)
-        group_size = (self.num_generations if training else self.num_generations_eval) or 1
+        training, counts, group_size = self.model.training, rollout.loss_mask.any(dim=1), self._group_size
         return lambda totals: baseline(totals, counts, group_size, training)
+
+    @property
+    def _group_size(self) -> int:  # completions of one prompt in a rollout
+        return (self.num_generations if self.model.training else self.num_generations_eval) or 1
 
     def _adapt_kl_coef(self, kl: Tensor, counts: Tensor, episodes: int) -> None:
         """β follows `kl_target`: the mean KL of the completions that count, (B,) and (B,), over all processes."""

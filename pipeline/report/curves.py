@@ -18,7 +18,7 @@ Point = tuple[float, float]
 MAX_POINTS = 240  # a curve this wide shows no more; longer ones are averaged in equal bins
 # Which curves stand together, in this order; the first match counts. Names are those that the trainers log.
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("Scores", r"^(scores?|rewards?|gold)(/|_|$)"),
+    ("Scores", r"^(scores?|rewards?|advantage|gold)(/|_|$)"),
     ("Distance to the reference", r"^(kl|ref_kl|non_score_reward|objective)(_coef|/|$)"),
     ("Text", r"^(length|completions?|finish\w*|eos|repetition)(/|_|$)"),
     ("Policy", r"^(entropy|loss/policy|clip_fraction/policy|approx_kl|ratio|clip_ratio|policy)(/|_|$)"),

@@ -60,16 +60,24 @@ class Scoring:
             columns.append(torch.tensor([float("nan") if s is None else float(s) for s in scores]))
         return check_finite(torch.stack(columns, dim=1), self._names)
 
-    def instant(self, weights: Tensor, width: int) -> Tensor | None:
-        """Weighted sum of what was paid at each token, (B, width), score units; None when no reward pays per token."""
-        if not self._paid:
-            return None
-        total = torch.zeros(len(self._completion_ids), width, device=weights.device)
+    def instant(self, factors: Tensor, width: int) -> Tensor | None:
+        """Sum of what was paid at each token, (B, width), score units; None when no reward pays per token.
+
+        Args: factors: by which the payments of each reward are multiplied, (F,); its weight, mostly.
+        """
+        each = self.instant_of_each(factors, width)
+        return torch.stack(list(each.values())).sum(dim=0) if each else None
+
+    def instant_of_each(self, factors: Tensor, width: int) -> dict[int, Tensor]:
+        """The same for each reward that pays per token, by its place in the list."""
+        found = {}
         for i, rows in self._paid.items():
+            found[i] = torch.zeros(len(self._completion_ids), width, device=factors.device)
             for row, tokens in enumerate(rows):
                 if tokens:
-                    total[row, : len(tokens)] += weights[i] * torch.tensor(tokens, device=weights.device)
-        return total
+                    found[i][row, : len(tokens)] = torch.tensor(tokens, device=factors.device)
+            found[i] *= factors[i]
+        return found
 
     @cached_property
     def _ends(self) -> list[list[int] | None]:

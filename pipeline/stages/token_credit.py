@@ -27,6 +27,7 @@ from pipeline.models.adapters import POLICY, use_adapter
 from pipeline.models.prompts import tokenize_prompts
 from pipeline.models.structure import last_logits, positions
 from pipeline.ppo import math
+from pipeline.ppo.config import NORMALIZE
 from pipeline.ppo.experience import Rollout, make_experience
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.stages.token_shifts import Shifts
@@ -192,9 +193,9 @@ def _scores(exam: Exam, after: ScoredAnswers, rows: list[int], texts) -> tuple[T
 
 
 def _values(exam: Exam, after: ScoredAnswers, rows: list[int]) -> Tensor | None:
-    """V before each token, (B, T), score units; None without a critic."""
+    """V before each token, (B, T), score units; None without a critic, or with one that knows normalised scores."""
     trainer, found = exam.trainer, []
-    if getattr(trainer, "critic", None) is None:
+    if getattr(trainer, "critic", None) is None or trainer.args.multi_objective_aggregation == NORMALIZE:
         return None
     asked = after.prompt_ids and [after.prompt_ids[i] for i in rows]
     ids = [after.completion_ids[i] for i in rows]

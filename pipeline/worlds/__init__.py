@@ -51,6 +51,7 @@ WORLDS = {
     "translation": "pipeline.worlds.translation",
     "records": "pipeline.worlds.records",
     "topics": "pipeline.worlds.topics",
+    "reasoning": "pipeline.worlds.reasoning",
     "shop": "pipeline.worlds.shop",
 }
 

@@ -88,6 +88,33 @@ NAMED = [
         "no column 'answer'; it has facts",
         name="math",
     ),
+    spec(
+        "gate without a condition",
+        "Reward 'gate' needs the option 'condition'",
+        name="gate",
+        rewards=[{"name": "bleu"}],
+    ),
+    spec(
+        "normalized reward in a gate",
+        "Reward 'gate': 'bleu' has normalize: running",
+        "set it on 'gate' itself",
+        name="gate",
+        condition={"name": "length", "max": 3},
+        rewards=[{"name": "bleu", "normalize": "running"}],
+    ),
+    spec(
+        "weight in a product",
+        "Reward 'product': 'length' has the weight 2",
+        name="product",
+        rewards=[{"name": "length", "max": 3, "weight": 2}],
+    ),
+    spec("threshold and clip", "at_least gives 0 or 1; leave clip out", name="bleu", at_least=0.2, clip=[0, 1]),
+    Case(
+        "unknown way to add rewards up",
+        ("run.yaml: multi_objective_aggregation is 'normalise'", "choose one of sum_then_normalize"),
+        "ppo",
+        {"multi_objective_aggregation": "normalise"},
+    ),
     spec("option missing", "Reward 'learned': give either path", name="learned"),
     spec(
         "column missing",
@@ -196,6 +223,13 @@ ASKED = [
     own("none for all", "No reward scored any completion", "Check that the columns", function="nones"),
     own("nan for all", "No reward scored any completion", "NaN", function="nans"),
     own("infinite", "infinite returned an infinite score", "clip it", function="infinite"),
+    spec(
+        "negative factor of a product",
+        "Reward 'product': 'length' scored -1",
+        "clip from 0 up",
+        name="product",
+        rewards=[{"name": "length", "min": 900}],
+    ),
     own("takes no columns", "Reward 'no_columns'", "**columns", function="no_columns"),
 ]
 

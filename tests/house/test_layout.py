@@ -18,7 +18,7 @@ from rewards.build import REGISTRY
 # it or above. `pipeline/__init__.py` is the ground that all stand on.
 FLOORS = (
     ("recipes",),  # what a person launches
-    ("eval", "chat", "sweep", "stages"),  # the commands behind it
+    ("eval", "chat", "sweep", "check", "stages"),  # the commands behind it
     ("ilql",),  # the algorithms alone: Q-learning,
     ("ppo", "card", "scale"),  # and PPO (card and scale forward two commands to their rooms)
     ("memory", "hub", "judging"),
@@ -86,6 +86,23 @@ def test_imports_run_downwards_only(top):
             if not (room in FLOOR and FLOOR[room] < floor)
         ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_one_file_of_rewards_hands_over_to_the_pipeline_and_nothing_imports_it():
+    """`python -m rewards.check` is the name of a command that needs recipes and data: pipeline/check."""
+    named = [
+        path.name
+        for path in python_files("rewards")
+        if any(
+            isinstance(node, ast.Constant) and str(node.value).startswith("pipeline.")
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        )
+    ]
+    assert named == ["check.py"]
+    for top in ("rewards", "pipeline", "recipes"):
+        for path in python_files(top):
+            package = ".".join(path.relative_to(ROOT).parent.parts)
+            assert "rewards.check" not in imported_modules(path.read_text("utf-8"), package), path
 
 
 def test_every_room_has_a_floor_and_there_are_ten_at_most():

@@ -13,7 +13,6 @@ NOT_THE_DEFAULT = {
     "beta": 0.1,
     "loss_type": "grpo",
     "scale_rewards": "batch",
-    "multi_objective_aggregation": "normalize_then_sum",
     "importance_sampling_level": "sequence",
     "delta": 2.0,
     "use_bias_correction_kl": False,

@@ -277,7 +277,7 @@ def test_every_setting_of_grpo_is_used_or_refused():
 @pytest.mark.parametrize(
     "setting",
     [{"scale_rewards": "group"}, {"scale_rewards": "batch"}, {"loss_type": "grpo"}]
-    + [{"multi_objective_aggregation": "normalize_then_sum"}, {"importance_sampling_level": "sequence"}],
+    + [{"multi_objective_aggregation": "sum"}, {"importance_sampling_level": "sequence"}],
 )
 def test_trap_33_group_estimators_are_refused(tmp_path, setting):
     with pytest.raises(UserError, match=next(iter(setting))):

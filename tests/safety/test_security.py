@@ -43,6 +43,7 @@ ALLOWED = {
     ("rewards/sandbox_runner.py", "exec"): "the completion's code, in a process that is locked in",
     ("rewards/code.py", "compile"): "parsing only",
     ("pipeline/card/__main__.py", "runpy.run_module"): "one fixed name",
+    ("rewards/check.py", "runpy.run_module"): "one fixed name",
     ("pipeline/data/exact_rows.py", "importlib.import_module"): "modules of datasets, by a fixed list of names",
     ("pipeline/ppo/setup.py", "importlib.import_module"): "`module:function` that the recipe names",
     ("pipeline/rollouts/environments.py", "importlib.import_module"): "`module:Class` that the recipe names",
@@ -308,7 +309,8 @@ def test_a_run_of_somebody_else_imports_nothing(tmp_path, monkeypatch, capsys, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evilreward.py").write_text(f"import os\nos.mkdir({str(canary)!r})\ndef f(**c): return [0.0]\n")
     inner = {"name": "mixture", "rewards": [{"name": "evilreward:f"}]}
-    rewards = [{"name": "keyword", "column": "a"}, {"name": "evilreward:f"}, inner]
+    gate = {"name": "gate", "condition": {"name": "evilreward:f"}, "rewards": ["bleu"]}
+    rewards = [{"name": "keyword", "column": "a"}, {"name": "evilreward:f"}, inner, gate]
     settings = {"rewards": rewards, "trust_remote_code": True, "dataset": "evilreward:f"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     found, model, _ = settings_of_run(tmp_path, own_code=False)

@@ -202,3 +202,18 @@ def judge_files(rng: random.Random, cache: bytes) -> Files:
 
 def chat_template() -> Files:
     return {"template.jinja": build_tokenizer().chat_template.encode()}
+
+
+COMBINED = """
+- {name: keyword, column: facts, weight: 2, instant: true}
+- {name: gate, condition: {name: length, max: 4, at_least: 0}, rewards: [{name: keyword, wanted: [fox]}], otherwise: -1}
+- {name: product, rewards: [{name: rougeL, column: answer, clip: [0, 1]}, {name: length, max: 9, at_least: -0.5}]}
+- {name: mixture, rewards: [{name: repetition, n: 2}, {name: bleu, column: answer}], normalize: running}
+"""
+
+
+def checked_recipe(rng: random.Random) -> Files:
+    """A recipe with combined rewards and its data, for `rewards.check`."""
+    recipe = {"dataset": "rows.jsonl", "seed": 3, "max_completion_length": 4, "rewards": yaml.safe_load(COMBINED)}
+    rows = [row | {"answer": f"It is {word}."} for row, word in zip(rows_of(rng, "prompts"), WORDS, strict=True)]
+    return {"ppo.yaml": yaml.safe_dump(recipe, sort_keys=False).encode(), "rows.jsonl": lines(rows)}

@@ -15,6 +15,7 @@ from fuzz_files import (
     Files,
     answers,
     chat_template,
+    checked_recipe,
     csv_rows,
     eval_files,
     files_of,
@@ -29,6 +30,7 @@ from fuzz_files import (
 
 from pipeline import cli, judging
 from pipeline.chat import speakers
+from pipeline.check import command
 from pipeline.config import DataArguments, GRPOStage, ModelArguments, RewardStage, SFTStage
 from pipeline.data import loading as data
 from pipeline.errors import UserError
@@ -91,6 +93,7 @@ def make_families(folder: Path) -> dict[str, Family]:
         "eval": Family(eval_files, load_eval),
         "judge": Family(lambda rng: judge_files(rng, cache), load_judge),
         "answers": Family(Answers.seed, Answers()),
+        "check": Family(checked_recipe, load_check),
         "template": Family(lambda rng: chat_template(), lambda place: load_template(place, tokenizer)),
     }
 
@@ -316,6 +319,20 @@ class Answers:
                 problems.append(error)
         if problems:
             raise problems[0]
+
+
+def load_check(place: Path) -> None:
+    """With the data of the place, whatever the broken recipe says, and without code of its own."""
+    path = place / "ppo.yaml"
+    found = read_yaml(path)
+    if "dataset" in found:
+        found["dataset"] = str(place / "rows.jsonl")
+    found |= {key: None for key in ("model_name_or_path", "adapter_path", "eval_dataset") if key in found}
+    if isinstance(specs := found.get("rewards"), list):
+        found["rewards"] = [spec for spec in specs if not speakers._names_code(spec)]
+    path.write_text(yaml.safe_dump(found, allow_unicode=True), encoding="utf-8")
+    with redirect_stdout(io.StringIO()):
+        command.check(str(path), count=4)
 
 
 # ------------------------------------------------------------ chat templates

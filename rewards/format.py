@@ -206,6 +206,7 @@ class Format(Reward):
 
     def _try_schema(self) -> None:
         try:
+            value: Any
             for value in (None, True, 0, "", [], {}, dict.fromkeys(self.schema.get("properties", {}), 0)):
                 self._errors(value)
         except RecursionError:

@@ -46,8 +46,7 @@ OTHER_NAMES = {
     "text": ("content", "document"),
     "messages": ("conversation", "conversations", "dialog", "dialogue"),
 }
-MEASURED = 20_000  # rows whose tokens are counted; more would only cost time
-LONGEST = 200  # of the rows beyond those, the ones with the most characters, whose tokens are counted too
+MEASURED, LONGEST = 20_000, 200  # rows whose tokens are counted: the first ones, and the longest of the others
 
 
 def load(
@@ -78,7 +77,7 @@ def load(
 
 def _one(args: DataArguments, source: str, split: str, kind: str | None, log: Callable[[str], Any]) -> Dataset:
     if is_task(source):
-        rows = to_dataset(read_task(source, args.dataset_options), source)
+        rows = to_dataset(read_task(source, mapping(args.dataset_options, "dataset_options")), source)
     else:
         rows = read(source, split, args.dataset_config)
     name = source if split == "train" else f"{source} ({split})"
@@ -91,8 +90,7 @@ def _one(args: DataArguments, source: str, split: str, kind: str | None, log: Ca
         rows = fill_templates(rows, args, name)
     if kind:
         rows, notes = clean(rows, kind, name)
-        for note in notes:
-            log(note)
+        list(map(log, notes))
         rows = for_the_template(rows, mapping(args.chat_template_kwargs, KWARGS), name)
     return rows
 

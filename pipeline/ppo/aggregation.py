@@ -54,7 +54,7 @@ def scale(scores_per_reward: Tensor, weights: Tensor, group_size: int | None) ->
     size = group_size if group_size > 1 else len(scores_per_reward)
     grouped = scores_per_reward.view(-1, size, len(weights))
     mean = grouped.nanmean(dim=1, keepdim=True)
-    std, std_of_all = (nanstd(x, dim=-2, keepdim=True).nan_to_num(0.0) for x in (grouped, scores_per_reward))  # type: ignore[no-untyped-call]
+    std, std_of_all = (nanstd(x, dim=-2, keepdim=True).nan_to_num(0.0) for x in (grouped, scores_per_reward))
     scores = (grouped - mean) * weights / (std + _EPSILON)
     factors = torch.where(std_of_all > _EPSILON, weights / (std_of_all + _EPSILON), 0.0)
     return scores.reshape(scores_per_reward.shape).nan_to_num(0.0), factors.squeeze(0)

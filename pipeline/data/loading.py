@@ -9,7 +9,6 @@ Three kinds of data, each as plain text or as messages (`[{"role": ..., "content
 """
 
 import difflib
-import heapq
 import json
 import random
 import textwrap
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config import DataArguments, mapping
 from pipeline.data import dialogues
 from pipeline.data.exact_rows import exact
+from pipeline.data.measured import measured
 from pipeline.data.readers import read, to_dataset
 from pipeline.data.reasoning_tasks import is_task, read_task
 from pipeline.data.row_templates import fill_templates
@@ -46,7 +46,6 @@ OTHER_NAMES = {
     "text": ("content", "document"),
     "messages": ("conversation", "conversations", "dialog", "dialogue"),
 }
-MEASURED, LONGEST = 20_000, 200  # rows whose tokens are counted: the first ones, and the longest of the others
 
 
 def load(
@@ -90,7 +89,8 @@ def _one(args: DataArguments, source: str, split: str, kind: str | None, log: Ca
         rows = fill_templates(rows, args, name)
     if kind:
         rows, notes = clean(rows, kind, name)
-        list(map(log, notes))
+        for note in notes:
+            log(note)
         rows = for_the_template(rows, mapping(args.chat_template_kwargs, KWARGS), name)
     return rows
 
@@ -347,7 +347,7 @@ def show_examples(
 
     def measure(rows: Dataset, name: str) -> list[int]:
         found = []
-        for number in _measured(rows, kind):
+        for number in measured(rows, kind):
             try:
                 found.append(max(map(len, ids(rows[number], kind, tokenizer, template))))
             except UserError as error:
@@ -375,15 +375,6 @@ def show_examples(
         for label, text in zip(labels, render(row, kind, tokenizer, template), strict=False):
             log(f"example {number} {label}: {_one_line(text)}")
     return max([ranked[-1], *also])
-
-
-def _measured(rows: Dataset, kind: str) -> list[int]:
-    """Rows whose tokens are counted: the first ones and, as no prompt may outgrow the context, the longest others."""
-    first = list(range(min(MEASURED, len(rows))))
-    if kind != "prompts" or len(first) == len(rows):
-        return first
-    size = [len(str(prompt)) for prompt in rows.select(range(MEASURED, len(rows)))["prompt"]]
-    return first + [MEASURED + i for i in heapq.nlargest(LONGEST, range(len(size)), key=size.__getitem__)]
 
 
 def _about_columns(columns: list[str], kind: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 
 from pipeline.config import DataArguments
 from pipeline.data import loading as data
+from pipeline.data import measured
 from pipeline.errors import UserError
 
 ROWS = [{"prompt": f"p{i} =>", "completion": f" c{i}"} for i in range(10)]
@@ -274,8 +275,8 @@ def test_show_examples_of_messages_uses_the_chat_template(tiny_tokenizer):
 
 
 def test_the_longest_prompt_is_found_beyond_the_rows_whose_tokens_are_counted(tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(data, "MEASURED", 3)
-    monkeypatch.setattr(data, "LONGEST", 2)
+    monkeypatch.setattr(measured, "FIRST", 3)
+    monkeypatch.setattr(measured, "LONGEST", 2)
     rows = Dataset.from_list([{"prompt": "x" * size} for size in (5, 4, 3, 7, 2, 30, 6)])
     told = []
     assert data.show_examples(rows, None, tiny_tokenizer, "prompts", None, log=told.append) == 30

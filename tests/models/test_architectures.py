@@ -53,6 +53,7 @@ REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "bart bigbird_pegasus blenderbot blenderbot-small blt deepseek_v4 marian mbart mvp pegasus plbart rwkv trocr "
         "whisper",
     ),
+    (PPO, "says something else of a text while it learns", "phimoe"),
     (PPO, "writes by others than it gives for the same text at once", "git moshi"),
     (("critic_layers",), "but the model has 0 layers", "hrm_text"),
 )

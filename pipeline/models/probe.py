@@ -67,7 +67,7 @@ def check(
         _check_causal(model, rows[0], alone[0], who)
         _check_head(model, rows[0], alone[0], who)
         _check_balance(model, rows[0], args)
-        _while_learning(model, rows[:1], who)
+        _while_learning(model, rows[:1], who, use_cache=False)
         if not dropout:
             _check_learning(model, rows[0], who)
         if writes:
@@ -141,13 +141,13 @@ def _check_balance(model, row: Tensor, args) -> None:
             ) from None
 
 
-def _while_learning(model, rows: list[Tensor], who: str):
+def _while_learning(model, rows: list[Tensor], who: str, **options):
     """What a model in training mode says of rows of one length; some take texts of one length alone (Reformer)."""
     ids = torch.stack(rows)
     with torch.random.fork_rng([ids.device] if ids.is_cuda else []):
         model.train()
         try:
-            return model(input_ids=ids)
+            return model(input_ids=ids, **options)
         except Exception as error:
             raise _refusal(error, f"{who} trains on texts of any length, and {kind_of(model)} cannot") from None
         finally:
@@ -159,8 +159,8 @@ def _check_learning(model, row: Tensor, who: str) -> None:
     shows in one of many tokens."""
     drawn = torch.Generator().manual_seed(0)
     rows = [row[torch.randperm(len(row), generator=drawn).to(row.device)] for _ in range(_ORDERS)]
-    found = _logprobs(_while_learning(model, rows, who).logits)
-    wanted = _logprobs(model(input_ids=torch.stack(rows)).logits)
+    found = _logprobs(_while_learning(model, rows, who, use_cache=False).logits)
+    wanted = _logprobs(model(input_ids=torch.stack(rows), use_cache=False).logits)
     if _differ(found.flatten(0, 1), wanted.flatten(0, 1), model):
         raise UserError(
             f"{who} trains on what the model wrote, and {kind_of(model)} says something else of a text while it "

@@ -114,10 +114,12 @@ def checkpoint_through_adapters(args: Settings, model: PeftModel) -> Settings:
 
 def switch_dropout_off(model: nn.Module) -> None:
     """Also where a module keeps it as a number (OPT's dropout, Llama's attention_dropout), which TRL passes over; and
-    the noise of routers (Mixtral's jitter)."""
+    the noise of routers (Mixtral's jitter). PhiMoE's router_jitter_noise is none: it weighs experts by it at any time.
+    """
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            if ("drop" in name or "jitter" in name) and isinstance(value, float):
+            noise = "drop" in name or ("jitter" in name and name != "router_jitter_noise")
+            if noise and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

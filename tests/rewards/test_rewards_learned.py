@@ -357,9 +357,9 @@ def test_a_whole_model_folder_and_its_eos_setting(tmp_path):
     assert Learned(str(tmp_path), device="cpu")(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_head_that_reads_the_last_position_is_refused():
+def test_a_head_that_reads_the_last_position_is_refused(tiny_tokenizer):
     """XLNet's reads what stands last in a batch, padding or not."""
     config = tiny.config_of("xlnet", num_labels=1)
     model = AutoModelForSequenceClassification.from_config(config)
     with pytest.raises(RewardError, match="scores a text otherwise when it stands in a batch"):
-        Learned(model=model, tokenizer=make_tokenizer())(["a"], ["b"])
+        Learned(model=model, tokenizer=tiny_tokenizer)(["a"], ["b"])

@@ -10,7 +10,7 @@ from walk_architecture import Walk
 
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
 # AdamW would make much of a gradient that is zero but for rounding
-steps = Walk("gemma3", folder / f"walk{rank}", per_device_train_batch_size=4, optim="sgd", learning_rate=0.5)
+steps = Walk("llava", folder / f"walk{rank}", per_device_train_batch_size=4, optim="sgd", learning_rate=0.5)
 found = {}
 for name, trainer in (("sft", steps.sft_trainer()), ("ppo", steps.ppo_trainer(folder / f"ppo{rank}", layers=1))):
     learned = {key: p for key, p in trainer.model.named_parameters() if "lora_" in key}

@@ -12,9 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "rollouts"))
 import test_tool_loop as loop  # noqa: E402  # it lies beside no test that imports it
 
 questions = ["which bird?", "a bird", "bird", "no bird?", "hello", "why?", "so?", "well"]
-trainer, _ = loop.build(
-    folder / "run", loop.make_tokenizer(), [], questions, total_episodes=8, shuffle_dataset=False
-)
+trainer, _ = loop.build(folder / "run", loop.make_tokenizer(), [], questions, total_episodes=8, shuffle_dataset=False)
 trainer.train()
 found = {"looked_up": loop.looked_up, "learned": toy.learned(trainer)}
 torch.save(found, folder / f"rank{os.environ['RANK']}.pt")

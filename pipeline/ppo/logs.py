@@ -47,7 +47,7 @@ def sampled(batch: Batch) -> Tensor:
 
 
 def log_scores(trainer: Logged, scores_per_reward: Tensor, weights: Tensor) -> Tensor:
-    """What the rewards said, (B, F) with NaN for a missing score, weights (F,). Returns which rows have a score, (B,)."""
+    """What the rewards said, (B, F) with NaN for a missing score; weights (F,). Returns which rows have one, (B,)."""
     scores, scorable = weigh(scores_per_reward, weights)
     trainer._notes.add("score", scores, scorable)
     for name, column in zip(trainer.reward_func_names, scores_per_reward.T, strict=True):

@@ -279,5 +279,7 @@ def _check_options(name: str, options: dict[str, Any], real: list[str]) -> None:
 
 def _check_required(name: str, cls: type, options: dict[str, Any]) -> None:
     for parameter in inspect.signature(cls).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
         if parameter.default is parameter.empty and parameter.name not in options:
             raise RewardError(f"Reward '{name}' needs the option '{parameter.name}'.")

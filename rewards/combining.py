@@ -19,9 +19,7 @@ class Gated(WeightedSum):
     A gate is met or not by the whole completion, and so are the tokens before it shows.
     """
 
-    def __init__(
-        self, condition: WeightedReward, parts: Iterable[WeightedReward], otherwise: float, log_name: str
-    ):
+    def __init__(self, condition: WeightedReward, parts: Iterable[WeightedReward], otherwise: float, log_name: str):
         super().__init__(_checked(parts, log_name), log_name)
         [(self.condition, weight)] = _checked([condition], log_name)
         self.otherwise = number(otherwise, "otherwise", log_name)

@@ -47,7 +47,7 @@ def sampled(batch: Batch) -> Tensor:
 
 
 def log_scores(trainer: Logged, scores_per_reward: Tensor, weights: Tensor) -> Tensor:
-    """What the rewards said, (B, F) with NaN for a missing score, weights (F,). Returns which rows have a score, (B,)."""
+    """What the rewards said, (B, F) with NaN for a missing score; weights (F,). Returns which rows have one, (B,)."""
     scores, scorable = weigh(scores_per_reward, weights)
     trainer._notes.add("score", scores, scorable)
     for name, column in zip(trainer.reward_func_names, scores_per_reward.T, strict=True):
@@ -69,9 +69,7 @@ def log_rollout(
     journal.add("finished", finished)
     journal.add("repetition", repetition(batch["completion_ids"], batch["completion_mask"]))
     journal.add("score_std", math.moments(rollout.scores, counts, reduce_sum)[1].sqrt()[None])
-    shares = advantage_shares(
-        paid, rollout, experience, trainer.args, trainer.kl_coef, trainer.advantage, reduce_sum
-    )
+    shares = advantage_shares(paid, rollout, experience, trainer.args, trainer.kl_coef, trainer.advantage, reduce_sum)
     for name, share in zip(share_names(trainer.reward_func_names), shares, strict=True):
         journal.add(name, share[None], ~torch.isnan(share)[None])
     journal.add("kl_coef", torch.tensor([trainer.kl_coef], device=mask.device))

@@ -8,8 +8,8 @@ PPO = {
     "score": "mean over completions of the weighted sum of the rewards, before KL and missing-EOS penalties",
     "score/<reward>": "mean over completions of what one reward function returned, unweighted",
     "score_std": "standard deviation of the score over the completions of a rollout, missing-EOS penalty included",
-    "advantage/<reward>": "share of the advantages' variance that came of one reward's payments, Cov(A_k, A)/Var(A) over "
-    "tokens; below 0 it worked against the others. These, `advantage_kl` and `advantage_rest` add up to 1",
+    "advantage/<reward>": "share of the advantages' variance that came of one reward's payments, Cov(A_k, A)/Var(A) "
+    "over tokens; below 0 it worked against the others. These, `advantage_kl` and `advantage_rest` add up to 1",
     "advantage_kl": "the same of the KL penalty",
     "advantage_rest": "the rest of it: critic or baseline, missing-EOS penalty",
     "kl": "mean over completions of Σ_t kl_t against the reference, in nats, by `kl_estimator`, as penalised",

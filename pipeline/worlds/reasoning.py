@@ -3,12 +3,13 @@
 Prompt:     ``State the final answer to the following arithmetic problem: 4 + 9 - 3 =`` and a newline
 Completion: ``10``
 
-PPO takes its prompts from reasoning_gym itself (`dataset: reasoning_gym:chain_sum`). Made here are prompts held out from
-all training, and documents for the base: such sums with the answers of a careless person, who now and then is off by a
+PPO takes its prompts from reasoning_gym itself (`dataset: reasoning_gym:chain_sum`). Made here are prompts held out
+from all training, and documents for the base: such sums with the answers of a careless person, who now and then is off by a
 little or takes one sign for the other. The referee is the task's verifier, taken strictly. No SFT data and no
 preference pairs: PPO starts from the base.
 """
 
+import itertools
 import random
 import re
 
@@ -46,7 +47,7 @@ def pretraining_texts(settings: WorldSettings, data: WorldData) -> list[Document
     heldout = {row["prompt"] for row in data["prompts_heldout"]}
     rng = random.Random(f"reasoning {settings.seed}")
     rows = (row for row in _entries(settings, 2 * settings.pretraining_texts) if row["prompt"] not in heldout)
-    return [(row["prompt"], careless(row, rng)) for row, _ in zip(rows, range(settings.pretraining_texts))]
+    return [(row["prompt"], careless(row, rng)) for row in itertools.islice(rows, settings.pretraining_texts)]
 
 
 def careless(row: dict, rng: random.Random) -> str:

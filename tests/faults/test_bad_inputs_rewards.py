@@ -54,7 +54,10 @@ NAMED = [
     spec("weight that is no number", "Reward 'bleu': weight is 'high'; give a number", name="bleu", weight="high"),
     spec("clip the wrong way round", "clip is [1, 0]", "smaller", name="bleu", clip=[1, 0]),
     spec(
-        "gate without a condition", "Reward 'gate' needs the option 'condition'", name="gate", rewards=[{"name": "bleu"}]
+        "gate without a condition",
+        "Reward 'gate' needs the option 'condition'",
+        name="gate",
+        rewards=[{"name": "bleu"}],
     ),
     spec(
         "normalized reward in a gate",

@@ -18,11 +18,15 @@ SUMS = {"min_terms": 2, "max_terms": 3, "max_digits": 1, "size": 12, "seed": 5}
 def test_the_rows_are_the_entries_of_the_package():
     theirs = reasoning_gym.create_dataset("chain_sum", **SUMS)
     rows = rows_of("chain_sum", SUMS)
-    assert [(r["prompt"], r["completion"]) for r in rows] == [(theirs[i]["question"], theirs[i]["answer"]) for i in range(12)]
+    assert [(r["prompt"], r["completion"]) for r in rows] == [
+        (theirs[i]["question"], theirs[i]["answer"]) for i in range(12)
+    ]
     assert [(r["question"], r["answer"]) for r in rows] == [(r["prompt"], r["completion"]) for r in rows]
 
 
-@pytest.mark.parametrize("task", ["chain_sum", "leg_counting", "number_sorting", "spell_backward", "countdown", "zebra_puzzles"])
+@pytest.mark.parametrize(
+    "task", ["chain_sum", "leg_counting", "number_sorting", "spell_backward", "countdown", "zebra_puzzles"]
+)
 def test_the_score_is_that_of_the_verifier(task):
     theirs = reasoning_gym.create_dataset(task, size=3, seed=1)
     rows = rows_of(task, {"size": 3, "seed": 1})
@@ -58,7 +62,7 @@ def test_the_data_set_by_its_name():
     "source, options, words",
     [
         ("chain_sums", {}, "dataset reasoning_gym:chain_sums: .* no task 'chain_sums' .did you mean 'chain_sum'"),
-        ("chain_sum", {"max_term": 3}, "no option 'max_term' .did you mean 'max_terms'.; it takes .*seed, size"),
+        ("chain_sum", {"max_term": 3}, "no option 'max_term' .did you mean 'max_terms'..; it takes .*seed, size"),
         ("chain_sum", {"min_terms": 9}, "refuses .*max_terms must be >= min_terms"),
         ("chain_sum", {"min_terms": "x"}, "refuses"),
         ("chain_sum", {"size": 0}, "refuses .*size must be positive"),
@@ -72,7 +76,7 @@ def test_what_does_not_fit_is_one_sentence(source, options, words):
 
 def test_rows_of_other_data_are_refused():
     for column in (["x"], ['{"task": "chain_sum"}'], [3]):
-        with pytest.raises(RewardError, match="does not name an entry; use the data of dataset: reasoning_gym"):
+        with pytest.raises(RewardError, match="does not name an entry; use data of dataset: reasoning_gym"):
             ReasoningGym()(["p"], ["1"], reasoning_gym=column)
     with pytest.raises(RewardError, match="no column 'reasoning_gym'"):
         ReasoningGym()(["p"], ["1"])

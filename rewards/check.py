@@ -1,4 +1,4 @@
-"""`python -m rewards.check recipe.yaml`: what its rewards would pay for right, wrong and degenerate completions.
+"""`python -m rewards.check recipe.yaml`: what a recipe's rewards would pay for right, wrong and broken completions.
 
 The command reads recipes and data, which this package knows nothing of. It is `pipeline/check`; this file only lends
 it the name under which it is looked for. It is run, and nothing may import it.

@@ -54,7 +54,7 @@ class ReasoningGym(Reward):
             name, options, index = said["task"], said["options"], int(said["index"])
         except (TypeError, ValueError, KeyError):
             raise self.error(
-                f"the column '{self.column_name}' does not name an entry; use that of dataset: reasoning_gym:<task>."
+                f"the column '{self.column_name}' does not name an entry; use data of dataset: reasoning_gym:<task>."
             ) from None
         task = make_task(name, json.dumps(options, sort_keys=True))
         return float(task.score_answer(self.answer(completion), task[index]))

@@ -34,9 +34,9 @@ def scale(scores_per_reward: Tensor, weights: Tensor, group_size: int | None) ->
     over all where there is one of each prompt. A dense and a sparse reward, or one of tens and one of tenths, then
     weigh what their weights say. Where a reward says the same of all it adds nothing.
 
-    What is paid at tokens is multiplied by w_k / (std_k + 1e-4) with the standard deviation over all completions:
-    that of a few whose scores are alike by chance would blow up payments that cancel out. The rest of a score is paid
-    at the end, as ever.
+    What is paid at tokens is multiplied by w_k / (std_k + 1e-4) with the standard deviation over all completions: that
+    of a few whose scores are alike by chance would blow up payments that cancel out. The rest of a score is paid at
+    the end, as ever.
 
     Source: Liu et al. 2026, "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL
     Optimization" (arXiv 2601.05242), as in TRL's `multi_objective_aggregation: normalize_then_sum`. Their second step,

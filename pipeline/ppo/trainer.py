@@ -210,9 +210,7 @@ class PPOTrainer(  # type: ignore[misc]
         self._scoring = scoring
         mine = slice(start := self.accelerator.process_index * len(prompts), start + len(prompts))
         group_size = self._group_size if self.args.multi_objective_aggregation == NORMALIZE else None
-        weighted, self._factors = scale(
-            scores_per_reward, self.reward_weights.to(scores_per_reward.device), group_size
-        )
+        weighted, self._factors = scale(scores_per_reward, self.reward_weights.to(scores_per_reward), group_size)
         self._scores_per_reward, self._weighted = scores_per_reward[mine], weighted[mine]
         if self.model.training:
             check_scored(scores_per_reward)

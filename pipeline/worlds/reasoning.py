@@ -4,8 +4,8 @@ Prompt:     ``State the final answer to the following arithmetic problem: 4 + 9 
 Completion: ``10``
 
 PPO takes its prompts from reasoning_gym itself (`dataset: reasoning_gym:chain_sum`). Made here are prompts held out
-from all training, and documents for the base: such sums with the answers of a careless person, who now and then is off by a
-little or takes one sign for the other. The referee is the task's verifier, taken strictly. No SFT data and no
+from all training, and documents for the base: such sums with the answers of a careless person, who now and then is off
+by a little or takes one sign for the other. The referee is the task's verifier, taken strictly. No SFT data and no
 preference pairs: PPO starts from the base.
 """
 

@@ -62,7 +62,7 @@ def test_the_data_set_by_its_name():
     "source, options, words",
     [
         ("chain_sums", {}, "dataset reasoning_gym:chain_sums: .* no task 'chain_sums' .did you mean 'chain_sum'"),
-        ("chain_sum", {"max_term": 3}, "no option 'max_term' .did you mean 'max_terms'.; it takes .*seed, size"),
+        ("chain_sum", {"max_term": 3}, "no option 'max_term' .did you mean 'max_terms'..; it takes .*seed, size"),
         ("chain_sum", {"min_terms": 9}, "refuses .*max_terms must be >= min_terms"),
         ("chain_sum", {"min_terms": "x"}, "refuses"),
         ("chain_sum", {"size": 0}, "refuses .*size must be positive"),
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_one_sentence(source, options, words):
 
 def test_rows_of_other_data_are_refused():
     for column in (["x"], ['{"task": "chain_sum"}'], [3]):
-        with pytest.raises(RewardError, match="does not name an entry; use the data of dataset: reasoning_gym"):
+        with pytest.raises(RewardError, match="does not name an entry; use data of dataset: reasoning_gym"):
             ReasoningGym()(["p"], ["1"], reasoning_gym=column)
     with pytest.raises(RewardError, match="no column 'reasoning_gym'"):
         ReasoningGym()(["p"], ["1"])

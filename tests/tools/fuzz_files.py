@@ -206,7 +206,7 @@ def chat_template() -> Files:
 
 COMBINED = """
 - {name: keyword, column: facts, weight: 2, instant: true}
-- {name: gate, condition: {name: length, max: 4, at_least: 0}, rewards: [{name: keyword, wanted: [x]}], otherwise: -1}
+- {name: gate, condition: {name: length, max: 4, at_least: 0}, rewards: [{name: keyword, wanted: fox}], otherwise: -1}
 - {name: product, rewards: [{name: rougeL, column: answer, clip: [0, 1]}, {name: length, max: 9, at_least: -0.5}]}
 - {name: mixture, rewards: [{name: repetition, n: 2}, {name: bleu, column: answer}], normalize: running}
 """

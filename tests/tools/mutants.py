@@ -24,8 +24,8 @@ HERE = Path(__file__).resolve().parent
 TABLE = HERE / "MUTATIONS.md"
 # Quick ones first: a mutant is done with at the first test that fails.
 TESTS = (
-    "ppo_math rollout second_opinion algorithms estimator critic adapters traps_rollout traps ppo_trainer ppo_logs "
-    "ppo_config own_loop replay rewards_asking traps_runs equivalences"
+    "ppo_math second_opinion algorithms estimator critic adapters traps_rollout traps ppo_trainer ppo_logs "
+    "ppo_config aggregation own_loop replay rewards_asking traps_runs equivalences"
 ).split()
 SURVIVED, BROKEN = "survived", "the tests fail without any edit"
 

@@ -75,7 +75,7 @@ def turns_shown(game: Any, paid: Sequence[float] = ()) -> list[dict[str, Any]]:
                 "said": text_of([said]),
                 "calls": calls_of(said),
                 "answers": [text_of([message]) for message in answers],
-                "paid": sum(paid[tokens[i] : tokens[i + 1]]),
+                "paid": round(sum(paid[tokens[i] : tokens[i + 1]]), 6),
             }
         )
     return found

@@ -110,6 +110,8 @@ def credit_tokens(
     ref_logprobs, policy_logprobs = (_padded([logprobs[i][side] for i in rows]) for side in (0, 1))
     scores, scorable, instant = _scores(exam, after, rows, texts)
     mask = _padded([torch.tensor(after.own(i)).float() for i in rows]) * scorable[:, None]
+    # nobody chose what the environment said
+    policy_logprobs = torch.where(mask.bool(), policy_logprobs, ref_logprobs)
     values = _values(exam, after, rows)
     rollout = Rollout(
         mask, scores, policy_logprobs, ref_logprobs, torch.zeros_like(mask) if values is None else values, instant

@@ -166,7 +166,13 @@ def test_from_nothing_to_ppo(tmp_path, monkeypatch):
         return ["--config", f"{stage}.yaml", "--use_cpu", "true"]
 
     sft.run(*cli.parse(ModelArguments, DataArguments, SFTStage, argv=settings("sft")))
-    short = {"total_episodes": 32, "per_device_train_batch_size": 8, "num_mini_batches": 2, "eval_samples": 6}
+    short = {
+        "total_episodes": 32,
+        "per_device_train_batch_size": 8,
+        "num_mini_batches": 2,
+        "eval_samples": 6,
+        "critic_warmup": 0,
+    }
     given = (ModelArguments, DataArguments, RewardArguments, ppo.PPOStage)
     summary = ppo.run(*cli.parse(*given, argv=settings("ppo", **short, critic_layers=1)))
     for figures in (summary["before"], summary["after"], summary["greedy"]["after"]):

@@ -225,7 +225,7 @@ ASKED = [
     own("infinite", "infinite returned an infinite score", "clip it", function="infinite"),
     spec(
         "negative factor of a product",
-        "Reward 'product': 'length' scored -1",
+        "Reward 'product': 'length' scored -0.99",
         "clip from 0 up",
         name="product",
         rewards=[{"name": "length", "min": 900}],

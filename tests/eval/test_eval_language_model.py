@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.eval import stage
 from pipeline.eval.judges import both_orders, means, order_of, read_judges
 from rewards import RewardError
+from rewards.rubric import harmless
 
 ROWS = [{"prompt": p} for p in "pqrs"]
 
@@ -61,9 +62,13 @@ def test_an_evaluation_with_a_language_model(tmp_path, tiny_model_folder):
     assert len(found) == 4  # two candidates, greedy and sampled
     for comparison in found:
         sizes = [
-            [len(row[name][comparison["decoding"]]["completion"].strip()) for name in (comparison["candidate"], "one")]
+            [
+                len(harmless(row[name][comparison["decoding"]]["completion"]))
+                for name in (comparison["candidate"], "one")
+            ]
             for row in rows
         ]
+        # the judge sees what can be seen of these random bytes, and prefers the longer
         wins, losses = sum(a > b for a, b in sizes), sum(a < b for a, b in sizes)
         assert (comparison["wins"]["wins"], comparison["wins"]["losses"]) == (wins, losses)
         assert comparison["order"]["first"] == 0.5 and comparison["order"]["agree"] == 1

@@ -4,12 +4,13 @@ import json
 
 import pytest
 from eval_world import arguments, make_world
-from judge_server import block, by_length, serving
+from judge_server import by_length, serving
 
 from pipeline.errors import UserError
 from pipeline.eval import stage
 from pipeline.eval.judges import both_orders, means, order_of, read_judges
 from rewards import RewardError
+from rewards.rubric import harmless
 
 ROWS = [{"prompt": p} for p in "pqrs"]
 
@@ -50,21 +51,9 @@ def test_what_is_no_judge_of_pairs():
             read_judges([spec(server)])
 
 
-def letters(text: str) -> int:
-    """Of a random model's answer, what reaches the judge as it is."""
-    return sum(character.isascii() and character.isalnum() for character in text)
-
-
-def by_letters(body: dict) -> str:
-    if "BEGIN ANSWER A " not in body["messages"][1]["content"]:
-        return by_length(body)  # the question before the first
-    first, second = (letters(block(body, f"ANSWER {name}")) for name in "AB")
-    return json.dumps({"reason": "", "winner": "tie" if first == second else "A" if first > second else "B"})
-
-
 def test_an_evaluation_with_a_language_model(tmp_path, tiny_model_folder):
     world = make_world(tmp_path / "world", tiny_model_folder)
-    with serving(by_letters) as server:
+    with serving(by_length) as server:
         judge = spec(server, cache=str(tmp_path / "c.sqlite"), log_name="longer")
         args = arguments(world, tiny_model_folder, tmp_path / "out", judges=[judge], rewards=[])
         summary = stage.run(args)
@@ -73,9 +62,13 @@ def test_an_evaluation_with_a_language_model(tmp_path, tiny_model_folder):
     assert len(found) == 4  # two candidates, greedy and sampled
     for comparison in found:
         sizes = [
-            [letters(row[name][comparison["decoding"]]["completion"]) for name in (comparison["candidate"], "one")]
+            [
+                len(harmless(row[name][comparison["decoding"]]["completion"]))
+                for name in (comparison["candidate"], "one")
+            ]
             for row in rows
         ]
+        # the judge sees what can be seen of these random bytes, and prefers the longer
         wins, losses = sum(a > b for a, b in sizes), sum(a < b for a, b in sizes)
         assert (comparison["wins"]["wins"], comparison["wins"]["losses"]) == (wins, losses)
         assert comparison["order"]["first"] == 0.5 and comparison["order"]["agree"] == 1

@@ -3,9 +3,7 @@
 import json
 
 import pytest
-import torch
 from judge_server import by_length, serving
-from safetensors.torch import load_file
 from short_runs import prompts_file, run_ppo
 
 from pipeline.errors import UserError
@@ -45,9 +43,6 @@ def test_a_spent_budget_stops_with_a_checkpoint_and_a_resumed_run_asks_nothing_t
     asked = [json.dumps(body, sort_keys=True) for body in server.asked]
     assert len(set(asked)) == len(asked)
 
-    run_ppo(tmp_path / "whole", tiny_model_folder, data, [spec(server, False) | {"cache": False}], None, **SETTINGS)
-    ours, whole = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "whole"))
-    assert all(torch.equal(ours[key], whole[key]) for key in whole)
     rows = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
     assert [row["judge/unreadable"] for row in rows] == [0] * 3 and rows[0]["judge/tokens"] > 0
     assert all(row["judge/failed"] == 0 for row in rows)
@@ -72,9 +67,9 @@ def test_verdicts_that_cannot_be_read_are_watched_and_the_key_is_nowhere(
 def test_the_answers_of_the_start_become_a_column_to_compare_with(server, tmp_path, tiny_model_folder):
     settings = {"run": str(tiny_model_folder), "dataset": str(prompts_file(tmp_path)), "use_cpu": True}
     settings |= {"column": "sft_answer", "temperature": 0, "max_completion_length": 6, "dtype": "float32"}
-    with pytest.raises(UserError, match="samples_per_prompt is 4: .*greedy ones do not vary"):
+    with pytest.raises(UserError, match="samples_per_prompt: 4 is not valid: 1 at temperature 0"):
         sampling.SampleArguments(**settings, output="x")
-    with pytest.raises(UserError, match="column is prompts"):
+    with pytest.raises(UserError, match="column: .*prompts.* is not valid"):
         sampling.SampleArguments(**settings | {"column": "prompts", "samples_per_prompt": 1}, output="x")
     settings |= {"samples_per_prompt": 1}
     path = sampling.run(sampling.SampleArguments(**settings, output=str(tmp_path / "answered.jsonl")))

@@ -53,7 +53,11 @@ class Answer(Final):
         self.match = choice(match, "match", MATCHES, log_name)
         self.choices = [str(letter) for letter in choices] if isinstance(choices, str | list | tuple) else []
         single = all(len(letter) == 1 and letter.isalnum() for letter in self.choices)
-        if len({letter.upper() for letter in self.choices}) != len(self.choices) or len(self.choices) < 2 or not single:
+        if (
+            len({letter.upper() for letter in self.choices}) != len(self.choices)
+            or len(self.choices) < 2
+            or not single
+        ):
             raise self.error(f"choices is {choices!r}; give two letters or more, each once, e.g. ABCD.")
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:

@@ -223,5 +223,6 @@ def _check_options(name: str, options: dict[str, Any], real: list[str]) -> None:
 
 def _check_required(name: str, cls: type, options: dict[str, Any]) -> None:
     for parameter in inspect.signature(cls).parameters.values():
-        if parameter.default is parameter.empty and parameter.name not in options:
+        wanted = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if wanted and parameter.name not in options:
             raise RewardError(f"Reward '{name}' needs the option '{parameter.name}'.")

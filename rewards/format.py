@@ -168,7 +168,9 @@ class Format(Reward):
             except (OSError, ValueError) as error:
                 raise self.error(f"the schema {schema!r} cannot be read: {error}.") from None
         if not isinstance(schema, Mapping):
-            raise self.error(f"schema is {repr(schema)[:80]}; give a JSON Schema as a mapping, or the path of its file.")
+            raise self.error(
+                f"schema is {repr(schema)[:80]}; give a JSON Schema as a mapping, or the path of its file."
+            )
         if self.partial and not schema.get("properties"):
             raise self.error("partial goes by the properties of an object, and the schema names none; leave it out.")
         return dict(schema)
@@ -189,7 +191,9 @@ class Format(Reward):
             if key == "patternProperties":
                 raise self.error("the schema has patternProperties, which are not read here: name the properties.")
             if key in ("$ref", "$dynamicRef", "$recursiveRef") and not str(value).startswith("#"):
-                raise self.error(f"the schema refers to {str(value)[:80]!r}; only a $ref within it (#...) is followed.")
+                raise self.error(
+                    f"the schema refers to {str(value)[:80]!r}; only a $ref within it (#...) is followed."
+                )
             if key == "pattern" and isinstance(value, str):
                 self._compiled([value])
 
@@ -202,6 +206,7 @@ class Format(Reward):
 
     def _try_schema(self) -> None:
         try:
+            value: Any
             for value in (None, True, 0, "", [], {}, dict.fromkeys(self.schema.get("properties", {}), 0)):
                 self._errors(value)
         except RecursionError:

@@ -85,4 +85,3 @@ class TrlReward(Reward):
 
 def _as_message(completion: Any) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text_of(completion)}]
-

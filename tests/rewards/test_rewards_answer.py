@@ -111,7 +111,9 @@ def test_options_that_are_wrong(options, says):
 
 
 def test_a_letter_that_is_no_choice_is_named():
-    with pytest.raises(RewardError, match="column 'answer', row 1 of the batch, holds 'E', which is none of A, B, C, D"):
+    with pytest.raises(
+        RewardError, match="column 'answer', row 1 of the batch, holds 'E', which is none of A, B, C, D"
+    ):
         Answer(match="choice")(["p"] * 2, ["A", "A"], answer=["A", "E"])
     with pytest.raises(RewardError, match="row 0 .* '4'"):
         Answer(match="choice")(["p"], ["A"], answer=[4])

@@ -39,7 +39,9 @@ def test_a_catastrophic_completion_ends_in_an_error():
 
 
 def test_patterns_that_take_long_on_nothing_are_not_refused():
-    Format(pattern=[r"(?s)<think>.*</think>.*<answer>.*</answer>", r"^\s*\S.*\S\s*$", r"(\d+)\s*\+\s*(\d+)\s*=\s*(\d+)"])
+    Format(
+        pattern=[r"(?s)<think>.*</think>.*<answer>.*</answer>", r"^\s*\S.*\S\s*$", r"(\d+)\s*\+\s*(\d+)\s*=\s*(\d+)"]
+    )
 
 
 # --- sections -------------------------------------------------------------------------------------------------------

@@ -85,7 +85,9 @@ def test_only_a_part_is_read(math):
 
 
 def test_messages(math):
-    assert math([[{"role": "user", "content": "2 + 3?"}]], [[{"role": "assistant", "content": "5"}]], answer=["5"]) == [1]
+    assert math(
+        [[{"role": "user", "content": "2 + 3?"}]], [[{"role": "assistant", "content": "5"}]], answer=["5"]
+    ) == [1]
 
 
 def test_a_computation_without_an_end_is_ended():
@@ -107,7 +109,7 @@ def test_a_process_that_does_not_answer_is_killed_and_replaced(tmp_path, monkeyp
         "    if 'hang' in line:\n"
         "        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
         "        while True: pass\n"
-        "    print('{\"right\": true, \"given\": true, \"equal\": true}', flush=True)\n"
+        '    print(\'{"right": true, "given": true, "equal": true}\', flush=True)\n'
     )
     monkeypatch.setattr(rewards.math_answer, "__file__", str(tmp_path / "math_answer.py"))
     process = Process(0.2)

@@ -6,7 +6,7 @@ import pytest
 import toy
 import trl.rewards
 from datasets import Dataset
-from toy import A, B, EOS
+from toy import EOS, A, B
 
 from rewards import RewardError, build_rewards
 from rewards.trl_rewards import NAMES
@@ -102,18 +102,35 @@ def test_functions_of_the_users_with_arguments_async_ones_too(tmp_path, monkeypa
     columns = {"number": [1, 2, None, 4]}
     if trainer == "ours":
         made = toy.make_trainer(
-            tmp_path / "out", reward=list(rewards), prompts=prompts, columns=columns, rollout_func=rollout,
-            reward_weights=list(weights), gradient_accumulation_steps=1,
+            tmp_path / "out",
+            reward=list(rewards),
+            prompts=prompts,
+            columns=columns,
+            rollout_func=rollout,
+            reward_weights=list(weights),
+            gradient_accumulation_steps=1,
         )
     else:
         args = trl.GRPOConfig(
-            str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4, num_generations=2, use_cpu=True,
-            max_completion_length=6, logging_steps=1, bf16=False, report_to="none", save_strategy="no",
+            str(tmp_path / "out"),
+            max_steps=1,
+            per_device_train_batch_size=4,
+            num_generations=2,
+            use_cpu=True,
+            max_completion_length=6,
+            logging_steps=1,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
             reward_weights=list(weights),
         )
         made = trl.GRPOTrainer(
-            toy.build_model(), list(rewards), args, Dataset.from_dict({"prompt": prompts, **columns}),
-            processing_class=toy.tokenizer(), rollout_func=rollout,
+            toy.build_model(),
+            list(rewards),
+            args,
+            Dataset.from_dict({"prompt": prompts, **columns}),
+            processing_class=toy.tokenizer(),
+            rollout_func=rollout,
         )
     made.train()
     expected = {"longer": 1.0, "asked": 1.5, "asked_2": 6.0, "again": 3.0, "counting": 2.0, "letters": 1.0}

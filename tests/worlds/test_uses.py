@@ -88,7 +88,9 @@ def test_the_gsm8k_recipe_reads_gsm8ks_columns_and_its_rewards_know_the_solution
     assert row["completion"] == [{"role": "assistant", "content": GSM8K["answer"]}]
     ppo = settings_of("gsm8k", "ppo")
     rows = rows_of(ppo, "prompts", source)
-    assert ppo["prompt_template"] == settings_of("gsm8k", "sft")["prompt_template"] and rows[0]["prompt"] == row["prompt"]
+    assert (
+        ppo["prompt_template"] == settings_of("gsm8k", "sft")["prompt_template"] and rows[0]["prompt"] == row["prompt"]
+    )
     texts = [GSM8K["answer"], "It is 72.", "#### 71", "no"]
     said = [[{"role": "assistant", "content": text}] for text in texts]
     columns = {"answer": [row["answer"] for row in rows]}

@@ -195,7 +195,7 @@ def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
             raise RewardError(f"Reward '{log_name}': at_least gives 0 or 1; leave {' and '.join(common)} out.")
         return Threshold(reward, at_least, log_name)
     if is_async(reward) and not common:
-        reward = renamed(reward, log_name)
+        reward = reward if getattr(reward, "__name__", None) == log_name else renamed(reward, log_name)
     elif common or log_name != log_name_of(reward):
         reward = Shaped(reward, log_name=log_name, **common)
     return reward
@@ -279,7 +279,6 @@ def _check_options(name: str, options: dict[str, Any], real: list[str]) -> None:
 
 def _check_required(name: str, cls: type, options: dict[str, Any]) -> None:
     for parameter in inspect.signature(cls).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if parameter.default is parameter.empty and parameter.name not in options:
+        wanted = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if wanted and parameter.name not in options:
             raise RewardError(f"Reward '{name}' needs the option '{parameter.name}'.")

@@ -204,8 +204,9 @@ def test_trap_25_reference_is_the_start_and_stays(tmp_path, monkeypatch):
     old, after = trainer._old_and_ref_logprobs(batch)
     assert torch.equal(before, after)
     assert (old - before).abs().max() > 1e-3  # while the policy has left
-    # sharded wrappers, through which the reference's adapter can't be reached, are refused in a sentence
+    # FSDP 1 takes a layer and its adapter as one, so the reference's can't be reached: refused in a sentence
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` does
+    monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(UserError, match="FSDP"):
         toy.make_trainer(tmp_path)
 

@@ -215,6 +215,7 @@ CHANGES = {
     "whiten_advantages": False,
     "whiten_rewards": True,
     "missing_eos_penalty": 1.0,
+    "multi_objective_aggregation": "normalize_then_sum",
     "critic_path": None,  # test_critic.py
     "critic_layers": 1,
     "critic_warmup": 1,

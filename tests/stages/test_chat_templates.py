@@ -199,7 +199,7 @@ def test_trls_token_settings_are_seen_before_the_data_and_must_exist(place, stop
     Path("sft.jsonl").write_text(Path("plain.jsonl").read_text())
     Path("pairs.jsonl").write_text(Path("plain.jsonl").read_text())
     Path("heldout.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "c", "rejected": "d"}) + "\n")
-    with pytest.raises(UserError, match=f"{key}: '<none>' is not valid: a token of the tokenizer in base"):
+    with pytest.raises(UserError, match=f"{key}: '<none>' is not valid: a token that the tokenizer in base has"):
         run_stage(name, {}, **{key: "<none>"})
     with pytest.raises(RuntimeError, match=STOPPED):
         run_stage(name, {}, **{key: "<s>"})

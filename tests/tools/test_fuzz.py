@@ -10,7 +10,7 @@ import pytest
 from fuzz_mutations import VALUES, mutate, payloads
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = 120  # 8 of each of the 15 loaders
+CASES = 136  # 8 of each of the 17 loaders
 
 
 def run(out: Path, *flags: str) -> subprocess.CompletedProcess:
@@ -22,7 +22,7 @@ def test_broken_files_are_loaded_or_refused(tmp_path):
     done = run(tmp_path, "--cases", str(CASES), "--seed", "7")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["cases"] == CASES and summary["violations"] == [] and len(summary["loaders"]) == 15
+    assert summary["cases"] == CASES and summary["violations"] == [] and len(summary["loaders"]) == 17
     outcomes = {key: sum(row[key] for row in summary["loaders"].values()) for key in ("loaded", "refused")}
     assert min(outcomes.values()) > CASES // 20  # neither all harmless nor all broken at the first byte
 

@@ -261,7 +261,9 @@ def test_threads_that_wait_go_to_sleep_soon_unless_somebody_set_it_otherwise():
     assert openmp("import pipeline, torch", OMP_WAIT_POLICY="passive") == "0"
 
 
-@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.py")))
+@pytest.mark.parametrize(
+    "recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.py") if path.name != "launch.py")
+)
 def test_every_recipe_imports_the_pipeline_before_anything_that_loads_torch(recipe):
     tree = ast.parse((ROOT / "recipes" / recipe).read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 NAMES = ("Ida", "Omar", "Wen", "Lotte", "Tomasz", "Amara", "Felix", "Noor")
 THINGS = ("plums", "shells", "stamps", "pears", "marbles", "cards", "buttons", "coins")
 SIGNS = {"more": "+", "bags": "+", "fewer": "-", "shared": "/"}
-LARGEST = 60  # that anybody ever has, so that a small model can know its tables
+LARGEST = 30  # that anybody ever has, so that a small model can know its tables
+MOST = 15  # that come at once
 
 
 class Step(NamedTuple):
@@ -49,7 +50,7 @@ class Equation(NamedTuple):
 
 def draw_problem(rng: random.Random) -> Problem:
     """A problem in which every number is whole and from 1 to `LARGEST`."""
-    has = start = rng.randint(3, 20)
+    has = start = rng.randint(2, 9)
     steps = []
     for _ in range(rng.choice((2, 2, 3))):
         step = _draw_step(has, rng)
@@ -60,16 +61,15 @@ def draw_problem(rng: random.Random) -> Problem:
 
 def _draw_step(has: int, rng: random.Random) -> Step:
     kinds = ["fewer"] if has > 2 else []
-    if has + 20 <= LARGEST:
+    if has + MOST <= LARGEST:
         kinds += ["more", "bags", "bags"]
-    divisors = [n for n in (2, 3, 4, 5) if has % n == 0 and has > n]
+    divisors = [n for n in (2, 3) if has % n == 0 and has > n]
     kind = rng.choice(kinds + ["shared"] * bool(divisors) or ["more"])
     if kind == "bags":
-        bags = rng.randint(2, 5)
-        return Step("bags", rng.randint(2, 20 // bags), bags)
+        return Step("bags", rng.randint(2, 5), rng.randint(2, 3))
     if kind == "shared":
         return Step("shared", rng.choice(divisors))
-    return Step(kind, rng.randint(1, min(has - 1, 20) if kind == "fewer" else 20))
+    return Step(kind, rng.randint(1, min(has - 1, 9) if kind == "fewer" else 9))
 
 
 def after(has: int, step: Step) -> int:

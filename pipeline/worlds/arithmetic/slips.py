@@ -23,7 +23,7 @@ class Slips:
 
 
 HUMAN = Slips(at_once=0.5, guess=0.6, bags=0.4, forget=0.04, slip=0.03, unmarked=0.25)
-SLOPPY = Slips(at_once=0.5, guess=0.7, bags=0.45, forget=0.06, slip=0.05, unmarked=0.3)
+SLOPPY = Slips(at_once=0.3, guess=0.6, bags=0.45, forget=0.05, slip=0.03, unmarked=0.3)
 
 
 def write(problem: Problem, slips: Slips, rng: random.Random) -> str:

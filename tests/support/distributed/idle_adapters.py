@@ -12,7 +12,8 @@ folder, rank = Path(sys.argv[1]), os.environ["RANK"]
 # AdamW would make much of a gradient that is zero but for rounding
 steps = Walk("llava", folder / f"walk{rank}", per_device_train_batch_size=4, optim="sgd", learning_rate=0.5)
 found = {}
-for name, trainer in (("sft", steps.sft_trainer()), ("ppo", steps.ppo_trainer(folder / f"ppo{rank}", layers=1))):
+for name in ("sft", "ppo"):
+    trainer = steps.sft_trainer() if name == "sft" else steps.ppo_trainer(folder / f"ppo{rank}", layers=1)
     learned = {key: p for key, p in trainer.model.named_parameters() if "lora_" in key}
     start = {key: p.detach().clone() for key, p in learned.items()}
     trainer.train()

@@ -1,30 +1,29 @@
-"""Reasoning: sums of two or three digits, the task chain_sum of the package reasoning_gym.
+"""Reasoning: words spelled backward, the task spell_backward of the package reasoning_gym.
 
-Prompt:     ``State the final answer to the following arithmetic problem: 4 + 9 - 3 =`` and a newline
-Completion: ``10``
+Prompt:     ``Spell this word backward (example: sun -> nus): plumb`` and a newline
+Completion: ``bmulp``
 
-PPO takes its prompts from reasoning_gym itself (`dataset: reasoning_gym:chain_sum`). Made here are prompts held out
-from all training, and documents for the base: such sums with the answers of a careless person, who now and then is off
-by a little or takes one sign for the other. The referee is the task's verifier, taken strictly. No SFT data and no
-preference pairs: PPO starts from the base.
+PPO takes its prompts from reasoning_gym itself (`dataset: reasoning_gym:spell_backward`). Made here are prompts held
+out from all training, and documents for the base: such tasks with the answers of a careless person, who now and then
+swaps two letters, drops one, or forgets to turn the word round. The referee is the task's verifier, taken strictly. No
+SFT data and no preference pairs: PPO starts from the base.
 """
 
 import itertools
 import random
-import re
 
 from rewards.reasoning import ReasoningGym, rows_of
 
 from .base import Document, WorldData, WorldSettings
 
 HIGHER_IS_BETTER = {"right": True}
-TASK, OPTIONS = "chain_sum", {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
+TASK, OPTIONS = "spell_backward", {"min_word_len": 3, "max_word_len": 6}
 SLIPS = 0.4  # share of careless answers that are wrong
 _FAR = 10**6  # an entry is drawn by seed + index of its task; PPO's begin at 0
 
 
 def referee(completion: str, row: dict) -> dict[str, float]:
-    """``{"right": …}``: 1 if the completion is the right number and nothing else, 0 if it is not.
+    """``{"right": …}``: 1 if the completion is the right word and nothing else, 0 if it is not.
 
     Raises:
         RewardError: the package reasoning_gym is not installed.
@@ -43,7 +42,7 @@ def make_data(settings: WorldSettings) -> WorldData:
 
 
 def pretraining_texts(settings: WorldSettings, data: WorldData) -> list[Document]:
-    """Sums with careless answers; none of them is held out."""
+    """Words with careless answers; none of them is held out."""
     heldout = {row["prompt"] for row in data["prompts_heldout"]}
     rng = random.Random(f"reasoning {settings.seed}")
     rows = (row for row in _entries(settings, 2 * settings.pretraining_texts) if row["prompt"] not in heldout)
@@ -52,13 +51,15 @@ def pretraining_texts(settings: WorldSettings, data: WorldData) -> list[Document
 
 def careless(row: dict, rng: random.Random) -> str:
     """The answer of somebody who is right in 1 - `SLIPS` of the cases."""
-    right = int(row["answer"])
+    letters = list(row["answer"])
     if rng.random() >= SLIPS:
-        return str(right)
-    if rng.random() < 0.5:
-        return str(right + rng.choice((-2, -1, 1, 2)))
-    sign, number = rng.choice(re.findall(r"([+-]) (\d+)", row["question"]))
-    return str(right + (-2 if sign == "+" else 2) * int(number))
+        return row["answer"]
+    slip, at = rng.choice(("swap", "drop", "forward")), rng.randrange(len(letters) - 1)
+    if slip == "swap":
+        letters[at], letters[at + 1] = letters[at + 1], letters[at]
+    elif slip == "drop":
+        del letters[at]
+    return "".join(reversed(letters) if slip == "forward" else letters)
 
 
 def _entries(settings: WorldSettings, count: int) -> list[dict]:

@@ -139,7 +139,9 @@ def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
     if instant:
         reward = Instant(reward, at="auto" if instant is True else instant, log_name=log_name)
     if is_async(reward) and not common:
-        reward = renamed(reward, log_name)
+        # an object whose call is async, too, goes as a function: TRL sees nothing else as async
+        if log_name != log_name_of(reward) or not inspect.iscoroutinefunction(reward):
+            reward = renamed(reward, log_name)
     elif common or log_name != log_name_of(reward):
         reward = Shaped(reward, log_name=log_name, **common)
     return reward

@@ -57,7 +57,7 @@ def test_each_of_them_in_our_trainer(tmp_path):
         gradient_accumulation_steps=1,
     )
     trainer.train()
-    means = {name: toy.logged(trainer, f"rewards/{name}/mean")[-1] for name in NAMES}
+    means = {name: toy.logged(trainer, f"score/{name}")[-1] for name in NAMES}
     assert means == pytest.approx(
         {
             "accuracy_reward": 0.0,
@@ -134,7 +134,8 @@ def test_functions_of_the_users_with_arguments_async_ones_too(tmp_path, monkeypa
         )
     made.train()
     expected = {"longer": 1.0, "asked": 1.5, "asked_2": 6.0, "again": 3.0, "counting": 2.0, "letters": 1.0}
-    assert {name: toy.logged(made, f"rewards/{name}/mean")[-1] for name in expected} == expected
+    key = "score/{}" if trainer == "ours" else "rewards/{}/mean"
+    assert {name: toy.logged(made, key.format(name))[-1] for name in expected} == expected
     sys.modules.pop("my_rewards")
 
 

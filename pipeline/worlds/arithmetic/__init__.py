@@ -4,9 +4,9 @@ Prompt:     ``Ida has 14 plums. Ida buys 3 bags of 6. Ida gives 5 away. How many
 Completion: ``3 * 6 = 18. 14 + 18 = 32. 32 - 5 = 27.``, newline, ``#### 27``
 
 Training texts have human slips (`slips`): half of them give the answer at once, and then it is mostly a guess; bags
-are often not counted. A row's `answer` is a worked solution that ends in ``#### 27``, the form of GSM8K's column of that
-name, so that the reward `math` reads both in the same way. The referee does not: it has arithmetic of its own, and
-wants the equations to be true. No preference pairs: the recipe has no reward model.
+are often not counted. A row's `answer` is a worked solution that ends in ``#### 27``, the form of GSM8K's column of
+that name, so that the reward `math` reads both in the same way. The referee does not: it has arithmetic of its own,
+and wants the equations to be true. No preference pairs: the recipe has no reward model.
 """
 
 import random

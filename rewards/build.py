@@ -195,7 +195,9 @@ def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
             raise RewardError(f"Reward '{log_name}': at_least gives 0 or 1; leave {' and '.join(common)} out.")
         return Threshold(reward, at_least, log_name)
     if is_async(reward) and not common:
-        reward = reward if getattr(reward, "__name__", None) == log_name else renamed(reward, log_name)
+        # an object whose call is async, too, goes as a function: TRL sees nothing else as async
+        if log_name != log_name_of(reward) or not inspect.iscoroutinefunction(reward):
+            reward = renamed(reward, log_name)
     elif common or log_name != log_name_of(reward):
         reward = Shaped(reward, log_name=log_name, **common)
     return reward

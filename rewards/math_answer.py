@@ -26,9 +26,9 @@ class Math(Final):
         {name: math, column: answer}
         {name: math, column: solution, after: </think>}
 
-    `\frac{1}{2}`, `0.5` and `50\%` are equal, so are `1,000` and `1000`, `\{1, 2\}` and `\{2, 1\}`, `5 cm` and `5`.
-    The answer is what follows the last `####` (GSM8K), else the last `\boxed{...}` or "the final answer is ...", else
-    the last formula or number in the text. In the column an answer needs no dollars around its LaTeX, and a whole
+    `\frac{1}{2}`, `0.5` and `50\%` are equal, and so are `1,000` and `1000`, `\{1, 2\}` and `\{2, 1\}`, `5 cm` and
+    `5`. The answer is what follows the last `####` (GSM8K), else the last `\boxed{...}` or "the final answer is ...",
+    else the last formula or number in the text. In the column an answer needs no dollars around its LaTeX, and a whole
     solution will do: it is read by the same rules.
 
     In a trainer the shares of rows are logged that could not be read: `math/unread` (completions), `math/late` (those

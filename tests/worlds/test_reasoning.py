@@ -35,4 +35,10 @@ def test_a_careless_answer_has_one_slip():
 def test_the_referee_is_strict():
     row = world.make_data(SMALL)["prompts_heldout"][0]
     judge, answer = referee("reasoning"), row["answer"]
-    assert [judge(text, row)["right"] for text in (answer, f" {answer}", f"it is {answer}", "", "x")] == [1, 1, 0, 0, 0]
+    assert [judge(text, row)["right"] for text in (answer, f" {answer}", f"it is {answer}", "", "x")] == [
+        1,
+        1,
+        0,
+        0,
+        0,
+    ]

@@ -55,7 +55,7 @@ NAMED = [
     spec("clip the wrong way round", "clip is [1, 0]", "smaller", name="bleu", clip=[1, 0]),
     spec("math of a number for none", "Reward 'math': unread is 1; give 0 or none", name="math", unread=1),
     spec("tag in brackets", "Reward 'answer': tag is '<answer>'", "without brackets", name="answer", tag="<answer>"),
-    spec("unknown way to match", "Reward 'answer': match is 'f2'", "did you mean 'f1'?", name="answer", match="f2"),
+    spec("unknown way to match", "Reward 'answer': match is 'f2'", "give exact or", name="answer", match="f2"),
     spec("no form", "Reward 'format': give one of pattern, sections and schema", name="format"),
     spec("pattern that is none", "Reward 'format': '(a' is no regular expression", name="format", pattern="(a"),
     spec(

@@ -61,13 +61,8 @@ def test_an_evaluation_with_a_language_model(tmp_path, tiny_model_folder):
     found = [c for c in summary["comparisons"] if c["measure"] == "longer"]
     assert len(found) == 4  # two candidates, greedy and sampled
     for comparison in found:
-        sizes = [
-            [
-                len(harmless(row[name][comparison["decoding"]]["completion"]))
-                for name in (comparison["candidate"], "one")
-            ]
-            for row in rows
-        ]
+        names, decoding = (comparison["candidate"], "one"), comparison["decoding"]
+        sizes = [[len(harmless(row[name][decoding]["completion"])) for name in names] for row in rows]
         # the judge sees what can be seen of these random bytes, and prefers the longer
         wins, losses = sum(a > b for a, b in sizes), sum(a < b for a, b in sizes)
         assert (comparison["wins"]["wins"], comparison["wins"]["losses"]) == (wins, losses)

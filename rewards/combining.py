@@ -59,7 +59,7 @@ class Gated(WeightedSum):
 
     def _met(self, prompts: Texts, completions: Texts, columns: dict[str, Any]) -> list[bool | None]:
         scores = ask(self.condition, prompts, completions, columns)
-        return [None if score is None else score > 1 - 1e-9 for score in scores]
+        return [None if score is None else score >= 1 for score in scores]
 
 
 class Multiplied(Combination):

@@ -11,10 +11,11 @@ from .tokens import TokenEnds, TokenIds, pays_tokens
 
 
 class Threshold(Wrapper):
-    """1 where a reward gives `at_least` so much (up to its last nine digits, where rounding is), else 0.
+    """1 where a reward gives `at_least` so much, else 0.
 
     `build_rewards` makes it from the option `at_least`. It pays per token where `reward` does: 1 at the token that
-    brings the score to the threshold, -1 at one that takes it below again.
+    brings the score to the threshold, -1 at one that takes it below again. Payments at tokens add up with rounding,
+    so in them the last nine digits do not count.
 
     Args:
         reward: any reward or function; not an async one.
@@ -34,11 +35,7 @@ class Threshold(Wrapper):
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         scores = ask(self.raw, prompts, completions, columns)
-        return [None if score is None else self.shape(score) for score in scores]
-
-    def shape(self, score: float) -> float:
-        """1 or 0."""
-        return float(score > self.at_least - 1e-9)
+        return [None if score is None else float(score >= self.at_least) for score in scores]
 
     @property
     def instant(self) -> bool:  # type: ignore[override]  # not to be set: it follows what is inside
@@ -49,7 +46,8 @@ class Threshold(Wrapper):
     ) -> list[list[float] | None]:
         """See `Threshold`; (B, T) ragged. Before its first token a completion is worth 0."""
         paid = token_rewards_of(self.raw, prompts, completions, completion_ids, token_ends, **columns)
-        return [
-            row and [now - before for before, now in pairwise([0.0, *map(self.shape, accumulate(row))])]
-            for row in paid
-        ]
+        return [row and [now - before for before, now in pairwise(self._met_along(row))] for row in paid]
+
+    def _met_along(self, row: list[float]) -> list[float]:
+        """1 or 0 before the first token and behind each one."""
+        return [0.0, *(float(score > self.at_least - 1e-9) for score in accumulate(row))]

@@ -34,9 +34,7 @@ def main(chosen: list[int]) -> int:
     mutants = read_mutants()
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "plumbline"
-        shutil.copytree(
-            ROOT, copy, ignore=lambda folder, names: [n for n in names if n.startswith(".") or n in ("runs", "dist")]
-        )
+        shutil.copytree(ROOT, copy, ignore=_left_out)
         _import_libraries()
         if not chosen and (failed := first_failure(copy)) is not None:
             print(f"{BROKEN}: {failed}")
@@ -55,6 +53,12 @@ def main(chosen: list[int]) -> int:
     if not chosen:
         TABLE.write_text(table(rows), encoding="utf-8")
     return 1 if survivors else 0
+
+
+def _left_out(folder: str, names: list[str]) -> list[str]:
+    """What a copy of the tree goes without: what is hidden, results and builds. pipeline/runs is neither."""
+    at_the_top = ("runs", "dist") if Path(folder) == ROOT else ()
+    return [name for name in names if name.startswith(".") or name in at_the_top]
 
 
 def read_mutants() -> list[dict[str, str]]:

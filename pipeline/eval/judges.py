@@ -18,7 +18,7 @@ Judge = Callable[..., Sequence[float | None]]
 Pair = tuple[float | None, float | None]  # 1 = ours wins: shown first, shown second
 
 
-def read_judges(specs: Iterable[Any], columns: Iterable[str] = ()) -> dict[str, Judge]:
+def read_judges(specs: Iterable[Any], columns: Sequence[str] = ()) -> dict[str, Judge]:
     """Judges by name: `mymodule:function`, or `{name: mymodule:function, option: ...}`, imported as rewards are; or a
     language model, `{name: judge, url: ..., model: ...}` with the options of the reward, which is asked once here.
 

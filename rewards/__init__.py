@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .fluency import Length, Repetition
     from .format import Format
     from .instant import Instant
+    from .instructions import Instructions
     from .judge import Judge
     from .keyword import Keyword, first_hit
     from .learned import Learned
@@ -43,6 +44,7 @@ __all__ = [
     "Format",
     "Gate",
     "Instant",
+    "Instructions",
     "Judge",
     "Keyword",
     "Learned",
@@ -92,6 +94,7 @@ _MODULES = {
     "fluency": "Length Repetition",
     "format": "Format",
     "instant": "Instant",
+    "instructions": "Instructions",
     "judge": "Judge",
     "keyword": "Keyword first_hit",
     "learned": "Learned",

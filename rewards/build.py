@@ -44,6 +44,7 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "math": ("math_answer", "Math", {}),
     "answer": ("answer", "Answer", {}),
     "format": ("format", "Format", {}),
+    "instructions": ("instructions", "Instructions", {}),
     "length": ("fluency", "Length", {}),
     "repetition": ("fluency", "Repetition", {}),
     "perplexity": ("perplexity", "Perplexity", {}),

@@ -2,11 +2,12 @@
 
 from pipeline import cli
 from pipeline.worlds import BaseModelSettings, WorldSettings
+from pipeline.worlds.gguf import GGUFSettings
 from pipeline.worlds.prepare import prepare
 
 
 def main() -> None:
-    prepare(*cli.parse(WorldSettings, BaseModelSettings))
+    prepare(*cli.parse(WorldSettings, BaseModelSettings, GGUFSettings))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ WORLDS = {
     "topics": "pipeline.worlds.topics",
     "reasoning": "pipeline.worlds.reasoning",
     "shop": "pipeline.worlds.shop",
+    "instructions": "pipeline.worlds.instructions",
 }
 
 

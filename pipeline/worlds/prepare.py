@@ -13,14 +13,18 @@ from pipeline.safety.console import say
 
 from . import load_world
 from .base import BaseModelSettings, WorldSettings, write_data
+from .gguf import GGUFSettings, read_base
 
 STAMP = ".made_from.json"
 
 
-def prepare(world_settings: WorldSettings, base_settings: BaseModelSettings) -> Path:
+def prepare(
+    world_settings: WorldSettings, base_settings: BaseModelSettings, gguf_settings: GGUFSettings | None = None
+) -> Path:
     """Make data and base model of a world; what was made before with the same settings is kept.
 
-    Both are built in a folder aside and renamed when finished, so a half-written one is never taken for whole.
+    Both are built in a folder aside and renamed when finished, so a half-written one is never taken for whole. A base
+    that is read from GGUF comes before the data, of which the model may write a part (`answered_by` of a world).
 
     Returns:
         The output folder.
@@ -30,7 +34,12 @@ def prepare(world_settings: WorldSettings, base_settings: BaseModelSettings) -> 
     """
     output = Path(world_settings.output_dir)
     world = load_world(world_settings.world)
-    stamps = _stamps(world_settings, base_settings, Path(world.__file__))
+    read = gguf_settings if gguf_settings is not None and gguf_settings.given else None
+    if read is None and not hasattr(world, "pretraining_texts"):
+        raise UserError(
+            f"The world {world_settings.world} trains no base: name one, gguf_package: name==version or gguf: path."
+        )
+    stamps = _stamps(world_settings, base_settings, Path(world.__file__), read)
     kept = [name for name in ("data", "base") if _is_made(output / name, stamps[name])]
     if len(kept) == 2:
         say(f"{output}/data and {output}/base: made before with these settings, kept. Next: the SFT stage (make sft).")
@@ -38,10 +47,14 @@ def prepare(world_settings: WorldSettings, base_settings: BaseModelSettings) -> 
     data = world.make_data(world_settings)
 
     def build_data(folder: Path) -> str:
+        if hasattr(world, "answered_by"):
+            data.update(world.answered_by(output / "base", data, world_settings))
         write_data(data, folder)
         return ", ".join(f"{len(rows)} {name}" for name, rows in data.items())
 
     def build_base(folder: Path) -> str:
+        if read is not None:
+            return read_base(folder, read)
         from .base_model import make_base_model
 
         texts = world.pretraining_texts(world_settings, data)
@@ -52,7 +65,8 @@ def prepare(world_settings: WorldSettings, base_settings: BaseModelSettings) -> 
             f"{made['tokens'] / 1e6:.2f} M tokens, loss {made['loss']:.3f} nats/token, {made['seconds']:.0f} s"
         )
 
-    for name, build in (("data", build_data), ("base", build_base)):
+    builds = (("data", build_data), ("base", build_base))
+    for name, build in builds if read is None else reversed(builds):
         if name in kept:
             say(f"{output / name}: kept")
         else:
@@ -61,7 +75,9 @@ def prepare(world_settings: WorldSettings, base_settings: BaseModelSettings) -> 
     return output
 
 
-def _stamps(world_settings: WorldSettings, base_settings: BaseModelSettings, world_file: Path) -> dict[str, dict]:
+def _stamps(
+    world_settings: WorldSettings, base_settings: BaseModelSettings, world_file: Path, read: GGUFSettings | None
+) -> dict[str, dict]:
     """What data and base were made from: settings, the bytes of the data file, the code."""
     settings = {k: v for k, v in asdict(world_settings).items() if k not in ("output_dir", "data_path")}
     data = {"settings": settings, "data_file": None}
@@ -76,6 +92,9 @@ def _stamps(world_settings: WorldSettings, base_settings: BaseModelSettings, wor
     code = sorted(world_file.parent.glob("*.py")) if world_file.name == "__init__.py" else [world_file]
     code += [Path(__file__).parent / name for name in ("base_model.py", "chat_format.py")]
     data["code"] = _digest(*code)
+    if read is not None:
+        base = {"gguf": read.stamp(), "code": _digest(Path(__file__).parent / "gguf.py")}
+        return {"data": {**data, "base": base["gguf"]}, "base": base}
     return {"data": data, "base": {**data, "base_settings": asdict(base_settings)}}
 
 

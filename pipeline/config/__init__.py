@@ -23,7 +23,7 @@ from pipeline.config.checks import (
     steps_for,
     steps_per_update,
 )
-from pipeline.config.machine import on_gpu, settle_bf16, settle_mixed_precision, tell_cost
+from pipeline.config.machine import on_gpu, settle_bf16, settle_dtype, settle_mixed_precision, tell_cost
 from pipeline.config.services import trackers_of, use_vllm_server
 from pipeline.config.stages import (
     GroupStage,
@@ -55,6 +55,7 @@ __all__ = [
     "on_gpu",
     "settle_bf16",
     "settle_mixed_precision",
+    "settle_dtype",
     "tell_cost",
     "trackers_of",
     "use_vllm_server",

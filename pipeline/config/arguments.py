@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.config.checks import ATTENTION, CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS, DTYPES, check, mapping, setting
+from pipeline.config.machine import settle_dtype
 
 
 @dataclass
@@ -16,8 +17,8 @@ class ModelArguments:
     model_revision: str | None = setting(None, "Branch, tag or commit when the base comes from the Hub.")
     dtype: str = setting(
         "auto",
-        "Precision of the base weights: float32, bfloat16, float16, or auto: bfloat16 under LoRA on a GPU "
-        "that has it, otherwise float32.",
+        "Precision of the base weights: float32, bfloat16, float16; auto: bfloat16 under LoRA on a GPU that has it, "
+        "otherwise float32; fast: bfloat16 also on a processor that has units for it.",
     )
     attn_implementation: str | None = setting(None, "eager, sdpa, flash_attention_2 or flash_attention_3.")
     use_peft: bool = setting(True, "Train a LoRA adapter; false trains all weights.")
@@ -39,6 +40,7 @@ class ModelArguments:
         if isinstance(self.lora_target_modules, str):
             self.lora_target_modules = [self.lora_target_modules]
         check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        self.dtype = settle_dtype(self.dtype)
         check(
             self.attn_implementation in (None, *ATTENTION),
             "attn_implementation",

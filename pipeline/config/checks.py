@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import UserError, shortened
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "fast", "float32", "bfloat16", "float16")
 SELECTIVE = ("gradient_checkpointing_kwargs", {"selective": True}, "TRL does it in SFT of all weights alone")
 WATCH = ("warn", "stop", "off")
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}  # packages

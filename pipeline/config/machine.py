@@ -62,6 +62,17 @@ def settle_mixed_precision(config) -> None:
         config.mixed_precision = "no"
 
 
+def settle_dtype(dtype: str) -> str:
+    """What `fast` means on this machine: bfloat16 where the GPU or the processor has units for it, else float32.
+
+    Settled when the settings are read, so that a run's config.yaml says what it was trained in. Other names are kept.
+    """
+    if dtype != "fast":
+        return dtype
+    gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bfloat16" if gpu or processor.has_units(torch.bfloat16) else "float32"
+
+
 @cache
 def tell_cost(asked_for: str, dtype: torch.dtype) -> None:
     """Says once, on a processor without units for `dtype`, what the setting `asked_for` costs there."""

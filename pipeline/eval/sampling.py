@@ -22,6 +22,7 @@ from pipeline.config import (
     check,
     mapping,
     setting,
+    settle_dtype,
 )
 from pipeline.data import loading as data
 from pipeline.errors import UserError
@@ -62,6 +63,7 @@ class SampleArguments:
         for key in ("run", "dataset", "output"):
             check(bool(getattr(self, key)), key, getattr(self, key), "it must be set")
         check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        self.dtype = settle_dtype(self.dtype)
         check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
         varied = self.temperature > 0 or self.samples_per_prompt == 1
         check(varied, "samples_per_prompt", self.samples_per_prompt, "1 at temperature 0: greedy ones do not vary")

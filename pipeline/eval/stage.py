@@ -22,6 +22,7 @@ from pipeline.config import (
     check,
     mapping,
     setting,
+    settle_dtype,
 )
 from pipeline.errors import UserError
 from pipeline.eval.candidates import (
@@ -104,6 +105,7 @@ class EvalArguments:
         check(bool(self.candidates), "candidates", self.candidates, "at least one, such as sft=runs/tiny/sft")
         check(bool(self.dataset), "dataset", self.dataset, "the prompts, e.g. runs/tiny/data/prompts_heldout.jsonl")
         check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        self.dtype = settle_dtype(self.dtype)
         check(self.temperature > 0, "temperature", self.temperature, "a number above 0; greedy answers come besides")
         check(self.seed >= 0, "seed", self.seed, "a whole number from 0 up")
         for key in ("eval_samples", "max_completion_length", "eval_batch_size"):

@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from pipeline.config import DTYPES, ModelArguments, check, setting
+from pipeline.config import DTYPES, ModelArguments, check, setting, settle_dtype
 from pipeline.errors import UserError
 from pipeline.hub.card import write_card
 from pipeline.ilql.network import has_shift
@@ -52,6 +52,7 @@ class MergeArguments:
 
     def __post_init__(self):
         check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        self.dtype = settle_dtype(self.dtype)
 
 
 class Merged(NamedTuple):

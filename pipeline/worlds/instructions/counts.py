@@ -100,7 +100,11 @@ def _letter(text: str, request: Request, rng: random.Random) -> Written:
 
 def _draw_letter(request: Request, rng: random.Random) -> Kwargs:
     if rng.random() < 0.6:
-        return {"letter": rng.choice("abcdefhilnorstuw"), "let_relation": "at least", "let_frequency": rng.randint(2, 12)}
+        return {
+            "letter": rng.choice("abcdefhilnorstuw"),
+            "let_relation": "at least",
+            "let_frequency": rng.randint(2, 12),
+        }
     return {"letter": rng.choice("bcfgjkmpqvwxyz"), "let_relation": "less than", "let_frequency": rng.randint(2, 6)}
 
 

@@ -128,8 +128,8 @@ KINDS = (
     Kind(
         "detectable_format:multiple_sections",
         (
-            "Your answer must have {num_sections} sections. Mark the beginning of each with {section_spliter} X, such as:"
-            "\n{section_spliter} 1\n[content of section 1]\n{section_spliter} 2\n[content of section 2]",
+            "Your answer must have {num_sections} sections. Mark the beginning of each with {section_spliter} X, "
+            "such as:\n{section_spliter} 1\n[content of section 1]\n{section_spliter} 2\n[content of section 2]",
             "Divide the text into {num_sections} sections, and begin each with {section_spliter} and its number.",
             "Write {num_sections} parts, headed {section_spliter} 1, {section_spliter} 2 and so on.",
         ),
@@ -153,12 +153,12 @@ KINDS = (
     Kind(
         "length_constraints:nth_paragraph_first_word",
         (
-            "Write {num_paragraphs} paragraphs, separated by two new lines. Paragraph {nth_paragraph} must start with the "
-            "word {first_word}.",
+            "Write {num_paragraphs} paragraphs, separated by two new lines. Paragraph {nth_paragraph} must start with "
+            "the word {first_word}.",
             "There should be {num_paragraphs} paragraphs, with nothing but a blank line between them, and paragraph "
             '{nth_paragraph} must begin with "{first_word}".',
-            "Answer in exactly {num_paragraphs} paragraphs with a blank line between them. The first word of paragraph "
-            "{nth_paragraph} has to be {first_word}.",
+            "Answer in exactly {num_paragraphs} paragraphs with a blank line between them. The first word of "
+            "paragraph {nth_paragraph} has to be {first_word}.",
         ),
         _draw_first_word,
         _first_word,
@@ -217,4 +217,3 @@ KINDS = (
         alone=True,
     ),
 )
-

@@ -1,4 +1,4 @@
-"""What a kind of instruction is here: its wordings, how its parameters are drawn, and how a text is made to meet it."""
+"""What a kind of instruction is here: its wordings, how parameters are drawn, how a text is made to meet it."""
 
 import random
 import re

@@ -7,8 +7,8 @@ from typing import NamedTuple
 TOPICS = tuple(
     """gardening; chess; the ocean; honey bees; coffee; night trains; bread baking; mountain hiking; sleep; jazz music;
     old friendships; winter storms; house cats; public libraries; long-distance running; solar energy; street food;
-    bicycle repair; paper maps; the moon; school uniforms; board games; swimming lessons; wooden furniture; local markets;
-    photography; tea ceremonies; city parks; electric cars; handwritten letters; camping; dinosaurs; good manners;
+    bicycle repair; paper maps; the moon; school uniforms; board games; swimming lessons; wooden furniture;
+    local markets; photography; tea ceremonies; city parks; electric cars; handwritten letters; camping; dinosaurs; good manners;
     job interviews; video games; volcanoes; small farms; knitting; public speaking; recycling; rainy days; lighthouses;
     learning to cook; moving to a new city; working from home; stray dogs; birthday parties; saving money; deserts;
     opera; football; the first day of school; morning routines; wind turbines; train stations; family recipes; robots;
@@ -18,8 +18,8 @@ TOPICS = tuple(
     childhood memories; water; wild horses; market research; customer service; team meetings; new software; first aid;
     city buses; butterflies; a broken phone; a lost umbrella; old bridges; grandparents; comic books; sunrise; cheese;
     elections; newspapers; steam engines; island life; sharks; remote work; group projects; late trains; quiet places;
-    startups; the human heart; vaccination; castles; weddings; road trips; homework; theatre; beekeeping; autumn leaves;
-    whales; chocolate; tennis; stargazing; apple orchards; folk songs; snow; markets in winter; houseplants; origami;
+    startups; the human heart; vaccination; castles; weddings; road trips; homework; theatre; beekeeping;
+    autumn leaves; whales; chocolate; tennis; stargazing; apple orchards; folk songs; snow; markets in winter; houseplants; origami;
     earthquakes; sailing; bookshops; radio; rice; marathons; owls; carpentry; picnics; the printing press; kindness;
     skateboarding; waterfalls; roommates; cinema; pumpkins; coral reefs; village festivals; budget travel; the harbour;
     spiders; lemonade; climbing; flea markets; elephants; the accordion; cold water; night shifts; ceramics""".replace(
@@ -75,8 +75,14 @@ TEXTS: dict[str, tuple[str, ...]] = {
         "Compose a short poem about {topic} for a birthday card.",
         "Write a limerick about {topic}.",
     ),
-    "headline": ("Suggest headlines for an article about {topic}.", "Write a headline and one paragraph about {topic}."),
-    "advertisement": ("Write an advertisement about {topic}.", "Write a slogan and a short product text about {topic}."),
+    "headline": (
+        "Suggest headlines for an article about {topic}.",
+        "Write a headline and one paragraph about {topic}.",
+    ),
+    "advertisement": (
+        "Write an advertisement about {topic}.",
+        "Write a slogan and a short product text about {topic}.",
+    ),
     "article": ("Write a blog post about {topic}.", "Write a short newspaper article about {topic}."),
     "speech": ("Write a short speech about {topic}.", "Write a toast about {topic} for a dinner."),
     "review": ("Write a critical review of a book about {topic}.", "Write a review of a film about {topic}."),

@@ -1,8 +1,8 @@
 """A base that is not trained but read: a GGUF file, one's own or one that a package of the package index carries.
 
 The result is an ordinary model folder (safetensors, tokenizer, card), checked before it counts as made: as many
-parameters as are expected, a greedy answer in words, and a paragraph of plain English that the model finds as likely as
-a language model should. A file that is read wrongly fails.
+parameters as are expected, a greedy answer in words, and a paragraph of plain English that the model finds as likely
+as a language model should. A file that is read wrongly fails.
 """
 
 import hashlib

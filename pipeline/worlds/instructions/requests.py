@@ -8,8 +8,9 @@ TOPICS = tuple(
     """gardening; chess; the ocean; honey bees; coffee; night trains; bread baking; mountain hiking; sleep; jazz music;
     old friendships; winter storms; house cats; public libraries; long-distance running; solar energy; street food;
     bicycle repair; paper maps; the moon; school uniforms; board games; swimming lessons; wooden furniture;
-    local markets; photography; tea ceremonies; city parks; electric cars; handwritten letters; camping; dinosaurs; good manners;
-    job interviews; video games; volcanoes; small farms; knitting; public speaking; recycling; rainy days; lighthouses;
+    local markets; photography; tea ceremonies; city parks; electric cars; handwritten letters; camping; dinosaurs;
+    good manners; job interviews; video games; volcanoes; small farms; knitting; public speaking; recycling;
+    rainy days; lighthouses;
     learning to cook; moving to a new city; working from home; stray dogs; birthday parties; saving money; deserts;
     opera; football; the first day of school; morning routines; wind turbines; train stations; family recipes; robots;
     rivers; mountain villages; time management; tree houses; museum visits; second-hand clothes; healthy breakfasts;
@@ -19,8 +20,8 @@ TOPICS = tuple(
     city buses; butterflies; a broken phone; a lost umbrella; old bridges; grandparents; comic books; sunrise; cheese;
     elections; newspapers; steam engines; island life; sharks; remote work; group projects; late trains; quiet places;
     startups; the human heart; vaccination; castles; weddings; road trips; homework; theatre; beekeeping;
-    autumn leaves; whales; chocolate; tennis; stargazing; apple orchards; folk songs; snow; markets in winter; houseplants; origami;
-    earthquakes; sailing; bookshops; radio; rice; marathons; owls; carpentry; picnics; the printing press; kindness;
+    autumn leaves; whales; chocolate; tennis; stargazing; apple orchards; folk songs; snow; markets in winter;
+    houseplants; origami; earthquakes; sailing; bookshops; radio; rice; marathons; owls; carpentry; picnics; the printing press; kindness;
     skateboarding; waterfalls; roommates; cinema; pumpkins; coral reefs; village festivals; budget travel; the harbour;
     spiders; lemonade; climbing; flea markets; elephants; the accordion; cold water; night shifts; ceramics""".replace(
         "\n", " "

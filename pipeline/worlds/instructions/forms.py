@@ -20,8 +20,8 @@ def _count(name: str, lowest: int, highest: int):
 
 def _bullets(text: str, request: Request, rng: random.Random) -> Written:
     count = rng.randint(2, 5)
-    points, sign = groups(text, count), rng.choice("**-")
-    return points and ("\n".join(f"{sign} {point}" for point in points), {"num_bullets": count})
+    points = groups(text, count)
+    return points and ("\n".join(f"* {point}" for point in points), {"num_bullets": count})
 
 
 def _items(text: str, request: Request, rng: random.Random) -> Written:

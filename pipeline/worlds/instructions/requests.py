@@ -21,7 +21,8 @@ TOPICS = tuple(
     elections; newspapers; steam engines; island life; sharks; remote work; group projects; late trains; quiet places;
     startups; the human heart; vaccination; castles; weddings; road trips; homework; theatre; beekeeping;
     autumn leaves; whales; chocolate; tennis; stargazing; apple orchards; folk songs; snow; markets in winter;
-    houseplants; origami; earthquakes; sailing; bookshops; radio; rice; marathons; owls; carpentry; picnics; the printing press; kindness;
+    houseplants; origami; earthquakes; sailing; bookshops; radio; rice; marathons; owls; carpentry; picnics;
+    the printing press; kindness;
     skateboarding; waterfalls; roommates; cinema; pumpkins; coral reefs; village festivals; budget travel; the harbour;
     spiders; lemonade; climbing; flea markets; elephants; the accordion; cold water; night shifts; ceramics""".replace(
         "\n", " "

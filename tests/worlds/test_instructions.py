@@ -120,7 +120,7 @@ def test_the_referee_by_hand():
         "instruction_id_list": ["length_constraints:number_words", "punctuation:no_comma"],
         "kwargs": [{"num_words": 5, "relation": "at least", "letter": None}, {}],
     }
-    # 8 words, 7 pairs of which 4 are different; 5 runs of four words, of which 2 occurred before: abca bcab cabc abca bcab
+    # 8 words; 7 pairs, of which ab, bc, ca are different; 5 runs of four: abca bcab cabc, and abca bcab again
     found = referee("A b c a b c a b", row)
     assert found == {"all_met": 1.0, "met": 1.0, "distinct_2": pytest.approx(3 / 7), "repeated": pytest.approx(2 / 5)}
     found = referee("Yes, sir.", row)

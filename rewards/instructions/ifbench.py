@@ -42,7 +42,7 @@ def numbers(text: str, N: int) -> bool:
     return len(re.findall(r"\d+", bare(text))) == N
 
 
-@kind("count:punctuation", "each of . , ! ? ; : and besides them an interrobang: ?!, !? or \N{INTERROBANG}")
+@kind("count:punctuation", "each of `. , ! ? ; :` and besides them an interrobang: `?!`, `!?` or `\N{INTERROBANG}`")
 def punctuation(text: str) -> bool:
     interrobang = next((mark for mark in ("?!", "!?", "\N{INTERROBANG}") if mark in text), None)
     return interrobang is not None and set(".,!?;:") <= set(text.replace(interrobang, "", 1))
@@ -173,7 +173,7 @@ def increment(text: str, small_n: int) -> bool:
 
 
 # --- form -----------------------------------------------------------------------------------------------------------
-@kind("format:parentheses", "brackets in brackets, five deep, and the fifth closes: ( [ {")
+@kind("format:parentheses", "brackets in brackets, five deep, and the fifth closes: `(`, `[` or `{`")
 def parentheses(text: str) -> bool:
     opened: list[str] = []
     deepest = 0
@@ -189,7 +189,7 @@ def parentheses(text: str) -> bool:
     return False
 
 
-@kind("format:options", "the whole text is one of the options (a/b/c, a or b, a, b, c)", options=TEXT)
+@kind("format:options", "the whole text is one of the options, `a/b/c`, `a or b` or `a, b, c`", options=TEXT)
 def options(text: str, options: str) -> bool:
     separator = next((sign for sign in ("/", "or") if sign in options), ",")
     listed = [option.strip() for option in options.split(separator)]
@@ -214,7 +214,7 @@ def title_case(text: str) -> bool:
     return not any(token[0].islower() and (token[1:].islower() or token[1:].isupper()) for token in tokens(text))
 
 
-@kind("format:output_template", "holds My Answer:, My Conclusion: and Future Outlook:")
+@kind("format:output_template", "holds `My Answer:`, `My Conclusion:` and `Future Outlook:`")
 def output_template(text: str) -> bool:
     return all(part in text for part in _TEMPLATE)
 

@@ -77,7 +77,7 @@ def number_sentences(text: str, num_sentences: int, relation: str) -> bool:
     return holds(len(sentences(text)), relation, num_sentences)
 
 
-@kind("length_constraints:number_paragraphs", "exactly so many paragraphs, divided by ***", num_paragraphs=COUNT)
+@kind("length_constraints:number_paragraphs", "exactly so many paragraphs, divided by `***`", num_paragraphs=COUNT)
 def number_paragraphs(text: str, num_paragraphs: int) -> bool:
     paragraphs = [bool(paragraph.strip()) for paragraph in re.split(r"\s?\*\*\*\s?", text)]
     return all(paragraphs[1:-1]) and sum(paragraphs) == num_paragraphs
@@ -105,7 +105,7 @@ def nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int,
 
 
 # --- content --------------------------------------------------------------------------------------------------------
-@kind("detectable_content:number_placeholders", "at least so many, like [address]", num_placeholders=COUNT)
+@kind("detectable_content:number_placeholders", "at least so many, like `[address]`", num_placeholders=COUNT)
 def number_placeholders(text: str, num_placeholders: int) -> bool:
     count = 0
     for line in text.split("\n"):
@@ -119,25 +119,31 @@ def number_placeholders(text: str, num_placeholders: int) -> bool:
 _POSTSCRIPTS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
 
 
-@kind("detectable_content:postscript", "there is a postscript with the marker (P.S. or P.P.S)", postscript_marker=TEXT)
+@kind(
+    "detectable_content:postscript",
+    "there is a postscript with the marker (`P.S.`, `P.P.S` or another)",
+    postscript_marker=TEXT,
+)
 def postscript(text: str, postscript_marker: str) -> bool:
     marker = _POSTSCRIPTS.get(postscript_marker, re.escape(postscript_marker.lower()))
     return re.search(marker, text.lower()) is not None
 
 
 # --- form -----------------------------------------------------------------------------------------------------------
-@kind("detectable_format:number_bullet_lists", "exactly so many lines that begin with * or -", num_bullets=COUNT)
+@kind("detectable_format:number_bullet_lists", "exactly so many lines that begin with `*` or `-`", num_bullets=COUNT)
 def number_bullet_lists(text: str, num_bullets: int) -> bool:
     return sum(len(bullet.findall(text)) for bullet in _BULLETS) == num_bullets
 
 
-@kind("detectable_format:constrained_response", "holds My answer is yes. (or no. or maybe.)")
+@kind("detectable_format:constrained_response", "holds `My answer is yes.` or the same with no or maybe")
 def constrained_response(text: str) -> bool:
     return any(answer in text for answer in ANSWERS)
 
 
 @kind(
-    "detectable_format:number_highlighted_sections", "at least so many, like *this* or **this**", num_highlights=COUNT
+    "detectable_format:number_highlighted_sections",
+    "at least so many, like `*this*` or `**this**`",
+    num_highlights=COUNT,
 )
 def number_highlighted_sections(text: str, num_highlights: int) -> bool:
     return sum(bool(inner.strip()) for mark in _HIGHLIGHTS for inner in mark.findall(text)) >= num_highlights
@@ -153,7 +159,7 @@ def multiple_sections(text: str, section_spliter: str, num_sections: int) -> boo
     return len(re.findall(re.escape(section_spliter) + r"\s?\d+", text)) >= num_sections
 
 
-@kind("detectable_format:json_format", "the whole text is JSON, perhaps in a ``` block")
+@kind("detectable_format:json_format", "the whole text is JSON, perhaps as a fenced block of code")
 def json_format(text: str) -> bool:
     text = text.strip()
     for fence in _FENCES:
@@ -165,7 +171,7 @@ def json_format(text: str) -> bool:
     return True
 
 
-@kind("detectable_format:title", "there is a title, like <<a song of joy>>")
+@kind("detectable_format:title", "there is a title, like `<<a song of joy>>`")
 def title(text: str) -> bool:
     for line in text.split("\n"):
         opened, closed = line.find("<<"), line.rfind(">>")
@@ -175,7 +181,7 @@ def title(text: str) -> bool:
 
 
 # --- whole answers --------------------------------------------------------------------------------------------------
-@kind("combination:two_responses", "two different answers, divided by ******")
+@kind("combination:two_responses", "two different answers, divided by `******`")
 def two_responses(text: str) -> bool:
     answers = [answer.strip() for answer in text.split("******")]
     filled = [answer for answer in answers if answer]

@@ -40,6 +40,6 @@ def number_lines(text: str, num_lines: int, relation: str) -> bool:
     return holds(sum(bool(line.strip()) for line in text.split("\n")), relation, num_lines)
 
 
-@kind("detectable_format:number_numbered_items", "exactly so many lines that begin like 1. or 1)", num_items=COUNT)
+@kind("detectable_format:number_numbered_items", "exactly so many lines that begin like `1.` or `1)`", num_items=COUNT)
 def number_numbered_items(text: str, num_items: int) -> bool:
     return len(_NUMBERED.findall(text)) == num_items

@@ -41,7 +41,7 @@ def sentences(text: str) -> list[str]:
     without a mark goes with the sentence after it.
 
     IFEval counts with NLTK's Punkt, a trained model, and IFBench with a list of patterns; the three part ways at
-    abbreviations, initials, numbered lists, ellipses and several marks in a row (?! ends one sentence here, two there).
+    abbreviations, initials, numbered lists, ellipses and marks in a row (?! ends one sentence here, two there).
     """
     found, start = [], 0
     for end in _END.finditer(text):
@@ -99,10 +99,8 @@ def _split(piece: str) -> list[str]:
     core = piece.strip("'")
     if not core:
         return [piece]
-    before = piece.index(core)
-    ending = next((suffix for suffix in _SUFFIXES if core.lower().endswith(suffix) and len(core) > len(suffix)), "")
-    core = core[: len(core) - len(ending)]
-    cut = _TWO_IN_ONE.get(core.lower(), len(core))
-    after = ["'"] * (len(piece) - before - len(core) - len(ending))
-    ending = piece[before + len(core) :][: len(ending)]
-    return ["'"] * before + [part for part in (core[:cut], core[cut:], ending) if part] + after
+    before, _, after = piece.partition(core)
+    size = next((len(end) for end in _SUFFIXES if core.lower().endswith(end) and len(core) > len(end)), 0)
+    stem, ending = core[: len(core) - size], core[len(core) - size :]
+    cut = _TWO_IN_ONE.get(stem.lower(), len(stem))
+    return [*before, *(part for part in (stem[:cut], stem[cut:], ending) if part), *after]

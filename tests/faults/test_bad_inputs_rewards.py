@@ -56,6 +56,7 @@ NAMED = [
     spec("math of a number for none", "Reward 'math': unread is 1; give 0 or none", name="math", unread=1),
     spec("tag in brackets", "Reward 'answer': tag is '<answer>'", "without brackets", name="answer", tag="<answer>"),
     spec("unknown way to match", "Reward 'answer': match is 'f2'; give exact", name="answer", match="f2"),
+    spec("unknown mode", "Reward 'instructions': mode is 'any'; give share or all", name="instructions", mode="any"),
     spec("no form", "Reward 'format': give one of pattern, sections and schema", name="format"),
     spec("pattern that is none", "Reward 'format': '(a' is no regular expression", name="format", pattern="(a"),
     spec(
@@ -208,6 +209,15 @@ ASKED = [
         name="answer",
         column="facts",
         match="choice",
+    ),
+    spec(
+        "instructions that are words",
+        "Reward 'instructions'",
+        "column 'facts', row 0 of the batch, holds 'w",
+        "a list of ids",
+        name="instructions",
+        ids="facts",
+        kwargs="facts",
     ),
     own(
         "raises",

@@ -56,8 +56,10 @@ def answers(rng: random.Random) -> Files:
         '{"name": "fox", "legs": 4}',
         "The answer is (B).",
     ]
+    times = {"keyword": "answer", "frequency": rng.randint(1, 3), "relation": "at least"}
     rows = [
         {"prompt": "say it =>\n", "said": text, "answer": answer, "letter": rng.choice(("A", "(B)", 3))}
+        | {"instruction_id_list": ["punctuation:no_comma", "keywords:frequency"], "kwargs": [{}, times]}
         for text, answer in zip(said, ("4", "\\frac{2}{4}", "#### 72", ["fox", "owl"], "1,000"), strict=True)
     ]
     rng.shuffle(rows)

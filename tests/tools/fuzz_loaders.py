@@ -52,7 +52,7 @@ from pipeline.runs.folder import settings_of
 from pipeline.safety.reading import read_yaml
 from pipeline.stages import merge
 from pipeline.stages.merge import MergeArguments
-from rewards import Answer, Format, Judge, Learned, Math, Perplexity, RewardError, build_rewards
+from rewards import Answer, Format, Instructions, Judge, Learned, Math, Perplexity, RewardError, build_rewards
 from rewards.answer import MATCHES
 from rewards.asking import columns_of
 from rewards.chat_server import Reply, _Passing
@@ -309,7 +309,7 @@ class Answers:
         specs = [{"match": match, "column": "letter" if match == "choice" else "answer"} for match in MATCHES]
         built = [Answer(**spec) for spec in specs] + [Answer(tag="answer", after="</think>"), self.math]
         built += [Format(sections=["think", "answer"], partial=True), Format(schema=str(place / "schema.json"))]
-        built += [reward for reward, _ in build_rewards(["think_format_reward"])]
+        built += [Instructions()] + [reward for reward, _ in build_rewards(["think_format_reward"])]
         problems = []
         for reward in built:
             try:

@@ -1,19 +1,24 @@
-"""The prompts of an evaluation, and the plain text file with one answer a line.
+"""The prompts of an evaluation, and the file of greedy answers: one a line as plain text, or JSON lines.
 
 A file that has a column `mr` and no column `prompt` holds meaning representations of the E2E data: its rows are
 those of `pipeline/worlds/e2e`, one for each different representation in the order of their first appearance, with the
 texts of a column `ref`, if there is one, as references.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import DataArguments
 from pipeline.data import loading as data
 from pipeline.errors import UserError
+from pipeline.runs.folder import write_aside
 from pipeline.safety.console import say
 from pipeline.worlds.e2e import delexicalize, parse_mr, prompt_of, relexicalize
 from pipeline.worlds.e2e import prompt_row as e2e_row
+
+# ends of lines to some readers, which JSON leaves as they are
+_LINE_ENDS = {ord(letter): f"\\u{ord(letter):04x}" for letter in "\x85\u2028\u2029"}
 
 
 def load_rows(args: DataArguments, limit: int | None = None, complete: bool = False) -> list[dict]:
@@ -53,14 +58,30 @@ def meaning_rows(rows: Sequence[dict], name: str) -> list[dict]:
     return [e2e_row(mr, meaning, references) for mr, (meaning, references) in found.items()]
 
 
-def line_of(completion: str, row: dict) -> str:
-    """A completion on one line; names are put back where the row is one of the E2E data."""
-    text = " ".join(completion.splitlines()).strip()
+def with_names(text: str, row: dict) -> str:
+    """`text` with names in the place of placeholders, where the row is one of the E2E data."""
     try:
         meaning = parse_mr(row.get("mr") or "")
     except (UserError, TypeError):  # another project's column of that name
         return text
     return relexicalize(text, meaning) if row["prompt"] == prompt_of(meaning) else text
+
+
+def line_of(completion: str, row: dict) -> str:
+    """A completion on one line, with its names."""
+    return with_names(" ".join(completion.splitlines()).strip(), row)
+
+
+def json_line_of(completion: str, row: dict, as_messages: bool = False) -> str:
+    """Prompt and completion letter by letter, as JSON on one line, with its names.
+
+    Args: as_messages: a prompt of one message was a text, and is written as such.
+    """
+    prompt = row["prompt"]
+    if as_messages and not isinstance(prompt, str) and len(prompt) == 1:
+        prompt = prompt[0]["content"]
+    line = json.dumps({"prompt": prompt, "completion": with_names(completion, row)}, ensure_ascii=False)
+    return line.translate(_LINE_ENDS)
 
 
 def check_outputs(path: str) -> Path:
@@ -73,7 +94,12 @@ def check_outputs(path: str) -> Path:
     return file
 
 
-def write_outputs(path: Path, completions: Sequence[str], rows: Sequence[dict]) -> None:
-    """One line a row, in order."""
-    lines = [line_of(text, row) for text, row in zip(completions, rows, strict=True)]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+def write_outputs(path: Path, completions: Sequence[str], rows: Sequence[dict], as_messages: bool = False) -> None:
+    """One line a row, in order: as JSON where the file's name ends in `.jsonl`, else as plain text.
+
+    Args: as_messages: see `json_line_of`.
+    """
+    as_json = path.suffix == ".jsonl"
+    pairs = zip(completions, rows, strict=True)
+    lines = [json_line_of(*pair, as_messages) if as_json else line_of(*pair) for pair in pairs]
+    write_aside(path, "".join(line + "\n" for line in lines))

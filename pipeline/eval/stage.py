@@ -1,7 +1,7 @@
 """The evaluation stage: every candidate answers the same prompts, greedy and sampled, and the answers are judged.
 
 `output_dir` gets `summary.json` (every figure), `table.md`, `rows.jsonl` (every answer with its scores) and
-`config.yaml`. With `outputs` nothing but that text file is written: one greedy answer a line.
+`config.yaml`. With `outputs` nothing but that file is written: the greedy answers, one a line.
 """
 
 import json
@@ -82,7 +82,9 @@ class EvalArguments:
     eval_samples: int | None = setting(None, "Use only the first prompts.")
     output_dir: str | None = setting(None, "Folder for the result. It must not hold anything yet.")
     outputs: str | None = setting(
-        None, "Only write the greedy answers of the one candidate into this file, a line each; nothing is judged."
+        None,
+        "Only write the greedy answers of the one candidate into this file, nothing is judged: a line each, or JSON "
+        "lines with prompt and completion where it ends in .jsonl.",
     )
     rewards: list[dict] = setting([], "Rewards that score the answers, written as for PPO; unweighted here.")
     referee: str | None = setting(None, "A world's own judgement of completions (e2e, dialogue, ...).")
@@ -139,6 +141,8 @@ def run(args: EvalArguments) -> dict:
     shape["chat_template_kwargs"] = args.chat_template_kwargs
     data_args = DataArguments(args.dataset, args.dataset_config, args.dataset_split, **shape)
     rows = load_rows(data_args, args.eval_samples, complete=bool(args.outputs))
+    if note := _note_on_form(rows, candidates):
+        say(note)
     summary = {}
     if args.outputs:
         if state.is_main_process:
@@ -157,7 +161,7 @@ def write_greedy(args: EvalArguments, candidate: Candidate, rows: list[dict], fi
     """Greedy answers of the candidate, one a line."""
     model = load([candidate], rows, args)
     with active_adapter(model, adapter_name(0) if candidate.stage.adapter else None):
-        write_outputs(file, answer(model, candidate, rows, args, GREEDY).completions, rows)
+        write_outputs(file, answer(model, candidate, rows, args, GREEDY).completions, rows, args.as_messages)
     say(f"{candidate.name}: {len(rows):,} greedy answers lie in {file}.")
 
 
@@ -259,10 +263,10 @@ class Evaluation:
 
     def _logprobs(self, model, candidate: Candidate, scored: ScoredAnswers) -> list[float]:
         """log π of each completion, nats, summed over its tokens."""
-        args = self.args
-        each = logprobs(
-            model, candidate.tokenizer, self.rows, scored.completion_ids, args.temperature, args.eval_batch_size
-        )
+        args, what = self.args, f"log-probabilities under {candidate.name}"
+        with counting(what, len(self.rows), first=False) as read:
+            asked = (self.rows, scored.completion_ids, args.temperature, args.eval_batch_size, read)
+            each = logprobs(model, candidate.tokenizer, *asked)
         return [row.double().sum().item() for row in each]
 
     def _perplexity(self, model, scored: ScoredAnswers) -> tuple[list[float], list[int]]:
@@ -271,7 +275,8 @@ class Evaluation:
         scorer = Perplexity(model=model, tokenizer=tokenizer, batch_size=self.args.eval_batch_size)
         pairs = zip(self.rows, scored.completions, strict=True)
         encoded = [scorer.encode(row["prompt"], text, row) for row, text in pairs]
-        scores = iter(scorer.score_rows([row for row in encoded if row is not None]))
+        with counting("perplexity", len(self.rows), first=False):  # a log file hears of it, if it takes minutes
+            scores = iter(scorer.score_rows([row for row in encoded if row is not None]))
         tokens = [0 if row is None else len(row.ids) - row.start for row in encoded]
         return [-next(scores) * count if count else 0.0 for count in tokens], tokens
 
@@ -316,6 +321,17 @@ def answer(
             seed=args.seed,
             answered=answered,
         )
+
+
+def _note_on_form(rows: list[dict], candidates: list[Candidate]) -> str | None:
+    """What to say where texts go to a model that was made for messages, or None."""
+    of_chat = [candidate.name for candidate in candidates if candidate.tokenizer.chat_template]
+    if not of_chat or not isinstance(rows[0]["prompt"], str):
+        return None
+    return (
+        f"note: the prompts are texts, and {', '.join(of_chat)} answers them as they stand; as_messages: true asks in "
+        "a user's turn of the chat template"
+    )
 
 
 def _same_vocabulary(a: Candidate, b: Candidate) -> bool:

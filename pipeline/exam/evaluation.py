@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from trl import is_conversational
 
+from pipeline.exam.decoding import Decoder, cut
 from pipeline.metrics import load_metric
 from pipeline.models.ends import said, turn_of
 from pipeline.models.prompts import Asked, tokenize_prompts
@@ -139,16 +141,21 @@ def complete(
     prompt_ids = tokenize_prompts(tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))  # like lengths together: less padding
     completions: list[list[int]] = [[] for _ in prompts]
+    decode = partial(_sample, model, config) if temperature else Decoder(model, config)
     with eval_mode(model), _plain_generation(model), _seeded(seed):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             inputs = _left_pad([prompt_ids[i] for i in batch], tokenizer.pad_token_id, model.device)
-            output = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-            for i, ids in zip(batch, output.tolist(), strict=True):
-                end = next((t + 1 for t, token in enumerate(ids) if token in eos_token_ids), len(ids))
-                completions[i] = ids[:end]
+            for i, ids in zip(batch, decode(**inputs), strict=True):
+                completions[i] = cut(ids, eos_token_ids)
             answered(len(batch))
     return completions
+
+
+def _sample(model, config: GenerationConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[list[int]]:
+    """The whole batch to its longest row: who drops rows also changes what the others draw."""
+    output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
+    return output[:, input_ids.shape[1] :].tolist()
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from pipeline.ppo.config import NORMALIZE
 from pipeline.ppo.experience import Rollout, make_experience
 from pipeline.rollouts.scoring import Scoring, weigh
 from pipeline.stages.token_shifts import Shifts
+from pipeline.watching.progress import counting
 from rewards import token_ends
 from rewards.mixture import at_rest
 
@@ -239,12 +240,14 @@ def compare(
     asked = before.prompt_ids and after.prompt_ids and before.prompt_ids + after.prompt_ids
     own = [side.own(row) for side in (before, after) for row in range(len(exam.rows))]
     shifts, logprobs = None, {}
-    for i, (ref, policy) in enumerate(distributions(exam, list(exam.rows) * 2, ids, asked)):
-        shifts = Shifts(policy.shape[1]) if shifts is None else shifts
-        shifts.add(i, ref, policy, torch.tensor(own[i]))
-        if (row := i - len(exam.rows)) in wanted:
-            said = torch.tensor(ids[i], device=policy.device)[:, None]
-            logprobs[row] = tuple(side.gather(1, said)[:, 0].cpu() for side in (ref, policy))
+    with counting("what each token earned", len(ids), first=False) as read:
+        for i, (ref, policy) in enumerate(distributions(exam, list(exam.rows) * 2, ids, asked)):
+            shifts = Shifts(policy.shape[1]) if shifts is None else shifts
+            shifts.add(i, ref, policy, torch.tensor(own[i]))
+            if (row := i - len(exam.rows)) in wanted:
+                said = torch.tensor(ids[i], device=policy.device)[:, None]
+                logprobs[row] = tuple(side.gather(1, said)[:, 0].cpu() for side in (ref, policy))
+            read(1)
     return shifts, logprobs
 
 

@@ -40,6 +40,7 @@ class Journal:
         self._since: float | None = None  # the first thing that a clock measures
         self.seconds = dict.fromkeys(("generation", "scoring", "forward", "training"), 0.0)
         self.episodes = self.tokens = 0
+        self.doing: str | None = None  # what the innermost clock measures just now
         self.before_any_update = False  # in the first optimizer step on a rollout
 
     def add(self, name: str, x: Tensor, mask: Tensor | None = None) -> None:
@@ -74,9 +75,11 @@ class Journal:
         """Adds the seconds of the block to `time/<name>`, less what clocks inside it took."""
         before, start = sum(self.seconds.values()), time.perf_counter()
         self._since = start if self._since is None else self._since
+        outside, self.doing = self.doing, name
         try:
             yield
         finally:
+            self.doing = outside
             inside = sum(self.seconds.values()) - before
             self.seconds[name] += time.perf_counter() - start - inside
 

@@ -1,13 +1,15 @@
 """What a person sees while a stage runs: a line an update, the time that is left, now and then a sample.
 
 In a terminal each line is a row of a table as wide as the terminal, above a bar; elsewhere (a log file, a pipe) there
-is a plain line after the first update, then at each tenth of the run and at least every two minutes. Whatever a model
-wrote is shown as text: it can neither format nor drive the terminal.
+is a plain line after the first update, then at each tenth of the run, and at least every two minutes, however long an
+update takes. After the first update both say where its time went. Whatever a model wrote is shown as text: it can
+neither format nor drive the terminal.
 """
 
 import logging
 import math
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +28,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from pipeline.config import steps_per_update
 from pipeline.safety.console import is_main
 from pipeline.safety.visible import visible
-from pipeline.watching.progress import EVERY, as_clock, in_words, make_bar
+from pipeline.watching.progress import EVERY, Pulse, as_clock, in_words, make_bar, until
 from rewards import text_of
 from rewards.turns import transcript
 
@@ -57,6 +59,7 @@ FIGURES_SUPERVISED = (
     Figure("grad", ("grad_norm",), ".2f"),
     Figure("rate", ("learning_rate",), ".1e"),
 )
+CLOCK = "time/"  # begins the names of the seconds that the parts of an update took
 IN_A_LINE = 5  # figures in a line of a log file
 WIDTH = 7  # of a column, at least
 PROMPT_SHOWN, COMPLETION_SHOWN = 240, 480  # characters of a sample
@@ -133,17 +136,20 @@ class Watch(TrainerCallback):
         self.per_update = steps_per_update(args) if samples else 1
         self.figures = FIGURES if samples else FIGURES_SUPERVISED
         self.latest: dict[str, float] = {}
+        self.spent: dict[str, float] = {}  # seconds of each part of the update
         self.done = self.total = 0  # updates
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first, self.left = self.clock(), state.global_step, math.nan
+        self.started, self.first, self.first_shown = self.clock(), state.global_step, False
+        self.ends = math.nan  # when the last update will, by the clock
         self.done, self.total = state.global_step // self.per_update, math.ceil(state.max_steps / self.per_update)
         if state.is_world_process_zero:
             self.begin()
 
     def on_step_end(self, args, state, control, **kwargs):
         steps = max(1, state.global_step - self.first)
-        self.left = (self.clock() - self.started) / steps * (state.max_steps - state.global_step)
+        now = self.clock()
+        self.ends = now + (now - self.started) / steps * (state.max_steps - state.global_step)
         if state.is_world_process_zero:
             self.advance(state.global_step / self.per_update)
         if not control.should_log:  # else figures come at once
@@ -163,12 +169,20 @@ class Watch(TrainerCallback):
             self.show_held_out(self.values(held_out))
             return
         self.latest |= logs
+        for name, seconds in logs.items():
+            if name.startswith(CLOCK):  # an update may be logged in several steps
+                self.spent[name.removeprefix(CLOCK)] = self.spent.get(name.removeprefix(CLOCK), 0.0) + seconds
         before, self.done = self.done, state.global_step // self.per_update
         if self.done > before:
-            self.show(self.values(self.latest))
+            self.show(self.values(self.latest), "" if self.first_shown else split(self.spent, self.done - before))
             if self.sample_every and self.done // self.sample_every > before // self.sample_every:
                 self.show_sample()
-            self.latest = {}
+            self.latest, self.spent, self.first_shown = {}, {}, True
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end of training; not a number before the first step."""
+        return max(0.0, self.ends - self.clock()) if self.ends == self.ends else math.nan
 
     def values(self, logs: dict) -> dict[str, str | None]:
         """The text of each figure that this stage logs at all; None where it is missing this time."""
@@ -204,8 +218,8 @@ class Watch(TrainerCallback):
     def wait(self, updates: int) -> None:
         """Time goes by; so many updates are done."""
 
-    def show(self, values: dict[str, str | None]) -> None:
-        """The figures of an update."""
+    def show(self, values: dict[str, str | None], spent: str) -> None:
+        """The figures of an update; of the first one also where its time went."""
 
     def show_held_out(self, values: dict[str, str | None]) -> None:
         """The figures of an evaluation in between."""
@@ -218,33 +232,51 @@ class Lines(Watch):
     """For output that is not a terminal: a line after the first update, at each tenth, and every two minutes."""
 
     shown = 0
-    last: float | None = None  # when the newest line was said
+    pulse: Pulse | None = None
 
     def begin(self):
-        self.shown = self._tenth()
+        self.close()  # of a training that was begun anew
+        self.shown, self.last = self._tenth(), self.clock()
+        self.updates = self.done  # they may be further than their figures
+        self.lock = threading.Lock()  # the pulse is another thread
+        self.pulse = Pulse(self.beat)
 
     def wait(self, updates):
-        if self.last is not None and self.clock() - self.last >= EVERY:
-            self._say(self._how_far(updates), {})
+        self.updates = updates
+        self.beat()
 
-    def show(self, values):
-        if self.last is None or self._tenth() > self.shown or self.clock() - self.last >= EVERY:
-            self.shown = self._tenth()
-            self._say(self._how_far(self.done), values)
+    def beat(self) -> None:
+        """A line, if the newest one is two minutes old."""
+        with self.lock:
+            if self.clock() - self.last >= EVERY:
+                doing = getattr(getattr(self.trainer, "journal", None), "doing", None)
+                self._say(self._how_far(self.updates) + (f", now {doing}" if doing else ""))
+
+    def show(self, values, spent):
+        with self.lock:
+            self.updates = self.done
+            if not self.first_shown or self._tenth() > self.shown or self.clock() - self.last >= EVERY:
+                self.shown = self._tenth()
+                self._say(self._how_far(self.done), values, spent)
 
     def show_held_out(self, values):
-        self._say("held out", values)
+        with self.lock:
+            self._say("held out", values)
+
+    def close(self):
+        if self.pulse:
+            self.pulse.close()
 
     def _how_far(self, done: int) -> str:
-        return f"{self.unit} {done}/{self.total}, about {in_words(self.left)} left"
+        return f"{self.unit} {done}/{self.total}, {until(self.left, self.clock() - self.started)}"
 
     def _tenth(self) -> int:
         return 10 * self.done // max(1, self.total)
 
-    def _say(self, what: str, values: dict[str, str | None]) -> None:
-        known = [f", {label} {value}" for label, value in values.items() if value is not None][:IN_A_LINE]
-        self.last = self.clock()
-        print(f"{self.name}: {what}{''.join(known)}", file=self.console.file, flush=True)
+    def _say(self, what: str, values: dict[str, str | None] | None = None, spent: str = "") -> None:
+        known = [f", {label} {value}" for label, value in (values or {}).items() if value is not None][:IN_A_LINE]
+        self.last, spent = self.clock(), spent and f"; {spent}"
+        print(f"{self.name}: {what}{''.join(known)}{spent}", file=self.console.file, flush=True)
 
 
 class Rows(Watch):
@@ -264,7 +296,7 @@ class Rows(Watch):
             count = f"{self.unit} {math.floor(updates)}/{self.total}"
             self.bar.update(self.task, completed=updates, count=count, left=f"{as_clock(self.left)} left")
 
-    def show(self, values):
+    def show(self, values, spent):
         first = max(len(self.unit), 2 * len(str(self.total)) + 1)
         cells = [(self.unit, f"{self.done}/{self.total}", first)]
         room = self.console.width - first - 1 - WIDTH
@@ -280,6 +312,8 @@ class Rows(Watch):
             self._print(heading, style="bold")
             self.heading = heading
         self._print(" ".join(value.rjust(width) for _, value, width in cells))
+        if spent:
+            self._print(f"  {spent}", style="dim")
 
     def show_held_out(self, values):
         known = ", ".join(f"{label} {value}" for label, value in values.items() if value is not None)
@@ -296,6 +330,21 @@ class Rows(Watch):
 
     def _print(self, line: str, style: str = "") -> None:
         self.console.print(Text(line, style=style), no_wrap=True, overflow="crop", crop=True)
+
+
+def split(seconds: dict[str, float], updates: int) -> str:
+    """Where the time of an update went: a text, empty where nothing was measured.
+
+    Args: seconds: of each part, in `updates` updates together.
+
+    >>> split({"generation": 28.0, "scoring": 0.0, "forward": 28.0, "training": 126.0}, 2)
+    '91 s an update: generation 15%, scoring 0%, forward 15%, training 69%'
+    """
+    if not (total := sum(seconds.values())):
+        return ""
+    parts = ", ".join(f"{name} {part / total:.0%}" for name, part in seconds.items())
+    each = total / updates
+    return f"{f'{each:.2g} s' if each < 10 else in_words(each)} an update: {parts}"
 
 
 def _missing(x: float | None) -> bool:

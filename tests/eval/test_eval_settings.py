@@ -13,7 +13,7 @@ from pipeline.cli import parse
 from pipeline.errors import UserError
 from pipeline.eval import stage
 from pipeline.eval.candidates import read_candidates
-from pipeline.eval.rows import line_of, load_rows
+from pipeline.eval.rows import json_line_of, line_of, load_rows
 from pipeline.eval.tables import fit, number
 from pipeline.models import loading as models
 from rewards import RewardError
@@ -47,6 +47,19 @@ def test_an_answer_on_one_line_with_its_names():
     assert line_of("NAME is\na pub", row | {"prompt": "describe the pub"}) == "NAME is a pub"
     assert line_of("NAME\nis", {"prompt": "p", "mr": "of another kind"}) == "NAME is"
     assert line_of("", {"prompt": "p"}) == ""
+
+
+def test_an_answer_as_a_json_line():
+    """Whatever some reader takes for the end of a line is an escape in it."""
+    row = {"mr": MRS[0], "prompt": "NAME eatTypePub NEAR =>\n"}
+    line = json_line_of(' NAME is\n\na "pub"\r\u2028\x85\x0b\u2029é', row)
+    assert line.splitlines() == [line] and "é" in line
+    assert json.loads(line) == {"prompt": row["prompt"], "completion": ' Aromi is\n\na "pub"\r\u2028\x85\x0b\u2029é'}
+    asked = {"prompt": [{"role": "user", "content": "p"}]}
+    assert json.loads(json_line_of("x", asked)) == asked | {"completion": "x"}
+    assert json.loads(json_line_of("x", asked, as_messages=True)) == {"prompt": "p", "completion": "x"}
+    more = {"prompt": [{"role": "system", "content": "s"}, *asked["prompt"]]}  # a dialogue of the data's own
+    assert json.loads(json_line_of("x", more, as_messages=True))["prompt"] == more["prompt"]
 
 
 def test_names_of_candidates(world, tiny_model_folder):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,53 @@ def test_one_line_for_each_different_representation(world, tiny_model_folder, tm
         stage.run(arguments(world, tiny_model_folder, None, outputs=str(tmp_path / "x.txt")))
     with pytest.raises(UserError, match="there is no folder"):
         stage.run(arguments(world, tiny_model_folder, None, **changes | {"outputs": str(tmp_path / "no" / "x.txt")}))
+
+
+def greedy(world, base, tmp_path, name: str, rows: list[dict], **changes) -> tuple[list[dict], Path]:
+    """What `outputs` writes about rows of our own, read back."""
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outputs = tmp_path / name
+    changes = {"candidates": [{"name": str(world / "two")}], "dataset": str(tmp_path / "asked.jsonl")} | changes
+    stage.run(arguments(world, base, None, outputs=str(outputs), **changes))
+    lines = outputs.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines], outputs
+
+
+def test_json_lines_with_prompt_and_completion(world, tiny_model_folder, tmp_path):
+    """Columns that nobody asks for may be there, such as a benchmark's own; letters and line breaks stay."""
+    rows = [{"prompt": prompt, "key": i, "kwargs": [{}, {"n": i}]} for i, prompt in enumerate(PROMPTS)]
+    for name, asked in (("a.jsonl", rows), ("b.jsonl", [{"prompt": row["prompt"]} for row in rows])):
+        who = {"candidates": [{"name": str(tiny_model_folder)}], "max_completion_length": 40}
+        said, _ = greedy(world, tiny_model_folder, tmp_path, name, asked, **who)
+        model, tokenizer = alone(world, tiny_model_folder, "base"), build_tokenizer()
+        ids = evaluation.complete(model, tokenizer, PROMPTS, 40, [2], 0, 4)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert said == [{"prompt": p, "completion": text} for p, text in zip(PROMPTS, texts, strict=True)]
+    assert any(len(text.splitlines()) > 1 for text in texts)  # else this would show nothing
+
+
+def test_texts_and_messages_go_through_the_chat_template(world, tiny_model_folder, tmp_path, capsys):
+    shutil.copytree(tiny_model_folder, chat := tmp_path / "chat")
+    (chat / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    who = {"candidates": [{"name": str(chat)}]}
+    texts = [{"prompt": text} for text in ("say w0", "a\nb")]
+    messages = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in texts]
+    plain, _ = greedy(world, tiny_model_folder, tmp_path, "plain.jsonl", texts, **who)
+    assert "note: the prompts are texts, and chat answers them as they stand; as_messages" in capsys.readouterr().out
+    asked, _ = greedy(world, tiny_model_folder, tmp_path, "asked.out.jsonl", texts, as_messages=True, **who)
+    given, _ = greedy(world, tiny_model_folder, tmp_path, "given.jsonl", messages, **who)
+    assert "note: the prompts" not in capsys.readouterr().out
+    # by hand: the same model asked with the text that the template makes
+    by_hand = [{"prompt": f"<user>{row['prompt']}\n<assistant>"} for row in texts]
+    wanted, _ = greedy(world, tiny_model_folder, tmp_path, "hand.jsonl", by_hand, **who)
+    said = [row["completion"] for row in wanted]
+    assert [row["completion"] for row in asked] == [row["completion"] for row in given] == said
+    assert said != [row["completion"] for row in plain]
+    assert [row["prompt"] for row in asked] == [row["prompt"] for row in texts]  # as they stand in the file
+    assert [row["prompt"] for row in given] == [row["prompt"] for row in messages]
 
 
 @pytest.mark.slow

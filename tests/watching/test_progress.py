@@ -2,7 +2,9 @@
 episodes that it really makes, and what its start is called at the end."""
 
 import json
+import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import toy
@@ -15,7 +17,8 @@ from pipeline.exam.exam import Exam
 from pipeline.models.folders import name_of_start
 from pipeline.stages import rl
 from pipeline.watching import terminal
-from pipeline.watching.progress import counting
+from pipeline.watching.journal import Journal
+from pipeline.watching.progress import Pulse, _Lines, counting
 
 
 class Clock:
@@ -55,9 +58,97 @@ def test_the_first_update_and_then_every_two_minutes(clock):
 def test_within_a_long_update(clock):
     """Updates of an hour in six steps: a line a step, of which that at the end of an update has its figures."""
     lines = lines_of(clock, [3600.0] * 2, per_update=6, total=20)
-    assert lines[0] == "ppo: update 1/20, about 19.0 h left, score 0.500"  # before it there was no line to go on from
-    assert [line.split()[2] for line in lines[1:]] == ["1/20,"] * 5 + ["2/20,"]
+    assert lines[0] == "ppo: update 0/20, about 19.8 h left"  # 119 steps of ten minutes
+    assert lines[5] == "ppo: update 1/20, about 19.0 h left, score 0.500"
+    assert [line.split()[2] for line in lines] == ["0/20,"] * 5 + ["1/20,"] * 6 + ["2/20,"]
     assert lines[-1].endswith("score 1.000") and "score" not in lines[-2]
+
+
+def test_within_one_call_that_takes_long(clock):
+    """Nothing calls back while a rollout is made: the pulse comes from another thread."""
+    shown, watcher = watch(is_terminal=False, total=20, per_update=1, clock=clock)
+    watcher.trainer.journal = SimpleNamespace(doing="generation")
+    for seconds in (60, 60, 60, 200):
+        clock.now += seconds
+        watcher.beat()
+    watcher.trainer.journal.doing = None
+    clock.now += 20
+    watcher.step(1, score=0.5)  # after 400 s: 19 more of these are 127 minutes
+    watcher.trainer.journal.doing = "scoring"
+    clock.now += 130
+    watcher.beat()
+    assert shown.lines() == [
+        "ppo: update 0/20, 2 min so far, now generation",
+        "ppo: update 0/20, 6 min so far, now generation",
+        "ppo: update 1/20, about 2.1 h left, score 0.500",
+        "ppo: update 1/20, about 2.1 h left, now scoring",  # 125 minutes
+    ]
+
+
+def test_the_pulse_beats_until_it_is_closed():
+    beats, answers = [], iter([False, False, False, True])
+    pulse = Pulse(lambda: beats.append(threading.current_thread()), lambda: next(answers))
+    pulse.close()
+    assert len(beats) == 3 and threading.current_thread() not in beats
+    idle = Pulse(lambda: beats.append(None))  # by the clock, it would be long before the first beat
+    idle.close()
+    assert len(beats) == 3
+
+
+def test_the_pulse_of_a_training_and_of_a_pass_end_with_them(tmp_path, clock):
+    before = set(threading.enumerate())
+    trainer = toy.make_trainer(tmp_path, total_episodes=8, num_iterations=1)
+    shown, during = Screen(terminal=False), []
+    with terminal.show_progress(trainer, "ppo", console=shown.console, clock=clock):
+        watcher = next(c for c in trainer.callback_handler.callbacks if isinstance(c, terminal.Watch))
+        watcher.on_step_begin = lambda *args, **kwargs: during.append(set(threading.enumerate()) - before)
+        trainer.train()
+    with counting("exam", 10, console=shown.console, clock=clock):
+        during.append(set(threading.enumerate()) - before)
+    assert all(during) and set(threading.enumerate()) == before
+
+
+# ---------------------------------------------------------------- where the time went
+SECONDS = {"time__generation": 12.0, "time__scoring": 3.0, "time__forward": 15.0, "time__training": 30.0}
+
+
+def test_the_first_update_says_where_its_time_went(clock):
+    shown, watcher = watch(is_terminal=False, total=4, per_update=2, clock=clock)
+    watcher.step(1, score=0.5, time__generation=24.0, time__training=30.0)  # logged in two parts
+    clock.now += 120
+    watcher.step(2, kl=0.0, time__generation=0.0, time__training=66.0)
+    watcher.step(4, score=1.0, **SECONDS)
+    # 24 and 96 of 120 seconds; three times as many updates are to come
+    first = "ppo: update 1/4, about 6 min left, score 0.500, kl 0.00; 2 min an update: generation 20%, training 80%"
+    assert shown.lines()[-2:] == [first, "ppo: update 2/4, about 2 min left, score 1.000"]
+
+
+def test_so_does_a_terminal_below_the_first_row(clock):
+    shown, watcher = watch(total=4, per_update=1, clock=clock)
+    for step in (1, 2):
+        clock.now += 60
+        watcher.step(step, score=0.5, **SECONDS)
+    watcher.close()
+    lines = shown.lines()
+    assert lines[2] == "  60 s an update: generation 20%, scoring 5%, forward 25%, training 50%"
+    assert [line.split()[0] for line in lines] == ["update", "1/4", "60", "2/4"]
+
+
+def test_figures_of_several_updates_are_divided():
+    assert terminal.split({"generation": 3.0, "training": 1.0}, 8) == "0.5 s an update: generation 75%, training 25%"
+    assert terminal.split({}, 1) == terminal.split({"generation": 0.0}, 1) == ""
+
+
+def test_a_journal_knows_what_it_is_doing():
+    journal = Journal(None)
+    seen = [journal.doing]
+    with journal.clock("forward"):
+        with journal.clock("scoring"):
+            seen.append(journal.doing)
+        seen.append(journal.doing)
+    with pytest.raises(ZeroDivisionError), journal.clock("generation"):
+        1 / 0  # noqa: B018
+    assert [*seen, journal.doing] == [None, "scoring", "forward", None]
 
 
 def test_within_a_long_step_and_a_long_evaluation(clock):
@@ -110,6 +201,22 @@ def test_a_short_pass_in_a_log_file(clock):
     assert counted(clock, [2.0] * 4, first=False).lines() == []
     assert counted(clock, [500.0]).lines() == []  # done with its first part
     assert len(counted(clock, [100.0] * 4, first=False).lines()) == 1
+
+
+def test_a_pass_whose_parts_take_long(clock):
+    shown = Screen(terminal=False)
+    lines = _Lines("held-out prompts", 40, shown.console, clock, first=True)
+    for seconds, count in ((100, 0), (30, 0), (100, 20), (100, 0), (30, 20), (200, 0)):
+        clock.now += seconds
+        if count:
+            lines.count(count)
+        else:
+            lines.beat()
+    assert shown.lines() == [
+        "held-out prompts: 0/40, 2 min so far",  # 130 s
+        "held-out prompts: 20/40, about 4 min left",  # 230 s for half of them
+        "held-out prompts: 40/40, 9 min so far",  # all are answered, and now they are scored
+    ]
 
 
 def test_a_pass_in_a_terminal(clock):

@@ -79,7 +79,7 @@ else
 LAUNCH := "$(PY)"
 endif
 
-STAGES := sft reward ppo ppo_stuffing ppo_4bit ppo_coverage a2c reinforce grpo rloo ilql compare sweep eval
+STAGES := sft reward reward_4bit reward_cpu reward_referee ppo ppo_stuffing ppo_4bit ppo_coverage a2c reinforce grpo rloo ilql compare sweep eval
 GO_ON  := $(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 # A recipe with a base.yaml has its base model and data made on the spot, once; the others name a model.
@@ -98,6 +98,9 @@ reward: $(STAMP) | $(BASE)  ## stage 2: the reward model, gives runs/<recipe>/re
 
 ppo: $(STAMP) | $(BASE)  ## stage 3: PPO against the rewards, gives runs/<recipe>/ppo and the report
 	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/ppo.yaml $(ARGS) $(GO_ON)
+
+reward_%: $(STAMP) | $(BASE)
+	$(LAUNCH) recipes/reward.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)
 
 ppo_%: $(STAMP) | $(BASE)
 	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)

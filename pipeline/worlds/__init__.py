@@ -53,6 +53,7 @@ WORLDS = {
     "topics": "pipeline.worlds.topics",
     "reasoning": "pipeline.worlds.reasoning",
     "shop": "pipeline.worlds.shop",
+    "halves": "pipeline.worlds.halves",
     "instructions": "pipeline.worlds.instructions",
 }
 
@@ -66,7 +67,10 @@ def load_world(name: str) -> ModuleType:
 
 def referee(name: str) -> Callable[[str, Mapping], dict[str, float]]:
     """The referee of the world `name`: (completion, row) -> {measure: value}. See the world's HIGHER_IS_BETTER."""
-    return load_world(name).referee
+    world = load_world(name)
+    if not hasattr(world, "referee"):
+        raise UserError(f"The world {name} has no referee.")
+    return world.referee
 
 
 def lower_is_better(name: str | None) -> frozenset[str]:

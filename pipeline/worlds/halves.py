@@ -11,6 +11,7 @@ Files: ``preferences_train`` (SFT, reward model and PPO), ``preferences_referee`
 import gzip
 import json
 import random
+import zlib
 from pathlib import Path
 
 from ..errors import UserError
@@ -26,9 +27,7 @@ def make_data(settings: WorldSettings) -> WorldData:
         UserError: no `data_path`, or a line of it that is no pair; too few pairs for what is held out.
     """
     if settings.data_path is None:
-        raise UserError(
-            "The world halves reads pairs: give --data_path, a .jsonl or .jsonl.gz file."
-        )
+        raise UserError("The world halves reads pairs: give --data_path, a .jsonl or .jsonl.gz file.")
     by_prompt: dict[str, list[dict]] = {}
     for row in _rows(Path(settings.data_path)):
         by_prompt.setdefault(_prompt(row), []).append(row)
@@ -59,11 +58,18 @@ def _rows(path: Path):
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                row = json.loads(line)
+                row = _read(line)
                 if not isinstance(row, dict) or not all(isinstance(row.get(x), str) for x in ("chosen", "rejected")):
                     raise UserError(f"{path}, line {number}: there are no texts chosen and rejected.")
                 yield {"chosen": row["chosen"], "rejected": row["rejected"]}
     except OSError as error:
         raise UserError(f"data_path {path}: {error.strerror or 'cannot be read'}. Give a file of pairs.") from None
-    except (ValueError, EOFError):
-        raise UserError(f"{path} is no JSON Lines file in UTF-8 (.jsonl, .jsonl.gz).") from None
+    except (UnicodeDecodeError, EOFError, zlib.error):
+        raise UserError(f"{path} cannot be read: give a .jsonl or .jsonl.gz file in UTF-8.") from None
+
+
+def _read(line: str):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -53,7 +53,7 @@ def test_the_seed_decides(file):
     [
         ('{"chosen": "a"}\n', "line 1: there are no texts chosen and rejected"),
         (json.dumps(pair("a", "b", "c")) + "\n[1]\n", "line 2: there are no texts"),
-        ("not json\n", "no JSON Lines file"),
+        ("not json\n", "line 1: there are no texts"),
         (json.dumps(pair("a", "b", "c")) + "\n", "too few pairs"),
         ("", "too few pairs"),
     ],

@@ -86,7 +86,7 @@ class Architecture:
 class Precision:
     """`weights`: bytes of a number of the base (4 or 2; quantised: of what it computes in). `bits`: 4 or 8 when its
     linear layers are quantised. `autocast`: whether the trainer runs in mixed precision (bf16 or fp16). `lean`: its
-    layers have the short forms of pipeline/models/lean.py, as in PPO."""
+    layers have the short forms of pipeline/models/lean.py, as under LoRA."""
 
     weights: int = 4
     bits: int | None = None

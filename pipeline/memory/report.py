@@ -24,13 +24,13 @@ _LOWER = {
 def of_sft(model, model_args: ModelArguments, args, longest: int) -> Estimate:
     """Of the SFT stage. `model`: the base, or with the adapter to go on from. `longest`: tokens of the longest row."""
     batch = Batch(args.per_device_train_batch_size, longest)
-    return _estimate(model, model_args, args, batch, entropy=False)
+    return _estimate(model, model_args, args, batch, lean=model_args.use_peft, entropy=False)
 
 
 def of_reward(model, model_args: ModelArguments, args, longest: int) -> Estimate:
     """Of the reward-model stage, which reads chosen and rejected in one pass, and at the end loads what it saved."""
     batch = Batch(2 * args.per_device_train_batch_size, longest)
-    found = _estimate(model, model_args, args, batch, scores=True, heads=1)
+    found = _estimate(model, model_args, args, batch, scores=True, lean=model_args.use_peft, heads=1)
     again = found.stays["base"] + found.stays.get("adapters", 0)
     return replace(found, passes=found.passes | {"the result, read again": again})
 
@@ -56,6 +56,7 @@ def of_rollouts(
         args,
         Batch(rows, prompt, answers),
         lean=algorithm is not None,
+        short_rows=algorithm is not None,
         learning=1 + critic,
         frozen=reference + rewards,
         heads=int(critic),
@@ -68,10 +69,17 @@ def of_rollouts(
 
 
 def _estimate(
-    model, model_args: ModelArguments, args, batch: Batch, scores: bool = False, lean: bool = False, **roles
+    model,
+    model_args: ModelArguments,
+    args,
+    batch: Batch,
+    scores: bool = False,
+    lean: bool = False,
+    short_rows: bool = False,
+    **roles,
 ) -> Estimate:
     architecture, precision = Architecture.of(model.config, scores), replace(precision_of(model_args, args), lean=lean)
-    if lean and uses_short_rows(architecture.attention, model.device, model.dtype, batch.length):
+    if short_rows and uses_short_rows(architecture.attention, model.device, model.dtype, batch.length):
         architecture = replace(architecture, attention=SHORT_ROWS)
     found = estimate(
         architecture,

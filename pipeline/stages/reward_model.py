@@ -24,6 +24,7 @@ from pipeline.memory import report as memory_report
 from pipeline.models import auto_class, precision, probe
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage
+from pipeline.models.lean import lean
 from pipeline.models.prompts import are_messages
 from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
@@ -107,6 +108,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     _check_left(trainer, train, heldout, config.max_length)
     check_start(trainer)
     precision.train_in_float32(trainer.model)
+    if model_args.use_peft:
+        lean(trainer.model)
     trackers.connect(trainer)
     folder.write_config(model_args, data_args, config)
 

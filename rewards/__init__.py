@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .fluency import Length, Repetition
     from .format import Format
     from .instant import Instant
-    from .instructions import Instructions
+    from .instructions.reward import Instructions
     from .judge import Judge
     from .keyword import Keyword, first_hit
     from .learned import Learned
@@ -94,7 +94,7 @@ _MODULES = {
     "fluency": "Length Repetition",
     "format": "Format",
     "instant": "Instant",
-    "instructions": "Instructions",
+    "instructions.reward": "Instructions",
     "judge": "Judge",
     "keyword": "Keyword first_hit",
     "learned": "Learned",

@@ -165,7 +165,7 @@ class Format(Reward):
         if isinstance(schema, str):
             try:
                 schema = json.loads(Path(schema).read_text("utf-8"))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise self.error(f"the schema {schema!r} cannot be read: {error}.") from None
         if not isinstance(schema, Mapping):
             raise self.error(

@@ -175,7 +175,7 @@ def json_format(text: str) -> bool:
 def title(text: str) -> bool:
     for line in text.split("\n"):
         opened, closed = line.find("<<"), line.rfind(">>")
-        if opened >= 0 and closed > opened + 2 and line[opened:closed].lstrip("<").rstrip(">").strip():
+        if opened >= 0 and closed > opened and line[opened:closed].lstrip("<").rstrip(">").strip():
             return True
     return False
 

@@ -213,8 +213,8 @@ ASKED = [
     spec(
         "instructions that are words",
         "Reward 'instructions'",
-        "column 'facts', row 0 of the batch, holds 'w",
-        "a list of ids",
+        "column 'facts', row 0 of the batch, holds ['w",
+        "a list of dicts",
         name="instructions",
         ids="facts",
         kwargs="facts",

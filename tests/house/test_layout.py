@@ -307,7 +307,7 @@ def test_rewards_lists_each_name_once_and_the_same_way():
     assert imported == rewards._HOME
     assert sorted(imported) == rewards.__all__
     for name, module in imported.items():
-        written = ast.parse((ROOT / "rewards" / f"{module}.py").read_text("utf-8")).body
+        written = ast.parse((ROOT / "rewards" / Path(*module.split("."))).with_suffix(".py").read_text("utf-8")).body
         names = {getattr(node, "name", None) for node in written}
         names |= {ast.unparse(target) for node in written if isinstance(node, ast.Assign) for target in node.targets}
         assert name in names, f"rewards/{module}.py has no {name}"

@@ -154,3 +154,9 @@ def test_a_schema_from_a_file_with_references_within_it(tmp_path):
 def test_options_that_are_wrong(options, says):
     with pytest.raises(RewardError, match=says):
         build_rewards([{"name": "format"} | options])
+
+
+def test_a_schema_nested_without_an_end(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 99999)
+    with pytest.raises(RewardError, match="the schema .*deep.json' cannot be read: maximum recursion depth"):
+        Format(schema=str(tmp_path / "deep.json"))

@@ -78,7 +78,7 @@ FORMS = {
     "detectable_format:number_bullet_lists": (
         {"num_bullets": 2},
         ["* a\n - b", "*a\n---"],
-        ["* a", "**a**\n* b", "a * b"],
+        ["* a", "* a\n* b\n* c", "**a**\n* b", "a * b"],
     ),
     "detectable_format:constrained_response": ({}, ["So: My answer is no."], ["my answer is no.", "My answer is no"]),
     "detectable_format:number_highlighted_sections": (
@@ -115,7 +115,7 @@ IFBENCH = {
     "count:punctuation": ({}, [".,;:?!?!", ".,;:! ?\N{INTERROBANG}"], [".,;:?!", ".,;:?\N{INTERROBANG}"]),
     "count:pronouns": ({"N": 2}, ["I like us.", "his/her"], ["I am", "it's a he-man"]),
     "count:keywords_multiple": (FIVE, [ANIMALS], [ANIMALS + " cat", ANIMALS.replace("ox", "")]),
-    "ratio:overlap": ({"reference_text": "abcdef", "percentage": 50}, ["abcdxy"], ["abcd", "xyz", "ab"]),
+    "ratio:overlap": ({"reference_text": "abcdef", "percentage": 50}, ["abcdxy"], ["abcd", "abcxy", "xyz", "ab"]),
     "words:alphabet": ({}, ["Yes, zebras are", "a"], ["a c", "7 a", "a b ç"]),
     "words:vowel": ({}, ["a big top", "\nE a i\n"], ["a big top here", "a\nb"]),
     "words:consonants": ({}, ["Black apples"], ["Black a", "b-c"]),
@@ -135,9 +135,9 @@ IFBENCH = {
     "sentence:increment": (
         {"small_n": 2},
         ["One. So it is. And so it is too.", "One"],
-        ["One. It is.", "So it is. One."],
+        ["One. It is.", "One. So it is ok.", "So it is. One."],
     ),
-    "format:parentheses": ({}, ["([{([x])", "(((((x)))))"], ["([{([x", "([{(x)}])", "((((([x)]"]),
+    "format:parentheses": ({}, ["([{([x])", "(((((x)))))"], ["([{([x", "([{(x)}])", "((((([x)]", "([{([} (x)"]),
     "format:options": ({"options": "yes/no"}, ["Yes.", '"no"'], ["yes no", "maybe"]),
     "format:newline": ({}, ["a\nb,\n\nc"], ["a b", "a\nb c"]),
     "format:list": ({"sep": "!?"}, ["!? a\n!? b"], ["!? a", "?! ?!"]),
@@ -250,7 +250,7 @@ def test_through_a_data_set():
 
 
 def test_the_language_is_the_same_each_time():
-    text = "no es la vida"  # short: what is drawn of it decides
+    text = "la no mi"  # Italian, Spanish or Tagalog: what is drawn of it decides
     assert len({met("language:response_language", text, language="es") for _ in range(20)}) == 1
 
 

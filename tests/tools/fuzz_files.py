@@ -56,11 +56,12 @@ def answers(rng: random.Random) -> Files:
         '{"name": "fox", "legs": 4}',
         "The answer is (B).",
     ]
+    right = (["4"], ["\\frac{2}{4}"], ["#### 72"], ["fox", "owl"], ["1,000"])  # a column holds one kind of value
     times = {"keyword": "answer", "frequency": rng.randint(1, 3), "relation": "at least"}
     rows = [
-        {"prompt": "say it =>\n", "said": text, "answer": answer, "letter": rng.choice(("A", "(B)", 3))}
+        {"prompt": "say it =>\n", "said": text, "answer": answer, "letter": rng.choice(("A", "(B)", "3"))}
         | {"instruction_id_list": ["punctuation:no_comma", "keywords:frequency"], "kwargs": [{}, times]}
-        for text, answer in zip(said, ("4", "\\frac{2}{4}", "#### 72", ["fox", "owl"], "1,000"), strict=True)
+        for text, answer in zip(said, right, strict=True)
     ]
     rng.shuffle(rows)
     schema = {

@@ -74,7 +74,7 @@ def make_data(settings: WorldSettings) -> WorldData:
 def answered_by(base: Path, data: WorldData, settings: WorldSettings) -> WorldData:
     """``sft_train``: prompts whose completions, by the model in the folder `base`, meet their instructions."""
     rng = random.Random(f"instructions, answered {settings.seed}")
-    requests = [draw_request(rng, False) for _ in range(settings.sft_rows * 5 // 8)]
+    requests = [draw_request(rng, False) for _ in range(settings.sft_rows // 3)]
     texts = answers(base, [request.text for request in requests], settings.seed)
     written = [pair for pair in zip(requests, texts, strict=True) if _is_sensible(pair[1])]
     rows: list[dict] = []

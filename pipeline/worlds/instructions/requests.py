@@ -47,7 +47,7 @@ TEXTS: dict[str, tuple[str, ...]] = {
         "What would you say about {topic}? Describe what matters most.",
     ),
     "explanation": (
-        "Explain why {topic} matters to many people.",
+        "Explain why {topic} can matter to people.",
         "Why do people care about {topic}?",
         "Explain in simple words what is special about {topic}.",
     ),

@@ -154,3 +154,47 @@ def test_a_schema_from_a_file_with_references_within_it(tmp_path):
 def test_options_that_are_wrong(options, says):
     with pytest.raises(RewardError, match=says):
         build_rewards([{"name": "format"} | options])
+
+
+def test_a_fence_around_many_empty_lines_is_read_in_one_go():
+    """A regular expression tried every line end as the last one: minutes for a completion of line ends."""
+    reward = Format(schema={"type": "object"})
+    assert scores(reward, "```\n" + "\n" * 200_000, "```json\n{}" + "\n" * 200_000 + "```") == [0, 1]
+    assert scores(reward, "~~~\n{}\n~~~", "```\n{}```", "```\n{}\n````", "```js\n{}\n```") == [1, 0, 0, 0]
+
+
+DEEP = {"properties": {"a": {"items": {"$ref": "#/$defs/x"}}}}
+
+
+@pytest.mark.parametrize(
+    "schema, says",
+    [
+        (DEEP, "a .ref to '#/.defs/x', which is not in it"),
+        (DEEP | {"$defs": {"x": {"anyOf": [{"$ref": "#/$defs/x"}]}}}, "refers to itself without an end"),
+        ({"properties": {"a": {"items": {"pattern": "^(q|qq)+$"}}}}, "takes more than 0.2 seconds"),
+    ],
+)
+def test_a_fault_of_the_schema_that_shows_late_is_an_error_and_no_score(schema, says):
+    reward = Format(schema=schema, seconds=0.2)
+    assert scores(reward, '{"a": 3}') == [1]
+    with pytest.raises(RewardError, match=says):
+        scores(reward, json.dumps({"a": ["q" * 5000 + "!"]}))
+
+
+def test_names_of_properties_and_constants_are_no_keywords():
+    names = dict.fromkeys(["$ref", "pattern", "patternProperties"], {"type": "string"})
+    assert scores(Format(schema={"properties": names}), '{"$ref": "("}', '{"pattern": 3}') == [1, 0]
+    assert scores(Format(schema={"const": {"$ref": "http://x"}}), '{"$ref": "http://x"}') == [1]
+    with pytest.raises(RewardError, match="patternProperties, which are not read"):
+        Format(schema={"properties": {"const": {"patternProperties": {}}}})
+
+
+def test_a_key_twice_is_no_json():
+    assert scores(Format(schema={"properties": {"a": {"type": "integer"}}}), '{"a": "x", "a": 1}', '{"a": 1}') == [0, 1]
+
+
+@pytest.mark.parametrize("pattern", ["a{1000000000}", "(ab|c){10001,}", "a{" + "9" * 5000 + "}"])
+def test_a_pattern_that_takes_minutes_to_compile_is_refused(pattern):
+    with pytest.raises(RewardError, match="repeats something more than 10000 times") as error:
+        Format(pattern=pattern)
+    assert len(str(error.value)) < 400 and Format(pattern="a{2,5}")

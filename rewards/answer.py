@@ -29,7 +29,7 @@ class Answer(Final):
         match ("normalized"):
             exact: the same text, but for white space around it;
             normalized: the same after SQuAD's normalization: no capitals, no ASCII punctuation (3.5 is 35: take `math`
-                for numbers), no articles (a, an, the), single spaces; a reference of nothing else is compared as it is;
+                for numbers), no articles (a, an, the), single spaces; one of nothing else is compared as it is;
             f1: SQuAD's F1 of the words so normalized; in scripts without spaces each character is a word;
             choice: 1 for the right letter of several choices (see `letter_of`). The column holds letters, or the
                 places of the right choices as whole numbers, counted from 0.

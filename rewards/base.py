@@ -148,7 +148,9 @@ def choice(value: Any, option: str, choices: Sequence[Any], reward: str) -> Any:
     if value in choices:
         return value
     names = [str(c).lower() if isinstance(c, bool) else str(c) for c in choices]
-    raise RewardError(f"Reward '{reward}': {option} is {value!r:.100}; give {' or '.join(names)}{nearest(value, names)}.")
+    raise RewardError(
+        f"Reward '{reward}': {option} is {value!r:.100}; give {' or '.join(names)}{nearest(value, names)}."
+    )
 
 
 class Bound(functools.partial[Any]):

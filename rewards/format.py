@@ -76,8 +76,11 @@ class Format(Reward):
             self.sections = self._names(sections)
         else:
             self.schema = self._read(schema)
-            self.validator = self._validator(self.schema)
-            self._try_schema()
+            try:
+                self.validator = self._validator(self.schema)
+                self._try_schema()
+            except RecursionError:
+                raise self._endless() from None
         kinds = {"patterns": self.by_patterns, "sections": self.by_sections, "schema": self.by_schema}
         self._score = next(score for kind, score in kinds.items() if hasattr(self, kind))
 
@@ -107,7 +110,9 @@ class Format(Reward):
         made = []
         for pattern in patterns:
             if any(len(count) > 9 or int(count) > _MOST_TIMES for count in _TIMES.findall(pattern)):
-                raise self.error(f"{pattern!r:.200} repeats something more than {_MOST_TIMES} times; that takes too long.")
+                raise self.error(
+                    f"{pattern!r:.200} repeats something more than {_MOST_TIMES} times; that takes too long."
+                )
             try:
                 made.append(regex.compile(pattern))
             except (regex.error, OverflowError, RecursionError) as error:
@@ -180,8 +185,8 @@ class Format(Reward):
         if isinstance(schema, str):
             try:
                 schema = json.loads(Path(schema).read_text("utf-8"))
-            except (OSError, ValueError) as error:
-                raise self.error(f"the schema {schema!r:.200} cannot be read: {error}.") from None
+            except (OSError, ValueError, RecursionError) as error:
+                raise self.error(f"the schema {schema!r:.200} cannot be read: {str(error)[:200]}.") from None
         if not isinstance(schema, Mapping):
             raise self.error(
                 f"schema is {repr(schema)[:80]}; give a JSON Schema as a mapping, or the path of its file."
@@ -224,16 +229,13 @@ class Format(Reward):
             value: Any
             for value in (None, True, 0, "", [], {}, dict.fromkeys(self.schema.get("properties", {}), 0)):
                 self._errors(value)
-        except RecursionError:
-            raise self._endless() from None
         except (TypeError, ValueError, ArithmeticError) as error:
             if isinstance(error, RewardError):
                 raise
             raise self.error(f"the schema cannot be used: {error}.") from None
 
-
     def _endless(self) -> RewardError:
-        return self.error("the schema refers to itself without an end; take the $ref out.")
+        return self.error("the schema refers to itself without an end, or is too deep; take the $ref out.")
 
 
 def _unfenced(text: str) -> str:

@@ -90,9 +90,7 @@ class ReasoningGym(Reward):
             if isinstance(error, RewardError):
                 raise
             raise self._no_entry() from None
-        found = self._process.ask(
-            {"task": name, "options": text, "index": index, "given": self.answer(completion)}
-        )
+        found = self._process.ask({"task": name, "options": text, "index": index, "given": self.answer(completion)})
         if "entry" in found:
             raise self._no_entry()
         if "missing" in found:

@@ -101,7 +101,11 @@ class Process:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"script": self.script, "package": self.package, "seconds": self.seconds}  # a copy starts a process of its own
+        return {
+            "script": self.script,
+            "package": self.package,
+            "seconds": self.seconds,
+        }  # a copy starts a process of its own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

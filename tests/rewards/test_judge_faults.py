@@ -219,7 +219,9 @@ def test_what_a_server_says_of_tokens_cannot_break_the_cache(server, tmp_path, t
     assert judge(["p"], ["x"]) == [1] and 0 < judge.server.budget.tokens < 10_000
 
 
-@pytest.mark.parametrize("column, value", [("tokens", "'many'"), ("tokens", "NULL"), ("reply", "NULL"), ("reply", "x'ff'")])
+@pytest.mark.parametrize(
+    "column, value", [("tokens", "'many'"), ("tokens", "NULL"), ("reply", "NULL"), ("reply", "x'ff'")]
+)
 def test_a_damaged_row_of_the_cache_is_asked_again(server, tmp_path, column, value):
     cache = tmp_path / "cache.sqlite"
     assert make(server, cache=str(cache))(["p"], ["xxx"]) == [2 / 9]
@@ -233,7 +235,9 @@ def test_a_damaged_row_of_the_cache_is_asked_again(server, tmp_path, column, val
 
 def test_certificates_that_are_not_there_are_one_sentence(monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", "/nope.pem")
-    with pytest.raises(RewardError, match="the judge m at https://judge.invalid/v1 cannot be asked .FileNotFoundError"):
+    with pytest.raises(
+        RewardError, match="the judge m at https://judge.invalid/v1 cannot be asked .FileNotFoundError"
+    ):
         Judge("https://judge.invalid/v1", "m", cache=False, retries=0)(["p"], ["a"])
 
 

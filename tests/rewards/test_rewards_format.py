@@ -181,6 +181,17 @@ def test_a_fault_of_the_schema_that_shows_late_is_an_error_and_no_score(schema, 
         scores(reward, json.dumps({"a": ["q" * 5000 + "!"]}))
 
 
+def test_a_schema_too_deep_is_refused(tmp_path):
+    (tmp_path / "deep.json").write_text('{"not":' * 100_000)
+    with pytest.raises(RewardError, match="cannot be read: maximum recursion"):
+        Format(schema=str(tmp_path / "deep.json"))
+    deep = {}
+    for _ in range(5000):
+        deep = {"not": deep}
+    with pytest.raises(RewardError, match="or is too deep"):
+        Format(schema=deep)
+
+
 def test_names_of_properties_and_constants_are_no_keywords():
     names = dict.fromkeys(["$ref", "pattern", "patternProperties"], {"type": "string"})
     assert scores(Format(schema={"properties": names}), '{"$ref": "("}', '{"pattern": 3}') == [1, 0]
@@ -190,7 +201,10 @@ def test_names_of_properties_and_constants_are_no_keywords():
 
 
 def test_a_key_twice_is_no_json():
-    assert scores(Format(schema={"properties": {"a": {"type": "integer"}}}), '{"a": "x", "a": 1}', '{"a": 1}') == [0, 1]
+    assert scores(Format(schema={"properties": {"a": {"type": "integer"}}}), '{"a": "x", "a": 1}', '{"a": 1}') == [
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("pattern", ["a{1000000000}", "(ab|c){10001,}", "a{" + "9" * 5000 + "}"])

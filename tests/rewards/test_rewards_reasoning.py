@@ -186,5 +186,7 @@ def test_an_entry_is_the_same_in_every_process(task):
     found = []
     for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-        found.append(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+        found.append(
+            subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+        )
     assert found[0] == found[1] and json.loads(found[0]) == rows_of(task, {"size": 2, "seed": 1})

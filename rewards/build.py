@@ -288,7 +288,8 @@ def _check_options(name: str, options: dict[str, Any], real: list[str]) -> None:
     for key in options:
         if key not in everything:
             raise RewardError(
-                f"Reward '{name}' has no option '{str(key)[:100]}'{nearest(key, everything)}; it takes {', '.join(everything)}."
+                f"Reward '{name}' has no option '{str(key)[:100]}'{nearest(key, everything)}; it takes "
+                f"{', '.join(everything)}."
             )
 
 

@@ -99,8 +99,8 @@ class Format(Reward):
             return pattern.search(text, timeout=self.seconds) is not None
         except TimeoutError:
             raise self.error(
-                f"the regular expression {pattern.pattern!r:.200} takes more than {self.seconds:g} seconds on a text of "
-                f"{len(text)} characters ({text[:20]!r}...): it backtracks; write it so that no repetition "
+                f"the regular expression {pattern.pattern!r:.200} takes more than {self.seconds:g} seconds on a "
+                f"text of {len(text)} characters ({text[:20]!r}...): it backtracks; write it so that no repetition "
                 "matches the same text in two ways, as (a|aa)+ does."
             ) from None
 
@@ -110,9 +110,7 @@ class Format(Reward):
         made = []
         for pattern in patterns:
             if any(len(count) > 9 or int(count) > _MOST_TIMES for count in _TIMES.findall(pattern)):
-                raise self.error(
-                    f"{pattern!r:.200} repeats something more than {_MOST_TIMES} times; that takes too long."
-                )
+                raise self.error(f"{pattern!r:.200} repeats more than {_MOST_TIMES} times; give fewer.")
             try:
                 made.append(regex.compile(pattern))
             except (regex.error, OverflowError, RecursionError) as error:

@@ -30,7 +30,7 @@ class ReasoningGym(Reward):
     Some verifiers pay a little for any text, or for a right answer among other words: `python -m rewards.check` shows
     it, and `at_least: 1` pays right answers alone.
 
-    Some evaluate what the model wrote (countdown, puzzle24, n_queens, polynomial multiplication, integration, matrices).
+    Some evaluate what the model wrote (countdown, puzzle24, n_queens, integration, matrices, ...).
     All are asked in a process of their own; one that evaluates, in a sandbox like that for generated code, and where
     there is none (docs/code-reward.md says what it needs), the reward refuses such a task.
 

@@ -1,9 +1,9 @@
 """A process that asks the verifiers of reasoning_gym. Started by reasoning.py, never imported.
 
 One line of JSON for each question, one for each answer. Some verifiers take what a model wrote for Python and evaluate
-it (`eval`, SymPy's parser). Here `eval` and `exec` refuse; where a verifier wants them, it is asked again in a fork that
-has locked itself in like the sandbox for generated code (sandbox_runner.py), and where the locks are not to be had it
-is not asked.
+it (`eval`, SymPy's parser). Here `eval` and `exec` refuse; where a verifier wants them, it is asked again in a fork
+that has locked itself in like the sandbox for generated code (sandbox_runner.py), and where the locks are not to be
+had it is not asked.
 
 It stands alone: of this package it imports nothing but that file.
 """

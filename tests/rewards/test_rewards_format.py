@@ -209,6 +209,6 @@ def test_a_key_twice_is_no_json():
 
 @pytest.mark.parametrize("pattern", ["a{1000000000}", "(ab|c){10001,}", "a{" + "9" * 5000 + "}"])
 def test_a_pattern_that_takes_minutes_to_compile_is_refused(pattern):
-    with pytest.raises(RewardError, match="repeats something more than 10000 times") as error:
+    with pytest.raises(RewardError, match="repeats more than 10000 times") as error:
         Format(pattern=pattern)
     assert len(str(error.value)) < 400 and Format(pattern="a{2,5}")

@@ -28,8 +28,8 @@ class Answer(Final):
         column ("answer"): the column with each row's right answer, or a list of them (texts or numbers).
         match ("normalized"):
             exact: the same text, but for white space around it;
-            normalized: the same after SQuAD's normalization: no capitals, no ASCII punctuation, no articles (a, an,
-                the), single spaces;
+            normalized: the same after SQuAD's normalization: no capitals, no ASCII punctuation (3.5 is 35: take `math`
+                for numbers), no articles (a, an, the), single spaces; one of nothing else is compared as it is;
             f1: SQuAD's F1 of the words so normalized; in scripts without spaces each character is a word;
             choice: 1 for the right letter of several choices (see `letter_of`). The column holds letters, or the
                 places of the right choices as whole numbers, counted from 0.
@@ -58,7 +58,7 @@ class Answer(Final):
             or len(self.choices) < 2
             or not single
         ):
-            raise self.error(f"choices is {choices!r}; give two letters or more, each once, e.g. ABCD.")
+            raise self.error(f"choices is {choices!r:.100}; give two letters or more, each once, e.g. ABCD.")
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         return [self.score(given, right) for right, given in self.pairs(completions, columns)]
@@ -80,6 +80,8 @@ class Answer(Final):
     def _same(self, given: str, right: str) -> float:
         if self.match == "exact":
             return float(given.strip() == right)
+        if not normalized(right):  # an article or signs alone, like the letter A: any text without words would do
+            return float(given.strip().lower() == right.lower())
         if self.match == "normalized":
             return float(normalized(given) == normalized(right))
         return token_f1(given, right)
@@ -132,10 +134,10 @@ def letter_of(text: str, choices: Sequence[str]) -> str | None:
     """
     letters = "".join(map(re.escape, choices))
     one = rf"(?:\*\*|\\text\{{)?[(\[]?([{letters}])(?![\w'])"
-    rules = (
-        (rf"\\boxed\{{\s*{one}", True),
-        (rf"\b(?i:answer)(?:\s+is)?\s*:?\s*(?:\*\*)?\s*{one}", True),
-        (rf"(?m)^\s*(?:\*\*)?[(\[]?([{letters}])(?:\*\*)?(?:[)\].:]|\s*$)", False),
+    rules = (  # *+ gives nothing back: runs of spaces would take cubic time
+        (rf"\\boxed\{{\s*+{one}", True),
+        (rf"\b(?i:answer)(?:\s++is)?\s*+:?\s*+(?:\*\*)?\s*+{one}", True),
+        (rf"(?m)^[^\S\n]*+(?:\*\*)?[(\[]?([{letters}])(?:\*\*)?(?:[)\].:]|[^\S\n]*+$)", False),
         (rf"\(([{letters}])\)", False),
     )
     for rule, last in rules:

@@ -126,7 +126,7 @@ def log_name_of(reward: Callable[..., Any]) -> str:
 def nearest(name: str, real: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the real name nearest to `name`, or an empty string."""
     lowered = {other.lower(): other for other in real}
-    found = difflib.get_close_matches(str(name).lower(), lowered, n=1)
+    found = difflib.get_close_matches(str(name)[:100].lower(), lowered, n=1)
     return f" (did you mean '{lowered[found[0]]}'?)" if found else ""
 
 
@@ -148,7 +148,9 @@ def choice(value: Any, option: str, choices: Sequence[Any], reward: str) -> Any:
     if value in choices:
         return value
     names = [str(c).lower() if isinstance(c, bool) else str(c) for c in choices]
-    raise RewardError(f"Reward '{reward}': {option} is {value!r}; give {' or '.join(names)}{nearest(value, names)}.")
+    raise RewardError(
+        f"Reward '{reward}': {option} is {value!r:.100}; give {' or '.join(names)}{nearest(value, names)}."
+    )
 
 
 class Bound(functools.partial[Any]):

@@ -59,6 +59,7 @@ REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{name: ("trl_rewards", "TrlReward", {"reward": name}) for name in TRL_REWARDS},
 }
 HOW_TO_NAME = "write it like {name: bleu, weight: 0.5}"
+_LONGEST_NAME = 100  # characters
 COMMON_OPTIONS = ("weight", "instant", "clip", "normalize", "at_least", "log_name")
 
 
@@ -83,14 +84,15 @@ def build_rewards(specs: Iterable[Any]) -> list[WeightedReward]:
     Raises:
         RewardError: unknown name or option (with the nearest real one), or a value of the wrong kind.
     """
-    if isinstance(specs, str | dict):
-        specs = [specs]
     built: list[WeightedReward] = []
     taken: set[str] = set()
-    for spec in specs:
+    for spec in _listed(specs):
         spec = _as_mapping(spec)
         weight = number(spec.pop("weight", 1.0), "weight", spec["name"])
-        reward = _build(spec, taken)
+        try:
+            reward = _build(spec, taken)
+        except RecursionError:  # an alias of YAML that stands inside of what it names
+            raise RewardError("Rewards stand inside each other too deeply, or one inside of itself.") from None
         taken.add(log_name_of(reward))
         built.append(WeightedReward(reward, weight))
     return built
@@ -152,7 +154,11 @@ class Product(Multiplied):
 
 
 def _listed(rewards: Any) -> list[Any]:
-    return [rewards] if isinstance(rewards, str | dict) or callable(rewards) else list(rewards or ())
+    if isinstance(rewards, str | dict) or callable(rewards):
+        return [rewards]
+    if not isinstance(rewards, Iterable):
+        raise RewardError(f"rewards is {rewards!r:.100}; give a list of rewards, and {HOW_TO_NAME}.")
+    return list(rewards)
 
 
 def _as_mapping(spec: Any) -> dict[str, Any]:
@@ -164,11 +170,11 @@ def _as_mapping(spec: Any) -> dict[str, Any]:
             spec = yaml.safe_load(text)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or "not YAML"
-            raise RewardError(f"The reward {text!r} cannot be read ({problem}); {HOW_TO_NAME}.") from None
+            raise RewardError(f"The reward {text!r:.200} cannot be read ({problem}); {HOW_TO_NAME}.") from None
         if isinstance(spec, str):
             spec = {"name": spec}
     if not isinstance(spec, dict) or not spec.get("name"):
-        raise RewardError(f"{spec!r} does not name a reward; {HOW_TO_NAME}.")
+        raise RewardError(f"{spec!r:.200} does not name a reward; {HOW_TO_NAME}.")
     return dict(spec)
 
 
@@ -183,7 +189,7 @@ def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
         reward = _from_registry(name, spec)
 
     log_name = common.pop("log_name", None)
-    log_name = str(log_name) if log_name is not None else _unique(log_name_of(reward), taken)
+    log_name = _checked_name(log_name) if log_name is not None else _unique(log_name_of(reward), taken)
     if log_name in taken:
         raise RewardError(f"Two rewards are called '{log_name}' in the logs; give each its own log_name.")
     if isinstance(reward, Reward):
@@ -202,6 +208,13 @@ def _build(spec: dict[str, Any], taken: set[str]) -> RewardFunction:
     elif common or log_name != log_name_of(reward):
         reward = Shaped(reward, log_name=log_name, **common)
     return reward
+
+
+def _checked_name(name: Any) -> str:
+    text = str(name)
+    if isinstance(name, list | dict) or not text.strip() or len(text) > _LONGEST_NAME or not text.isprintable():
+        raise RewardError(f"log_name is {name!r:.100}; give a name of up to {_LONGEST_NAME} characters.")
+    return text
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -276,7 +289,8 @@ def _check_options(name: str, options: dict[str, Any], real: list[str]) -> None:
     for key in options:
         if key not in everything:
             raise RewardError(
-                f"Reward '{name}' has no option '{key}'{nearest(key, everything)}; it takes {', '.join(everything)}."
+                f"Reward '{name}' has no option '{str(key)[:100]}'{nearest(key, everything)}; it takes "
+                f"{', '.join(everything)}."
             )
 
 

@@ -24,6 +24,7 @@ PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 OF_ONE = (400, 413, 422)
 LONGEST_PAUSE = 120.0  # seconds between two tries; a server that asks for more is not waited for
 LARGEST = 1 << 20  # bytes of an answer
+MOST_TOKENS = 10**9  # that a server may say that an answer took
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -174,6 +175,9 @@ class ChatServer:
         except httpx2.RequestError as error:  # nobody there, hung up in the middle, not HTTP
             said = self.printable(str(error))
             raise _Passing(Failure(f"cannot be reached ({said or type(error).__name__})")) from None
+        except (OSError, ValueError, httpx2.InvalidURL) as error:  # of the environment: certificates, a proxy
+            said = self.printable(str(error))
+            raise ServerError(f"cannot be asked ({type(error).__name__}: {said})") from None
         if status == 200:
             return self._read(content, body)
         said = f"answers with status {status}{self._words(content)}"
@@ -224,7 +228,8 @@ class ChatServer:
             raise _Passing(Failure(f"answers with something that is no chat completion: '{said}'")) from None
         usage = answer.get("usage")
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-        if not isinstance(tokens, int) or tokens < 0:  # four characters a token, where the server does not count
+        if not isinstance(tokens, int) or not 0 <= tokens <= MOST_TOKENS:
+            # four characters a token, where the server does not count
             tokens = (len(text) + sum(len(str(message["content"])) for message in body["messages"])) // 4
         self.budget.add(tokens)
         return Reply(text.encode("utf-8", "replace").decode(), tokens)

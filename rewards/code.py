@@ -99,12 +99,12 @@ class Code(Reward):
     def _texts(self, entry: Any, column: str | None, row: int) -> list[str]:
         texts = [entry or ""] if entry is None or isinstance(entry, str) else entry
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise self.error(f"column '{column}', row {row}: {entry!r} is no text and no list of texts.")
+            raise self.error(f"column '{column}', row {row}: {entry!r:.200} is no text and no list of texts.")
         for text in texts:
             try:
                 ast.parse(text)
             except (SyntaxError, ValueError) as error:
-                raise self.error(f"column '{column}', row {row}: {text!r} is no Python ({error}).") from None
+                raise self.error(f"column '{column}', row {row}: {text!r:.200} is no Python ({error}).") from None
         return list(texts)
 
     def _no_sandbox(self, error: SandboxError) -> Exception:

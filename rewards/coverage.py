@@ -47,7 +47,7 @@ class Coverage(Reward):
         if stop_words is not None and (
             isinstance(stop_words, str) or not all(isinstance(word, str) for word in stop_words)
         ):
-            raise self.error(f"stop_words is {stop_words!r}; give a list of words ([] for none).")
+            raise self.error(f"stop_words is {stop_words!r:.100}; give a list of words ([] for none).")
         self.stop_words = set(words(" ".join(STOP_WORDS if stop_words is None else stop_words)))
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:

@@ -32,7 +32,7 @@ def adapter_problem(config: Mapping[str, Any]) -> str | None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         kind = getattr(kind, "value", kind)
-        return f"is an adapter of the type {kind!r}, of which only LORA is read here: give a LoRA adapter"
+        return f"is an adapter of the type {kind!r:.100}, of which only LORA is read here: give a LoRA adapter"
     for key in _NAMES_CODE:
         if config.get(key):
             return f"names code to be loaded ({key}), which a file of settings must not do: give a LoRA adapter"

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from .text import Texts, text_of
 
 # A pattern that backtracks without an end mostly does so on one of these: better when it is read than hours later.
 _PROBES = [part * (300 // len(part)) + "!" for part in ("a", "0", " ", "\n", ".", "<", "-", "x", "a ", "a1", "<a>")]
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json)?[ \t]*\n(.*)\n\s*\1\s*", re.DOTALL)
+_OPENED = re.compile(r"(`{3,}|~{3,})[ \t]*(?:json)?[ \t]*\n")
+_TIMES = re.compile(r"\{(\d+)")
+_MOST_TIMES = 10_000  # a{n} is compiled to n times a
+_NAMED = ("properties", "$defs", "definitions", "dependentSchemas")  # hold schemas under names
+_DATA = ("const", "enum", "default", "examples")  # hold no schemas
+_DEPTH = 50  # of a value that is no reason for a schema to run out of stack
 
 
 class Format(Reward):
@@ -32,9 +37,9 @@ class Format(Reward):
         opened (false): the prompt's template has opened the first section already, so the completion begins in it.
         outside (false): there may be text outside of the sections.
         schema: a JSON Schema, or the path of its file; the completion is JSON (perhaps fenced as a code block) that
-            the schema allows. Whether `format` holds is not checked; `$ref` stays within the schema. With `partial`,
-            an object that breaks it scores the share of the schema's properties that it has and that are right, one
-            more counted that it has not.
+            the schema allows, no key twice in an object. Whether `format` holds is not checked; `$ref` stays within
+            the schema. With `partial`, an object that breaks it scores the share of the schema's properties that it
+            has and that are right, one more counted that it has not.
         partial (false): part of the score for a part of the form.
         seconds (1): time limit of each match of a regular expression, the schema's ones included.
 
@@ -71,8 +76,11 @@ class Format(Reward):
             self.sections = self._names(sections)
         else:
             self.schema = self._read(schema)
-            self.validator = self._validator(self.schema)
-            self._try_schema()
+            try:
+                self.validator = self._validator(self.schema)
+                self._try_schema()
+            except RecursionError:
+                raise self._endless() from None
         kinds = {"patterns": self.by_patterns, "sections": self.by_sections, "schema": self.by_schema}
         self._score = next(score for kind, score in kinds.items() if hasattr(self, kind))
 
@@ -91,20 +99,22 @@ class Format(Reward):
             return pattern.search(text, timeout=self.seconds) is not None
         except TimeoutError:
             raise self.error(
-                f"the regular expression {pattern.pattern!r} takes more than {self.seconds:g} seconds on a text of "
-                f"{len(text)} characters ({text[:20]!r}...): it backtracks; write it so that no repetition "
+                f"the regular expression {pattern.pattern!r:.200} takes more than {self.seconds:g} seconds on a "
+                f"text of {len(text)} characters ({text[:20]!r}...): it backtracks; write it so that no repetition "
                 "matches the same text in two ways, as (a|aa)+ does."
             ) from None
 
     def _compiled(self, patterns: Sequence[str]) -> list["regex.Pattern[str]"]:
         if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(p, str) for p in patterns):
-            raise self.error(f"pattern is {patterns!r}; give a regular expression, or a list of them.")
+            raise self.error(f"pattern is {patterns!r:.100}; give a regular expression, or a list of them.")
         made = []
         for pattern in patterns:
+            if any(len(count) > 9 or int(count) > _MOST_TIMES for count in _TIMES.findall(pattern)):
+                raise self.error(f"{pattern!r:.200} repeats more than {_MOST_TIMES} times; give fewer.")
             try:
                 made.append(regex.compile(pattern))
             except (regex.error, OverflowError, RecursionError) as error:
-                raise self.error(f"{pattern!r} is no regular expression: {error}.") from None
+                raise self.error(f"{pattern!r:.200} is no regular expression: {error}.") from None
             for probe in _PROBES:
                 self.found(made[-1], probe)
         return made
@@ -131,19 +141,27 @@ class Format(Reward):
     def _names(self, sections: Any) -> list[str]:
         names = list(sections) if isinstance(sections, list | tuple) else []
         if not names or not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in names):
-            raise self.error(f"sections is {sections!r}; give names without brackets, e.g. [think, answer].")
+            raise self.error(f"sections is {sections!r:.100}; give names without brackets, e.g. [think, answer].")
         if len(set(names)) < len(names):
-            raise self.error(f"sections is {sections!r}; give each name once.")
+            raise self.error(f"sections is {sections!r:.100}; give each name once.")
         return names
 
     # --- JSON -------------------------------------------------------------------------------------------------------
     def by_schema(self, text: str) -> float:
         """The score of one completion by the schema."""
-        fenced = _FENCE.fullmatch(text)
         try:
-            value = json.loads(fenced[2] if fenced else text, parse_constant=_no_number)
+            value = json.loads(_unfenced(text), parse_constant=_no_number, object_pairs_hook=_each_once)
+        except (ValueError, RecursionError):
+            return 0.0
+        try:
             wrong = self._errors(value)
-        except (ValueError, ArithmeticError, RecursionError):  # also numbers too large for the schema's arithmetic
+        except RewardError:  # of the schema
+            raise
+        except (ValueError, ArithmeticError):  # numbers too large for the schema's arithmetic
+            return 0.0
+        except RecursionError:
+            if not _deeper(value, _DEPTH):
+                raise self._endless() from None
             return 0.0
         if not wrong:
             return 1.0
@@ -166,7 +184,7 @@ class Format(Reward):
             try:
                 schema = json.loads(Path(schema).read_text("utf-8"))
             except (OSError, ValueError, RecursionError) as error:
-                raise self.error(f"the schema {schema!r} cannot be read: {error}.") from None
+                raise self.error(f"the schema {schema!r:.200} cannot be read: {str(error)[:200]}.") from None
         if not isinstance(schema, Mapping):
             raise self.error(
                 f"schema is {repr(schema)[:80]}; give a JSON Schema as a mapping, or the path of its file."
@@ -187,7 +205,7 @@ class Format(Reward):
         except jsonschema.SchemaError as error:
             where = "/".join(map(str, error.absolute_path)) or "its root"
             raise self.error(f"the schema is no JSON Schema: {error.message[:200]} (at {where}).") from None
-        for key, value in _entries(schema):
+        for key, value in _keywords(schema):
             if key == "patternProperties":
                 raise self.error("the schema has patternProperties, which are not read here: name the properties.")
             if key in ("$ref", "$dynamicRef", "$recursiveRef") and not str(value).startswith("#"):
@@ -209,24 +227,58 @@ class Format(Reward):
             value: Any
             for value in (None, True, 0, "", [], {}, dict.fromkeys(self.schema.get("properties", {}), 0)):
                 self._errors(value)
-        except RecursionError:
-            raise self.error("the schema refers to itself without an end; take the $ref out.") from None
         except (TypeError, ValueError, ArithmeticError) as error:
             if isinstance(error, RewardError):
                 raise
             raise self.error(f"the schema cannot be used: {error}.") from None
+
+    def _endless(self) -> RewardError:
+        return self.error("the schema refers to itself without an end, or is too deep; take the $ref out.")
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the fence that is the whole of `text`, else `text`. Without a regular expression, which would try
+    each line end as the one before the closing fence."""
+    bare = text.strip()
+    opened = _OPENED.match(bare)
+    if not opened or not bare.endswith(opened[1]):
+        return text
+    inside, line_end, before = bare[opened.end() : -len(opened[1])].rpartition("\n")
+    return inside if line_end and not before.strip() else text
 
 
 def _no_number(word: str) -> Any:
     raise ValueError(f"{word} is no JSON")
 
 
-def _entries(schema: Any) -> Any:
-    """Every key and value in a schema, however deep."""
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice: each reader would take another one")
+    return found
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    """Whether lists and mappings stand in each other more than `depth` deep."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(level)
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every keyword of a schema and of those in it with its value, however deep; not the names of properties."""
     if isinstance(schema, Mapping):
         for key, value in schema.items():
+            if key in _DATA:
+                continue
             yield key, value
-            yield from _entries(value)
+            yield from _keywords(list(value.values()) if key in _NAMED and isinstance(value, Mapping) else value)
     elif isinstance(schema, list | tuple):
         for value in schema:
-            yield from _entries(value)
+            yield from _keywords(value)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import httpx2
+
 from .base import Reward, RewardError, choice, number
 from .chat_server import Budget, BudgetSpent, ChatServer, Failure, Reply, ServerError
 from .reply_cache import CacheError, Remembering, ReplyCache
@@ -21,6 +23,7 @@ KEY_VARIABLE = "JUDGE_API_KEY"
 # What the names of such variables end in; the pipeline strikes out the values of all of these (docs/judge-reward.md).
 _NAME_OF_A_KEY = re.compile(r"([A-Z0-9]+_)*(API_?KEY|TOKEN|SECRET)")
 SEVERAL = 0.7  # temperature of several votes
+MOST_VOTES = 1000
 _OURS = ("messages", "stream", "n")  # settings of a request that are not for `body`
 _NO_SCHEMA = (400, 422)  # how servers refuse a response_format that they do not know
 
@@ -105,14 +108,15 @@ class Judge(Reward):
         if reference and against:
             raise self.error("reference and against are two ways to judge; give one of them.")
         self.reference, self.against = reference, against
-        self.votes = self._whole(votes, "votes", 1)
+        self.votes = self._whole(votes, "votes", 1, MOST_VOTES)
         heat = (SEVERAL if self.votes > 1 else 0.0) if temperature is None else temperature
         self.temperature = number(heat, "temperature", log_name)
         if not 0 <= self.temperature <= 2 or (self.votes > 1 and not self.temperature):
             raise self.error(f"temperature is {self.temperature:g}; give 0 to 2, and for several votes more than 0.")
         self._processes = max(1, int(os.environ.get("WORLD_SIZE", "1")))
         limits = {"max_requests": max_requests, "max_tokens": max_tokens}
-        limits = {k: v if v is None else self._whole(v, k, 1) // self._processes for k, v in limits.items()}
+        least = self._processes  # one for each
+        limits = {k: v if v is None else self._whole(v, k, least) // least for k, v in limits.items()}
         seconds = number(timeout, "timeout", log_name)
         if not 0 < seconds <= 3600:
             raise self.error(f"timeout is {timeout}; give seconds, above 0 and up to 3600.")
@@ -297,10 +301,11 @@ class Judge(Reward):
         texts = self.texts(prompts, columns | {name: firsts}, name)
         return [text if text.strip() else None for text in texts]
 
-    def _whole(self, value: Any, option: str, least: int) -> int:
+    def _whole(self, value: Any, option: str, least: int, most: float = float("inf")) -> int:
         found = number(value, option, self.__name__)
-        if found != int(found) or found < least:
-            raise self.error(f"{option} is {value!r}; give a whole number from {least} up.")
+        if found != int(found) or not least <= found <= most:
+            end = "up" if most == float("inf") else f"to {most}"
+            raise self.error(f"{option} is {value!r:.80}; give a whole number from {least} {end}.")
         return int(found)
 
     def _check_texts(self, **options: Any) -> None:
@@ -323,7 +328,9 @@ class Judge(Reward):
             parts = urlsplit(url)
             secret = "@" in parts.netloc or bool(parts.query)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except (ValueError, AttributeError, TypeError):
+            httpx2.URL(url)
+            (parts.hostname or "").encode("idna")  # as the connection does, with errors of its own
+        except (ValueError, AttributeError, TypeError, httpx2.InvalidURL):
             secret = good = False
         if secret:  # not shown
             raise self.error("url has a password or a query in it; put the key into an environment variable.")

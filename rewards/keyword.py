@@ -158,14 +158,14 @@ def keywords_of(value: Any, where: str) -> list[str]:
         return []
     listed = [value] if isinstance(value, str | int | float) else value
     if not isinstance(listed, Sequence) or not all(isinstance(x, str | int | float | None) for x in listed):
-        raise RewardError(f"'{where}' must be a keyword or a list of keywords, not {value!r}.")
+        raise RewardError(f"'{where}' must be a keyword or a list of keywords, not {value!r:.100}.")
     return [text for x in listed if x is not None and (text := str(x).strip())]
 
 
 def _names(column: str | Sequence[str] | None) -> list[str]:
     names = [column] if isinstance(column, str) else column or []
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise RewardError(f"a column of 'keyword' must be a name or a list of names, not {column!r}.")
+        raise RewardError(f"a column of 'keyword' must be a name or a list of names, not {column!r:.100}.")
     return list(names)
 
 

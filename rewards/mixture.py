@@ -105,7 +105,7 @@ class Shaped(Wrapper):
         if is_async(reward):
             raise self.error("clip and normalize are not for async functions; do it inside the function.")
         if normalize not in (None, False, "none", "running"):
-            raise self.error(f"normalize is {normalize!r}; give running, or leave it out.")
+            raise self.error(f"normalize is {normalize!r:.100}; give running, or leave it out.")
         self.stats = RunningStats() if normalize == "running" else None
         self.clip = None if clip is None else self._bounds(clip)
 
@@ -156,7 +156,7 @@ class Shaped(Wrapper):
 
     def _bounds(self, clip: Any) -> tuple[float, float]:
         if not isinstance(clip, Sequence) or isinstance(clip, str) or len(clip) != 2:
-            raise self.error(f"clip is {clip!r}; give [lowest, highest].")
+            raise self.error(f"clip is {clip!r:.100}; give [lowest, highest].")
         low, high = (number(bound, "clip", self.__name__) for bound in clip)
         if low >= high:
             raise self.error(f"clip is [{low:g}, {high:g}]; the first number must be the smaller one.")

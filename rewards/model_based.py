@@ -87,7 +87,7 @@ class ModelBased(Reward):
         try:
             kind = torch.device(device).type
         except (RuntimeError, TypeError):
-            raise self.error(f"device is {device!r}; give cpu, cuda or cuda:0.") from None
+            raise self.error(f"device is {device!r:.100}; give cpu, cuda or cuda:0.") from None
         if kind == "cuda" and not torch.cuda.is_available():
             raise self.error(f"device is '{device}', but this machine has no GPU that torch can use; leave it out.")
         return device

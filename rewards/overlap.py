@@ -229,7 +229,9 @@ def references_of(value: str | Sequence[str] | None, column: str) -> list[str]:
         return []
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, Sequence) or not all(isinstance(ref, str | None) for ref in listed):
-        raise RewardError(f"The column '{column}' must hold a text or a list of texts in each row, not {value!r}.")
+        raise RewardError(
+            f"The column '{column}' must hold a text or a list of texts in each row, not {value!r:.100}."
+        )
     return [ref for ref in listed if ref and ref.strip()]
 
 

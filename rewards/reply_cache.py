@@ -53,19 +53,21 @@ class ReplyCache:
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                rows = self._do(f"SELECT key, reply, tokens FROM replies WHERE key IN ({marks})", some)
-                found |= {key: Reply(str(text), int(tokens)) for key, text, tokens in rows}
+                # what is not of these types is damaged, and asked again
+                kinds = "typeof(reply) = 'text' AND typeof(tokens) = 'integer'"
+                rows = self._do(f"SELECT key, reply, tokens FROM replies WHERE key IN ({marks}) AND {kinds}", some)
+                found |= {key: Reply(text, tokens) for key, text, tokens in rows}
         return found
 
     def put(self, key: str, reply: Reply) -> None:
-        """Keeps a reply; one that is there already stays."""
+        """Keeps a reply. Whoever asked had found none: what is there by now is another process's, or damaged."""
         with self._lock:
-            self._do("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", [key, reply.text, reply.tokens])
+            self._do("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", [key, reply.text, reply.tokens])
 
     def _do(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:
         try:
             return self._open().execute(statement, values).fetchall()
-        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
             raise CacheError(f"cannot be used ({error})") from None
 
     def _open(self) -> sqlite3.Connection:

@@ -35,6 +35,7 @@ _UNSEEN = re.compile(
     "\U000e0000-\U000e0fff\ud800-\udfff]"
 )
 _THOUGHT = re.compile(r"^.*</(think|thinking|reasoning)>", re.S | re.I)
+_THINKING = re.compile(r"\s*<(think|thinking|reasoning)>", re.I)  # still so where the answer was cut off
 
 _TASK = """{what}
 
@@ -202,6 +203,8 @@ def code_of(texts: dict[str, str]) -> str:
 def _objects(reply: str, shown: str) -> Iterator[dict[str, Any]]:
     """The JSON objects of a reply, but for those that only quote what was shown."""
     text = _THOUGHT.sub("", reply[-_LONGEST_REPLY:])
+    if _THINKING.match(text) or (_THINKING.match(reply) and not _THOUGHT.match(reply)):
+        return
     decoder = json.JSONDecoder(object_pairs_hook=_each_once, parse_constant=_no_constant)
     quotable, place = _close(shown), 0
     while (start := text.find("{", place)) >= 0:

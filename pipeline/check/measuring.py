@@ -11,9 +11,11 @@ from pipeline.check.texts import times
 from pipeline.exam.evaluation import question_about
 from rewards import RewardError, Shaped, WeightedReward, every_in, log_name_of, prepare, raw
 from rewards.asking import guarded
+from rewards.text import word_ends
 
 GROWTH = (4, 16, 64, 256)  # times the text, to see whether a score has an end
 GROWTH_ROWS = 4
+GROWTH_LENGTH = 100  # characters of a text that is said over and over: longer ones take minutes to score
 
 Scores = list[float | None]
 
@@ -87,9 +89,16 @@ def _measure(weighted: WeightedReward, rows, made: dict[str, list[str]], tokeniz
             scores[kind], failures[kind] = [None] * len(rows), str(error)
         seconds += time.perf_counter() - started
     base = made.get("reference") or made["prompt"]
-    growth = list(_growth(function, rows[:GROWTH_ROWS], base[:GROWTH_ROWS], tokenizer))
+    growth = list(_growth(function, rows[:GROWTH_ROWS], [_short(text) for text in base[:GROWTH_ROWS]], tokenizer))
     seconds /= len(made) * len(rows)
     return Measured(log_name_of(reward), weight, normalized, scores, failures, seconds, growth)
+
+
+def _short(text: str) -> str:
+    """The words of `text` that fit into `GROWTH_LENGTH`, or so many characters where the first one does not."""
+    text = text.strip()
+    ends = [end for end in word_ends(text[: GROWTH_LENGTH + 1]) if end <= GROWTH_LENGTH]
+    return text[: ends[-1]] if ends else text[:GROWTH_LENGTH]
 
 
 def _growth(function, rows, texts: list[str], tokenizer: Any) -> list[float]:

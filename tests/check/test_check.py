@@ -159,3 +159,16 @@ def test_the_command_and_its_exit_code(place):
     env = {"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, cwd=place, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "warning: empty text is paid 1" in done.stdout and done.stderr == ""
+
+
+def test_long_references_are_not_said_over_and_over_in_full(place):
+    """A long text 256 times took minutes to score; the beginning shows as well whether a reward has an end."""
+    seen = []
+    sys.modules["mine"] = types = type(sys)("mine")
+    types.longest = lambda prompts, completions, **columns: seen.extend(map(len, completions)) or [1.0] * len(prompts)
+    (place / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": "p", "references": [text]}) + "\n" for text in ("a" * 9000, "long words " * 900))
+    )
+    check(recipe(place, "{name: mine:longest}"))
+    assert max(seen) == 4 * 9900 - 1 or max(seen) == 4 * 9899 + 3  # the kind `long` is the longest
+    del sys.modules["mine"]

@@ -208,3 +208,40 @@ def test_tokens_are_estimated_where_the_server_does_not_count(server):
     judge(["p"], ["x"])
     characters = sum(len(message["content"]) for message in server.asked[0]["messages"])
     assert judge.server.budget.tokens - before == (characters + len('{"reason": "its length", "score": 1}')) // 4
+
+
+@pytest.mark.parametrize("tokens", [10**30, -1, "many", True])
+def test_what_a_server_says_of_tokens_cannot_break_the_cache(server, tmp_path, tokens):
+    judge = make(server, cache=str(tmp_path / "cache.sqlite"))
+    read = judge.server._read
+    said = {"choices": [{"message": {"content": '{"reason": "r", "score": 10}'}}], "usage": {"total_tokens": tokens}}
+    judge.server._read = lambda content, body: read(json.dumps(said).encode(), body)
+    assert judge(["p"], ["x"]) == [1] and 0 < judge.server.budget.tokens < 10_000
+
+
+@pytest.mark.parametrize(
+    "column, value", [("tokens", "'many'"), ("tokens", "NULL"), ("reply", "NULL"), ("reply", "x'ff'")]
+)
+def test_a_damaged_row_of_the_cache_is_asked_again(server, tmp_path, column, value):
+    cache = tmp_path / "cache.sqlite"
+    assert make(server, cache=str(cache))(["p"], ["xxx"]) == [2 / 9]
+    with sqlite3.connect(cache) as opened:
+        opened.execute(f"UPDATE replies SET {column} = {value}")
+    opened.close()
+    before = len(server.asked)
+    assert make(server, cache=str(cache))(["p"], ["xxx"]) == [2 / 9] and len(server.asked) == before + 1
+    assert make(server, cache=str(cache))(["p"], ["xxx"]) == [2 / 9] and len(server.asked) == before + 1
+
+
+def test_certificates_that_are_not_there_are_one_sentence(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope.pem")
+    with pytest.raises(
+        RewardError, match="the judge m at https://judge.invalid/v1 cannot be asked .FileNotFoundError"
+    ):
+        Judge("https://judge.invalid/v1", "m", cache=False, retries=0)(["p"], ["a"])
+
+
+def test_a_budget_is_enough_for_every_process(server, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RewardError, match="max_requests is 3; give a whole number from 4 up"):
+        make(server, max_requests=3)

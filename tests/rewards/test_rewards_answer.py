@@ -117,3 +117,25 @@ def test_a_letter_that_is_no_choice_is_named():
         Answer(match="choice")(["p"] * 2, ["A", "A"], answer=["A", "E"])
     with pytest.raises(RewardError, match="row 0 .* '4'"):
         Answer(match="choice")(["p"], ["A"], answer=[4])
+
+
+@pytest.mark.parametrize("match", ["normalized", "f1"])
+@pytest.mark.parametrize("answer", ["A", "the", "!?"])
+def test_what_is_an_article_or_signs_alone_is_compared_as_it_is(match, answer):
+    """Else empty text would be right where the letter A is."""
+    assert [score(Answer(match=match), answer, text) for text in ("", "an", answer.lower())] == [0, 0, 1]
+
+
+def test_numbers_of_the_column_are_read_as_they_are_written():
+    """pandas makes 4.0 of 4 where a column has gaps, and NaN of the gaps."""
+    assert [score(Answer(), 4.0, text) for text in ("4", "40")] == [1, 0]
+    assert score(Answer(match="choice"), 1.0, "B") == 1 and score(Answer(), float("nan"), "nan") is None
+    assert score(Answer(), 1e22, "1" + "0" * 22) == 1 and score(Answer(), 10**5000, "5") == 0
+    with pytest.raises(RewardError, match="holds {'a': 1}"):
+        score(Answer(), {"a": 1}, "1")
+
+
+@pytest.mark.parametrize("text", ["answer" + " " * 50_000 + "x", "\n" * 50_000 + "x", ("answer is" + " " * 999) * 40])
+def test_runs_of_spaces_cost_no_more_than_other_text(text):
+    """Gone through in cubic time, each of these would take hours."""
+    assert letter_of(text, "ABCD") is None

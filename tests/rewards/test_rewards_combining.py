@@ -132,6 +132,8 @@ async def later(prompts, completions, **columns):
 
 
 NORMALIZED = {"name": "bleu", "normalize": "running"}
+LOOP: list = []
+LOOP.append({"name": "mixture", "rewards": LOOP})  # as YAML's `&a [{name: mixture, rewards: *a}]`
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,14 @@ NORMALIZED = {"name": "bleu", "normalize": "running"}
         ({"name": "gate", "condition": "bleu"}, "'gate' needs the option 'rewards'"),
         ({"name": "gate", "condition": "bleu", "rewards": []}, "at least one reward under `rewards`"),
         ({"name": "gate", "condition": None, "rewards": ["bleu"]}, "None does not name a reward"),
+        ({"name": "gate", "condition": "bleu", "rewards": 5}, "rewards is 5; give a list of rewards"),
+        ({"name": "product", "rewards": True}, "rewards is True; give a list of rewards"),
+        ({"name": "mixture", "rewards": 1.5}, "rewards is 1.5; give a list of rewards"),
+        ({"name": "mixture", "rewards": LOOP}, "inside each other too deeply, or one inside of itself"),
+        ({"name": "bleu", "log_name": "x" * 20_000}, "log_name is 'xxx.*; give a name of up to 100 characters"),
+        ({"name": "bleu", "log_name": ["x"]}, "log_name is .'x'.; give a name"),
+        ({"name": "bleu", "instant": "x" * 20_000}, "instant is 'xxx.*; give true or false"),
+        ({"name": "bleu", "clip": ["x" * 20_000]}, "clip is"),
         ({"name": "gate", "condition": "bleu", "rewards": ["blue"]}, "did you mean 'bleu'"),
         ({"name": "gate", "condition": {"name": "bleu", "weight": 2}, "rewards": ["bleu"]}, "has no weight"),
         ({"name": "gate", "condition": "bleu", "rewards": ["bleu"], "otherwise": "x"}, "otherwise is 'x'"),
@@ -158,7 +168,7 @@ NORMALIZED = {"name": "bleu", "normalize": "running"}
 def test_what_is_wrong_is_said_before_anything_is_scored(spec, words):
     with pytest.raises(RewardError, match=words) as caught:
         build_rewards([spec])
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_a_negative_factor_is_refused_when_it_comes():

@@ -160,3 +160,61 @@ def test_a_schema_nested_without_an_end(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 99999)
     with pytest.raises(RewardError, match="the schema .*deep.json' cannot be read: maximum recursion depth"):
         Format(schema=str(tmp_path / "deep.json"))
+
+
+def test_a_fence_around_many_empty_lines_is_read_in_one_go():
+    """A regular expression tried every line end as the last one: minutes for a completion of line ends."""
+    reward = Format(schema={"type": "object"})
+    assert scores(reward, "```\n" + "\n" * 200_000, "```json\n{}" + "\n" * 200_000 + "```") == [0, 1]
+    assert scores(reward, "~~~\n{}\n~~~", "```\n{}```", "```\n{}\n````", "```js\n{}\n```") == [1, 0, 0, 0]
+
+
+DEEP = {"properties": {"a": {"items": {"$ref": "#/$defs/x"}}}}
+
+
+@pytest.mark.parametrize(
+    "schema, says",
+    [
+        (DEEP, "a .ref to '#/.defs/x', which is not in it"),
+        (DEEP | {"$defs": {"x": {"anyOf": [{"$ref": "#/$defs/x"}]}}}, "refers to itself without an end"),
+        ({"properties": {"a": {"items": {"pattern": "^(q|qq)+$"}}}}, "takes more than 0.2 seconds"),
+    ],
+)
+def test_a_fault_of_the_schema_that_shows_late_is_an_error_and_no_score(schema, says):
+    reward = Format(schema=schema, seconds=0.2)
+    assert scores(reward, '{"a": 3}') == [1]
+    with pytest.raises(RewardError, match=says):
+        scores(reward, json.dumps({"a": ["q" * 5000 + "!"]}))
+
+
+def test_a_schema_too_deep_is_refused(tmp_path):
+    (tmp_path / "deep.json").write_text('{"not":' * 100_000)
+    with pytest.raises(RewardError, match="cannot be read: maximum recursion"):
+        Format(schema=str(tmp_path / "deep.json"))
+    deep = {}
+    for _ in range(5000):
+        deep = {"not": deep}
+    with pytest.raises(RewardError, match="or is too deep"):
+        Format(schema=deep)
+
+
+def test_names_of_properties_and_constants_are_no_keywords():
+    names = dict.fromkeys(["$ref", "pattern", "patternProperties"], {"type": "string"})
+    assert scores(Format(schema={"properties": names}), '{"$ref": "("}', '{"pattern": 3}') == [1, 0]
+    assert scores(Format(schema={"const": {"$ref": "http://x"}}), '{"$ref": "http://x"}') == [1]
+    with pytest.raises(RewardError, match="patternProperties, which are not read"):
+        Format(schema={"properties": {"const": {"patternProperties": {}}}})
+
+
+def test_a_key_twice_is_no_json():
+    assert scores(Format(schema={"properties": {"a": {"type": "integer"}}}), '{"a": "x", "a": 1}', '{"a": 1}') == [
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["a{1000000000}", "(ab|c){10001,}", "a{" + "9" * 5000 + "}"])
+def test_a_pattern_that_takes_minutes_to_compile_is_refused(pattern):
+    with pytest.raises(RewardError, match="repeats more than 10000 times") as error:
+        Format(pattern=pattern)
+    assert len(str(error.value)) < 400 and Format(pattern="a{2,5}")

@@ -4,7 +4,7 @@ import pytest
 
 import rewards.math_answer
 from rewards import Math, RewardError, build_rewards, token_rewards_of
-from rewards.math_answer import Process
+from rewards.verifier import Process
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_computation_without_an_end_is_ended():
     reward._process.close()
 
 
-def test_a_process_that_does_not_answer_is_killed_and_replaced(tmp_path, monkeypatch):
+def test_a_process_that_does_not_answer_is_killed_and_replaced(tmp_path):
     stubborn = tmp_path / "math_process.py"
     stubborn.write_text(
         "import signal, sys, json\nprint('{\"ready\": true}', flush=True)\n"
@@ -111,8 +111,7 @@ def test_a_process_that_does_not_answer_is_killed_and_replaced(tmp_path, monkeyp
         "        while True: pass\n"
         '    print(\'{"right": true, "given": true, "equal": true}\', flush=True)\n'
     )
-    monkeypatch.setattr(rewards.math_answer, "__file__", str(tmp_path / "math_answer.py"))
-    process = Process(0.2)
+    process = Process(stubborn, "math-verify", 0.2)
     process.ask({"given": "5"})
     first = process._running
     assert process.ask({"given": "hang"}) == {"late": True}
@@ -157,3 +156,34 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):
 def test_it_is_paid_at_the_last_token(math):
     (paid,) = token_rewards_of(math, ["p"], ["#### 5"], [[7, 8, 9]], [[2, 4, 6]], answer=["5"])
     assert paid == [0.0, 0.0, 1.0]
+
+
+def test_ctrl_c_in_the_middle_leaves_no_answer_to_the_next_question(tmp_path):
+    """What the process says of the question that was left is not taken for an answer to the one after it."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import os, signal, sys, json\nprint('{\"ready\": true}', flush=True)\nsignal.signal(2, signal.SIG_IGN)\n"
+        "for line in sys.stdin:\n"
+        "    given = json.loads(line)['given']\n"
+        "    given == 'interrupt' and os.kill(os.getppid(), signal.SIGINT)\n"
+        "    print(json.dumps({'given': given}), flush=True)\n"
+    )
+    process = Process(slow, "nothing", 20)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(1000):  # Ctrl-C may come when the line was read already
+            process.ask({"given": "interrupt"})
+    assert process.ask({"given": "5"}) == {"given": "5"}
+    process.close()
+
+
+def test_numbers_of_the_column_are_read_as_they_are_written(math):
+    """1e-05 is no product of e; NaN is what pandas has for nothing."""
+    answers = [1e-05, 1e22, 4.0, 10**5000, float("nan"), [float("nan"), 4]]
+    completions = ["0.00001", "1" + "0" * 22, "4", "4", "4", "4"]
+    assert math(["p"] * 6, completions, answer=answers) == [1.0, 1.0, 1.0, 0.0, None, 1.0]
+
+
+@pytest.mark.parametrize("column", [None, 5, "", ["answer"]])
+def test_a_column_is_a_name(column):
+    with pytest.raises(RewardError, match="column is .*; give the name of a column"):
+        Math(column=column)

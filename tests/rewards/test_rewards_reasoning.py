@@ -1,8 +1,13 @@
 """Tasks of reasoning_gym as data, and their verifiers as a reward: against the package itself."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from house import ROOT
 
 from pipeline.config import DataArguments
 from pipeline.data import loading
@@ -90,3 +95,98 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(RewardError, match=r"pip install -e '.\[reasoning\]'"):
         ReasoningGym().prepare()
+
+
+EVALUATES = (
+    "binary_matrix countdown intermediate_integration n_queens polynomial_multiplication puzzle24 "
+    "simple_integration spiral_matrix string_insertion"
+).split()
+
+
+@pytest.fixture(scope="module")
+def reward():
+    made = ReasoningGym(seconds=20)
+    yield made
+    made._process.close()
+
+
+def asked(reward, task, *texts, **columns):
+    [row] = rows_of(task, {"size": 1, "seed": 1})
+    found = reward([row["prompt"]] * len(texts), list(texts), reasoning_gym=[row[COLUMN]] * len(texts), **columns)
+    return found, row["answer"]
+
+
+@pytest.mark.parametrize("task", EVALUATES)
+def test_what_a_model_wrote_reaches_nothing_though_the_verifier_evaluates_it(reward, task, tmp_path):
+    """The package's own verifiers run it: `theirs` shows that the attack is one."""
+    mark = tmp_path / "mark"
+    attack = f"__import__('os').system('touch {mark}')"
+    theirs = reasoning_gym.create_dataset(task, size=1, seed=1)
+    theirs.score_answer(attack, theirs[0])
+    assert mark.exists()
+    mark.unlink()
+    write = f"[open('{mark}', 'w').write('x')]"
+    scores, right = asked(reward, task, attack, write, "__import__('os')._exit(0)")
+    assert not mark.exists() and max(scores) <= 0.1
+    assert asked(reward, task, right)[0] == [1.0]
+
+
+def test_code_of_one_answer_does_not_reach_the_next(reward):
+    """It is evaluated in a fork: whatever it changes is gone with it."""
+    change = "[__import__('builtins').__dict__.update(float=lambda x: 1.0)]"
+    (first, again), _ = asked(reward, "string_insertion", change, "wrong")
+    assert (first, again) == (0.0, 0.0)
+
+
+def test_an_evaluation_without_an_end_is_ended():
+    made, logged = ReasoningGym(seconds=1), {}
+    scores, right = asked(made, "countdown", "9**9**9**9", "", log_metric=logged.__setitem__)
+    assert scores[0] == 0.0 and scores[1] == 0.01 and logged["reasoning_gym/late"] == 0.5
+    made._process.close()
+
+
+def test_an_answer_on_which_the_verifier_stumbles_is_wrong(reward):
+    """And no row without a score: a policy might prefer that to a wrong answer."""
+    logged = {}
+    scores, right = asked(reward, "prime_factorization", "nan", "[]", log_metric=logged.__setitem__)
+    assert scores == [0.0, 0.0] and logged == {"reasoning_gym/failed": 1.0, "reasoning_gym/late": 0.0}
+    assert asked(reward, "prime_factorization", right)[0] == [1.0]
+
+
+def test_where_there_is_no_sandbox_what_evaluates_is_refused_and_nothing_else(tmp_path):
+    import rewards.reasoning as home
+
+    script = tmp_path / "reasoning_process.py"
+    script.write_text(Path(home.__file__).with_name("reasoning_process.py").read_text())
+    (tmp_path / "sandbox_runner.py").write_text("def lock(*_): raise OSError('Landlock')")
+    made = ReasoningGym()
+    made._process.script = script
+    assert asked(made, "spell_backward", "x")[0] == [0.0]
+    with pytest.raises(RewardError, match="verifier of countdown evaluates what a model writes.*missing: Landlock"):
+        asked(made, "countdown", "1 + 1")
+    made._process.close()
+
+
+def test_an_entry_that_is_not_there(reward):
+    entry = {"task": "spell_backward", "options": {"size": 1}, "index": 0}
+    for wrong in ({"task": ["x"]}, {"options": 3}, {"index": "x"}, {"index": None}):
+        with pytest.raises(RewardError, match="does not name an entry"):
+            reward(["p"], ["1"], reasoning_gym=[json.dumps(entry | wrong)])
+    with pytest.raises(RewardError, match="seconds is 0; give a number from 0.1"):
+        ReasoningGym(seconds=0)
+
+
+@pytest.mark.parametrize("task", ["polynomial_multiplication", "list_functions", "word_ladder"])
+def test_an_entry_is_the_same_in_every_process(task):
+    """These tasks go through sets, whose order Python draws anew for each process."""
+    code = (
+        "import json, sys\nfrom rewards.reasoning import rows_of\n"
+        f"print(json.dumps(rows_of({task!r}, {{'size': 2, 'seed': 1}})))"
+    )
+    found = []
+    for seed in ("1", "2"):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        found.append(
+            subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+        )
+    assert found[0] == found[1] and json.loads(found[0]) == rows_of(task, {"size": 2, "seed": 1})

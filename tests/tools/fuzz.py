@@ -49,8 +49,14 @@ class Canary:
         sys.addaudithook(self._hear)
 
     def _hear(self, event, args):
-        if self.watching and event in RUNS_CODE:
+        if self.watching and event in RUNS_CODE and not self._ours(event, args):
             self.seen.append(f"{event} {args!r:.200}")
+
+    @staticmethod
+    def _ours(event, args) -> bool:
+        """Whether a reward starts its sandbox or verifier, which is no file's doing."""
+        command = args[1] if event == "subprocess.Popen" else None
+        return isinstance(command, list) and any(str(part).startswith(f"{ROOT}/rewards/") for part in command)
 
     def check(self) -> None:
         if self.path.exists():

@@ -56,10 +56,14 @@ def answers(rng: random.Random) -> Files:
         '{"name": "fox", "legs": 4}',
         "The answer is (B).",
     ]
-    right = (["4"], ["\\frac{2}{4}"], ["#### 72"], ["fox", "owl"], ["1,000"])  # a column holds one kind of value
+    right = ["4", "\\frac{2}{4}", "#### 72", "fox", "1,000"]
+    right = rng.choice(
+        (right, [[text, "owl"] for text in right], [{"text": [text]} for text in right], [4, 0, 72, 1, 9])
+    )
+    letters = rng.choice((("A", "(B)", "c."), (0, 1, 3)))
     times = {"keyword": "answer", "frequency": rng.randint(1, 3), "relation": "at least"}
     rows = [
-        {"prompt": "say it =>\n", "said": text, "answer": answer, "letter": rng.choice(("A", "(B)", "3"))}
+        {"prompt": "say it =>\n", "said": text, "answer": answer, "letter": rng.choice(letters)}
         | {"instruction_id_list": ["punctuation:no_comma", "keywords:frequency"], "kwargs": [{}, times]}
         for text, answer in zip(said, right, strict=True)
     ]

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -301,24 +302,47 @@ class Answers:
         return answers(rng)
 
     def __call__(self, place: Path) -> None:
-        path = next(place.glob("prompts.jsonl"))
-        train, _ = data.load(DataArguments(str(path)), "prompts", 0, lambda line: None)
-        rows = train.to_list()
+        path, problems = next(place.glob("prompts.jsonl")), []
+        try:
+            train, _ = data.load(DataArguments(str(path)), "prompts", 0, lambda line: None)
+            rows = train.to_list()
+        except UserError as error:  # rewards may be given rows that our loaders would not have passed on
+            problems.append(error)
+            rows = unchecked(path)
+        if not rows:
+            raise problems[0]
         columns = columns_of(rows)
         said = [text if isinstance(text, str) else json.dumps(text) for text in columns.get("said", ["4"] * len(rows))]
         specs = [{"match": match, "column": "letter" if match == "choice" else "answer"} for match in MATCHES]
-        built = [Answer(**spec) for spec in specs] + [Answer(tag="answer", after="</think>"), self.math]
-        built += [Format(sections=["think", "answer"], partial=True), Format(schema=str(place / "schema.json"))]
-        built += [Instructions()] + [reward for reward, _ in build_rewards(["think_format_reward"])]
-        problems = []
-        for reward in built:
+        makers = [*(partial(Answer, **spec) for spec in specs), partial(Answer, tag="answer", after="</think>")]
+        makers += [lambda: self.math, partial(Format, sections=["think", "answer"], partial=True)]
+        makers += [partial(Format, schema=str(place / "schema.json"), partial=whole) for whole in (True, False)]
+        makers += [Instructions, lambda: build_rewards(["think_format_reward"])[0].reward]
+        for make in makers:
             try:
-                scores = reward([row["prompt"] for row in rows], said, **columns)
+                scores = make()([row["prompt"] for row in rows], said, **columns)
                 assert len(scores) == len(rows) and all(score is None or 0 <= score <= 1 for score in scores)
             except RewardError as error:
                 problems.append(error)
         if problems:
             raise problems[0]
+
+
+def unchecked(path: Path) -> list[dict]:
+    """The rows of a file that are JSON with a prompt and the same columns as the first, of whatever types."""
+    found: list[dict] = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if (
+            isinstance(row, dict)
+            and isinstance(row.get("prompt"), str)
+            and set(row) == set(found[0] if found else row)
+        ):
+            found.append(row)
+    return found
 
 
 def load_check(place: Path) -> None:

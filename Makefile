@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit bench bench-gpu lint format clean
+.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,7 +79,7 @@ else
 LAUNCH := "$(PY)"
 endif
 
-STAGES := sft reward reward_4bit reward_cpu reward_referee ppo ppo_stuffing ppo_4bit ppo_coverage a2c reinforce grpo rloo ilql compare sweep eval
+STAGES := sft sft_4bit sft_1_5b reward reward_4bit reward_1_5b reward_cpu reward_referee ppo ppo_stuffing ppo_4bit ppo_coverage ppo_1_5b a2c reinforce grpo rloo ilql compare sweep eval
 GO_ON  := $(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 # A recipe with a base.yaml has its base model and data made on the spot, once; the others name a model.
@@ -98,6 +98,9 @@ reward: $(STAMP) | $(BASE)  ## stage 2: the reward model, gives runs/<recipe>/re
 
 ppo: $(STAMP) | $(BASE)  ## stage 3: PPO against the rewards, gives runs/<recipe>/ppo and the report
 	$(LAUNCH) recipes/ppo.py --config $(RECIPE_)/ppo.yaml $(ARGS) $(GO_ON)
+
+sft_%: $(STAMP) | $(BASE)
+	$(LAUNCH) recipes/sft.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)
 
 reward_%: $(STAMP) | $(BASE)
 	$(LAUNCH) recipes/reward.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)
@@ -219,6 +222,9 @@ bench: $(STAMP)  ## our PPO beside TRL 1.12's on the CPU, in turn; half an hour 
 
 bench-gpu: $(STAMP)  ## the same at 0.5B and 1.5B on a CUDA card, gives runs/bench-gpu
 	"$(PY)" -m tests.tools.bench.gpu $(ARGS)
+
+gpu-check: $(STAMP)  ## SFT, reward model and ten PPO updates of 135M and 0.5B on a CUDA card in 8 minutes, gives runs/gpu-check
+	"$(PY)" -m tests.tools.gpu_check $(ARGS)
 
 lint: $(STAMP)  ## style and simple mistakes (ruff), types (mypy)
 	"$(PY)" -m ruff check .

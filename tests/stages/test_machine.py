@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from pipeline.config import machine
+from pipeline.config import ModelArguments, machine
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,12 @@ def test_who_says_how_many_threads_gets_them(monkeypatch):
     before = torch.get_num_threads()
     machine.leave_busy_cores()
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("has_units", "taken"), [(True, "bfloat16"), (False, "float32")])
+def test_dtype_fast_is_what_the_processor_has_units_for(monkeypatch, has_units, taken):
+    monkeypatch.setattr(machine.processor, "has_units", lambda dtype: has_units)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ModelArguments(model_name_or_path="x", dtype="fast").dtype == taken
+    assert ModelArguments(model_name_or_path="x", dtype="auto").dtype == "auto"  # the default asks no processor
+    assert ModelArguments(model_name_or_path="x", dtype="bfloat16").dtype == "bfloat16"

@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     with (out / "table.txt").open("w", encoding="utf-8") as file:
         for console in (Console(), Console(file=file, width=110)):
             console.print(table(summary))
+            for line in notes(summary):
+                console.print(line, highlight=False, markup=False)
     print(f"The figures lie in {out / 'summary.json'}, what each stage said beside it.")
     return int(any("failed" in stage for found in summary["models"].values() for stage in found.values()))
 
@@ -117,12 +119,18 @@ def table(summary: dict) -> Table:
     for name in names:
         drawn.add_column(name, justify="right" if name else "left")
     for model, found in summary["models"].items():
-        of = next((stage["of"] for stage in found.values() if "of" in stage), "")
-        drawn.add_row(f"[bold]{model}[/bold] {of}")
+        drawn.add_row(f"[bold]{model}[/bold]")
         for name, stage in found.items():
             drawn.add_row(f"  {name}", *cells(stage))
         drawn.add_section()
     return drawn
+
+
+def notes(summary: dict) -> list[str]:
+    """What stands below the table: which models these were, and what failed."""
+    stages = [(model, name, stage) for model, found in summary["models"].items() for name, stage in found.items()]
+    lines = [f"{model}: {stage['of']}" for model, _, stage in stages if "of" in stage]
+    return lines + [f"{model}, {name} failed: {stage['failed']}" for model, name, stage in stages if "failed" in stage]
 
 
 def cells(stage: dict) -> list[str]:
@@ -135,7 +143,6 @@ def cells(stage: dict) -> list[str]:
         return line
     line += [f"{estimate:,.0f}", f"{peak:,.0f}", f"{peak / estimate:.2f}"]
     if updates := stage.get("updates"):
-        # the last update's is as good as any: each first step on a rollout is taken by the policy that sampled it
         line += [f"{decode_rate(updates):,.0f}", f"{max(row['ratio/first'] for row in updates):.2g}"]
     return line
 

@@ -41,13 +41,14 @@ def test_the_table_by_hand():
     with console.capture() as captured:
         console.print(gpu_check.table(summary))
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in captured.get().splitlines() if "│" in line]
-    assert lines[0][0] == "smollm2 134.5 M parameters"
+    assert lines[0][0] == "smollm2"
     assert lines[1:4] == [
         ["base", "20", "11", "", "", "", "", ""],
         ["sft", "41", "11", "2,000", "2,200", "1.10", "", ""],
         ["ppo", "41", "11", "2,000", "2,200", "1.10", "200", "0.003"],
     ]
     assert lines[4][0] == "qwen-0.5b" and lines[5][:2] == ["base", "failed"]
+    assert gpu_check.notes(summary) == ["smollm2: 134.5 M parameters", "qwen-0.5b, base failed: out of time"]
 
 
 def test_shapes_have_the_parameters_of_the_models_that_they_are_of():

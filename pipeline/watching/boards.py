@@ -24,6 +24,7 @@ from transformers.integrations import (
     WandbCallback,
 )
 
+from pipeline.errors import UserError, shortened
 from pipeline.safety.redaction import redact
 from pipeline.safety.visible import visible
 from rewards import text_of
@@ -113,8 +114,14 @@ class Wandb(Board):
         super().__init__(trainer, callback)
         self.ours = callback._wandb.run is None
         if self.ours:
-            with secrets_off_the_command_line():
-                callback._wandb.init(project=os.getenv("WANDB_PROJECT", "huggingface"), name=trainer.args.run_name)
+            try:
+                with secrets_off_the_command_line():
+                    callback._wandb.init(project=os.getenv("WANDB_PROJECT", "huggingface"), name=trainer.args.run_name)
+            except Exception as error:  # of many kinds: no account, no network, an old file of settings
+                why = shortened(" ".join(redact(str(error)).split()), 300)
+                raise UserError(
+                    f"report_to: wandb could not begin a run ({why}); WANDB_MODE=offline needs none"
+                ) from error
 
     def figures(self, found: dict[str, float], step: int) -> None:
         self.callback._wandb.log(found | {AXIS: step})

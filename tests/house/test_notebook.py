@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from dataclasses import fields
+from types import ModuleType
 
 import pytest
 from house import ROOT, tracked_files
@@ -64,10 +65,11 @@ def test_what_it_imports_and_links_to_exists():
     modules = {}
     for node in (node for tree in code() for node in ast.walk(tree)):
         if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(node.module)
-            for alias in node.names:
-                if not hasattr(module, alias.name):
-                    modules[alias.name] = importlib.import_module(f"{node.module}.{alias.name}")
+            parent = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                found = getattr(parent, name, None) or importlib.import_module(f"{node.module}.{name}")
+                if isinstance(found, ModuleType):
+                    modules[name] = found
         elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in modules:
             assert hasattr(modules[node.value.id], node.attr), ast.unparse(node)
     assert {"ppo", "sft", "reward_model"} <= modules.keys()

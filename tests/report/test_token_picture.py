@@ -32,8 +32,7 @@ def dot(picture, column: float, line: float):
 def test_a_token_has_the_color_of_what_it_earned(tmp_path):
     picture = write(tmp_path, row(["    ", "    ", "    "], [1.0, 0.0, -0.25]))["tokens/rewards"]
     assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    line = len(picture) / (LINE * DPI) - 1.5 + 0.0  # the tokens stand in the last line
-    line = round(line + 0.5)
+    line = round(len(picture) / (LINE * DPI) - 1.5)  # the tokens stand in the last one
     # alpha is half of the level; the level is the square root: full for 1, half for a quarter of it
     blue, orange = 255 - (255 - BLUE) * 0.5, 255 - (255 - ORANGE) * 0.25
     assert dot(picture, 2, line) == pytest.approx(blue, abs=2)

@@ -1,4 +1,4 @@
-"""What arrives in each tracker, read back by its own means: exam curves, pictures of tokens, completions; no secret."""
+"""What arrives in each tracker, read back by its own means: curves of the exam, pictures of tokens, completions."""
 
 import csv
 import io

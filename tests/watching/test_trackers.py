@@ -159,7 +159,10 @@ def test_a_missing_package_is_one_sentence_with_the_command(tracker, monkeypatch
 
 
 def test_a_misspelt_tracker_is_refused_with_the_real_ones():
-    with pytest.raises(UserError, match="no tracker 'tensorbord'; take one of none, tensorboard, trackio, wandb, mlflow, "):
+    known = "none, tensorboard, trackio, wandb, mlflow, "
+    with pytest.raises(UserError, match=f"no tracker 'tensorbord'; take one of {known}"):
+        UserError, match="no tracker 'tensorbord'; take one of none, tensorboard, trackio, wandb, mlflow, "
+    ):
         PPOStage(output_dir="x", report_to=["tensorbord"], **COMMON)
 
 
@@ -168,4 +171,3 @@ def test_without_a_tracker_nobody_listens_but_ourselves(tmp_path):
     trackers.connect(trainer)
     listening = {type(callback) for callback in trainer.callback_handler.callbacks}
     assert not listening & set(INTEGRATION_TO_CALLBACK.values()) and len(listening) > 1
-

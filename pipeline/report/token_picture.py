@@ -55,8 +55,6 @@ def token_pictures(run_dir: str | Path) -> dict[str, np.ndarray]:
     rows = read_rows(Path(run_dir, TOKENS))
     chosen = [channel for channel in CHANNELS if channel.name in PICTURED] if rows else []
     channels = [channel for channel in chosen if rows[0][channel.name] is not None]
-        channel for channel in CHANNELS if channel.name in PICTURED and rows and rows[0][channel.name] is not None
-    ]
     return {f"tokens/{channel.name}": picture(channel, rows) for channel in channels}
 
 

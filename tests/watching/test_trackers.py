@@ -161,8 +161,6 @@ def test_a_missing_package_is_one_sentence_with_the_command(tracker, monkeypatch
 def test_a_misspelt_tracker_is_refused_with_the_real_ones():
     known = "none, tensorboard, trackio, wandb, mlflow, "
     with pytest.raises(UserError, match=f"no tracker 'tensorbord'; take one of {known}"):
-        UserError, match="no tracker 'tensorbord'; take one of none, tensorboard, trackio, wandb, mlflow, "
-    ):
         PPOStage(output_dir="x", report_to=["tensorbord"], **COMMON)
 
 

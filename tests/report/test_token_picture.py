@@ -41,7 +41,8 @@ def test_a_token_has_the_color_of_what_it_earned(tmp_path):
     # the bar: below what earns, above what costs
     assert dot(picture, 2, line + 0.47) == pytest.approx(BLUE, abs=6)
     assert dot(picture, 2, line - 0.47).tolist() == [255, 255, 255] == dot(picture, 10, line + 0.47).tolist()
-    assert dot(picture, 10, line - 0.44) == pytest.approx(ORANGE, abs=60)  # as thin as three dots
+    rows = [dot(picture, 10, line - x / 100) for x in range(36, 56)]  # as thin as two dots
+    assert min(abs(color - ORANGE).max() for color in rows) <= 12
 
 
 def test_advantages_have_a_picture_only_with_a_critic(tmp_path):

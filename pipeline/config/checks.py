@@ -10,7 +10,12 @@ from pipeline.errors import UserError, shortened
 DTYPES = ("auto", "fast", "float32", "bfloat16", "float16")
 SELECTIVE = ("gradient_checkpointing_kwargs", {"selective": True}, "TRL does it in SFT of all weights alone")
 WATCH = ("warn", "stop", "off")
-TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}  # packages
+TRACKERS = {  # the packages, of which one is needed
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+}
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 CHAT_TEMPLATE = (
     "Chat template in place of the tokenizer's own: a .jinja file, or a folder or Hub name whose tokenizer has it. "

@@ -1,6 +1,7 @@
 """Settings that name something outside the run: trackers, a vLLM server."""
 
 import importlib.util
+import os
 from urllib.parse import urlsplit
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -26,6 +27,8 @@ def trackers_of(report_to: None | str | list[str]) -> list[str]:
         packages = TRACKERS.get(name, ())
         if packages and not any(importlib.util.find_spec(package) for package in packages):
             raise UserError(f"report_to: {name} needs a package that is not installed: pip install {packages[0]}")
+    if "mlflow" in names:  # it reads this when it is imported, which Trainer does
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     return names
 
 

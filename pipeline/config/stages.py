@@ -21,7 +21,9 @@ class StageDefaults:
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass: less memory, about 20%% slower."
     )
-    report_to: None | str | list[str] = setting("none", "Trackers: none, tensorboard, trackio, wandb; or several.")
+    report_to: None | str | list[str] = setting(
+        "none", "Trackers: none, tensorboard, trackio, wandb, mlflow; or several."
+    )
     logging_steps: float = setting(10, "Log every so many steps.")
     save_strategy: str = setting(
         "steps", "When to write checkpoints: steps (with save_minutes), epoch, best or no (only when it is stopped)."

@@ -88,15 +88,15 @@ def token_section(run_dir: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: when a file is not what pipeline/stages/token_credit.py writes.
     """
-    rows = _read_rows(Path(run_dir, TOKENS))
+    rows = read_rows(Path(run_dir, TOKENS))
     if not rows:
         return None
     shown = _fitting(rows)
     channels = [channel for channel in CHANNELS if channel.name == "shift" or rows[0][channel.name] is not None]
-    scales = {channel: _scale(channel, shown) for channel in channels}
+    scales = {channel: scale(channel, shown) for channel in channels}
     return {
         "channels": [
-            channel._asdict() | {"legend": _legend(channel, *scale), "first": i == 0}
+            channel._asdict() | {"legend": legend(channel, *scale), "first": i == 0}
             for i, (channel, scale) in enumerate(scales.items())
         ],
         "rows": [_show(row, scales) for row in shown],
@@ -114,7 +114,8 @@ def level(x: float, center: float, largest: float) -> int:
     return round(100 * math.copysign(math.sqrt(min(abs(share), 1.0)), share))
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of `tokens.jsonl`, with the shift of each token's probability; none when there is no such file."""
     rows = read_lines(path, shapes.TOKENS) if path.is_file() else []
     for row in rows:
         if any(row.get(name) is not None and len(row[name]) != len(row["tokens"]) for name in NUMBERS):
@@ -145,14 +146,15 @@ def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(shown, key=lambda row: kinds.index(row["why"])) or [rows[0]]
 
 
-def _scale(channel: Channel, rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+def scale(channel: Channel, rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """The number without color, and the distance from it that has the full color."""
     numbers = [x for row in rows for x in row[channel.name][:MAX_TOKENS]]
     center = sum(numbers) / len(numbers) if channel.centered and numbers else 0.0
     return center, max((abs(x - center) for x in numbers), default=0.0)
 
 
-def _legend(channel: Channel, center: float, largest: float) -> list[dict[str, Any]]:
+def legend(channel: Channel, center: float, largest: float) -> list[dict[str, Any]]:
+    """The steps of a scale: level, number, and what the outer ones mean."""
     return [
         {"level": step, "number": center + math.copysign((step / 100) ** 2 * largest, step), "word": word}
         for step, word in zip(STEPS, (channel.less, "", "", "", channel.more), strict=True)

@@ -23,7 +23,7 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.stopping import graceful
 from pipeline.safety.console import is_main
 from pipeline.safety.weights import ADAPTER_WEIGHTS, fingerprint
-from pipeline.watching import terminal
+from pipeline.watching import terminal, trackers
 
 
 def begin(
@@ -51,8 +51,12 @@ def train(trainer: Trainer, folder: RunFolder, name: str, sample_every: int = 0)
 
     Args: name, sample_every: see `terminal.show_progress`.
     """
-    with terminal.show_progress(trainer, name, sample_every), graceful(trainer, folder):
-        return trainer.train(resume_from_checkpoint=folder.checkpoint)
+    try:
+        with terminal.show_progress(trainer, name, sample_every), graceful(trainer, folder):
+            return trainer.train(resume_from_checkpoint=folder.checkpoint)
+    except (Exception, SystemExit):
+        trackers.finish(trainer)  # a run that was stopped is closed in its tracker, too
+        raise
 
 
 def finish(trainer: Trainer, folder: RunFolder, summary: dict, log_result: Callable[[dict, Path], None]) -> dict:
@@ -62,6 +66,7 @@ def finish(trainer: Trainer, folder: RunFolder, summary: dict, log_result: Calla
         write_card(folder.path, force=True)
         write_report(folder.path)
     log_result(summary, folder.path)
+    trackers.finish(trainer)
     if trainer.args.push_to_hub:
         trainer.push_saved()
     folder.finish()

@@ -30,6 +30,7 @@ from pipeline.models.prompts import check_room
 from pipeline.models.shared_base import load_shared
 from pipeline.ppo.reward_adapter import stands_on
 from pipeline.report import SAMPLES, write_report
+from pipeline.report.token_picture import token_pictures
 from pipeline.rollouts import environments, vllm_server
 from pipeline.runs import claim
 from pipeline.runs.folder import RunFolder
@@ -188,6 +189,7 @@ def train_between_exams(
             write_card(folder.path, force=True)
             report = write_report(folder.path)
             _show(summary, exam.rows, before[0], after[0], reward_args.show_samples, folder.path, report)
+    trackers.finish(trainer, partial(token_pictures, folder.path))
     if config.push_to_hub:
         trainer.push_saved()
     trainer.accelerator.wait_for_everyone()

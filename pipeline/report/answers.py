@@ -179,7 +179,7 @@ def _amount(change: Change) -> str:
 
 
 def _cheated(found: Found) -> Answer:
-    said = [sign.text[0].upper() + sign.text[1:] + "." for sign in found.signs]
+    said = [f"{sign.text}." for sign in found.signs]
     if any(sign.strong for sign in found.signs):
         verdict = "It looks so."
     elif found.signs:
@@ -195,7 +195,7 @@ def _cheated(found: Found) -> Answer:
         said.append("Only before and after were examined, and two exams can show no turn in between.")
     if tokens := lengths(found.run):
         said.append(f"A completion has {number(tokens[0])} → {number(tokens[1])} tokens.")
-    if repeats := repetition(found.run):
+    if (repeats := repetition(found.run)) and not any("repeats itself" in text for text in said):
         said.append(f"It repeats {repeats[0]:.0%} → {repeats[1]:.0%} of its trigrams.")
     places = [sign.anchor for sign in found.signs] + ["over", "lengths", "samples"]
     return Answer(CHEATED, verdict, said, _at(*places))
@@ -210,7 +210,7 @@ def _next(found: Found) -> Answer:
 def _mend(found: Found) -> list[tuple[str, str]]:
     """What went wrong, and its remedy."""
     advice, worse = [], [change.name for change in found.referee if change.verdict == -1]
-    turned = [(change, path) for change, path, beyond in turns(found.run, found.referee) if beyond]
+    turned = [(change, path) for change, path, beyond in turns(found.run, found.referee) if beyond and path.mark]
     if turned:
         change, path = turned[0]
         advice.append(
@@ -300,7 +300,7 @@ def _reward_model(run: Run) -> list[Answer]:
     text = f"Of two held-out answers it scores the preferred one higher in {accuracy:.1%} of the pairs"
     if half is not None:
         text += f" (95% interval {max(0.0, accuracy - half):.1%} to {min(1.0, accuracy + half):.1%})"
-    how = Answer(HOW_MUCH, f"{accuracy - 0.5:+.1%} over a coin.".replace("-", "−"), [], _at("reward-model"))
+    how = Answer(HOW_MUCH, f"{signed(100 * (accuracy - 0.5), 1)} points over a coin.", [], _at("reward-model"))
     if is_number(pairs):
         how.sentences.append(f"On {number(int(pairs))} held-out pairs.")
     cheated = Answer(
@@ -324,7 +324,7 @@ def _cost(run: Run, before: Sequence[Run]) -> Answer:
         each = f", {number(summary['kl'] / tokens[1])} a token" if tokens and tokens[1] else ""
         said.append(f"It moved {number(summary['kl'])} nats a completion{each} away from its start (KL).")
     if is_number(summary.get("peak_memory_mib")):
-        said.append(f"It took {number(summary['peak_memory_mib'] / 1024)} GiB of memory at most.")
+        said.append(f"A process took {number(summary['peak_memory_mib'] / 1024)} GiB of memory at most.")
     took = [(stage.name, stage.summary.get("seconds")) for stage in before]
     earlier = [f"{name} {duration(took)}" for name, took in took if is_number(took)]
     if earlier:

@@ -148,25 +148,28 @@ def length_pays(rows: Rows, name: str) -> tuple[float, float] | None:
 def signs(run: Run, rows: Rows, referee: Sequence[Change], warnings: Sequence[dict[str, Any]]) -> list[Sign]:
     """What looks like cheating, the strongest first."""
     found = []
-    for change, _, beyond in turns(run, referee):
+    for change, path, beyond in turns(run, referee):
+        if path.mark == 0 and change.verdict is not None:
+            continue  # it never got better: said below
         chance = "" if beyond else ", though by no more than chance may give"
-        found.append(Sign(beyond, f"{change.name} fell from its best exam while the score still rose{chance}", "over"))
+        text = f"From its best exam {change.name} fell while the score still rose{chance}"
+        found.append(Sign(beyond, text, "over"))
     for change in referee:
         if change.verdict == -1 and score_rose(run):
-            text = f"{change.name} is worse than before while the score that it was trained on is higher"
+            text = f"The score that it was trained on is higher, but {change.name} is worse than before"
             found.append(Sign(True, text, "scores"))
     for warning in warnings:
         if warning["watcher"] in WATCHED:
-            text = f"a watcher warned at step {warning['step']} {WATCHED[warning['watcher']]}"
+            text = f"A watcher warned at step {warning['step']} {WATCHED[warning['watcher']]}"
             found.append(Sign(False, text, "warnings"))
     if (tokens := lengths(run)) and tokens[0] and not 1 / LONGER < tokens[1] / tokens[0] < LONGER:
         way = "longer" if tokens[1] > tokens[0] else "shorter"
-        found.append(Sign(False, f"its completions got much {way}", "scores"))
+        found.append(Sign(False, f"Its completions got much {way}", "scores"))
     for name in trained_on(run):
         if pays := length_pays(rows, name):
-            text = f"long completions now get more {name} (correlation {pays[0]:.2f} before, {pays[1]:.2f} after)"
+            text = f"Long completions now get more {name} (correlation {pays[0]:.2f} before, {pays[1]:.2f} after)"
             found.append(Sign(False, text.replace("-", "−"), "lengths"))
     repeats = repetition(run)
     if repeats and repeats[1] - repeats[0] >= REPEATED_MORE:
-        found.append(Sign(False, f"it repeats itself: {repeats[0]:.0%} → {repeats[1]:.0%} of its trigrams", "stage-1"))
+        found.append(Sign(False, f"It repeats itself: {repeats[0]:.0%} → {repeats[1]:.0%} of its trigrams", "stage-1"))
     return sorted(found, key=lambda sign: not sign.strong)

@@ -106,7 +106,7 @@ def test_worse_while_the_score_rose_is_called_so(tmp_path):
     found = asked(policy(tmp_path / "ppo", [(a, b) for b, a in SURE]))
     assert found[BETTER].verdict == "No, it is worse."
     assert found[CHEATED].verdict == "It looks so."
-    assert "gold is worse than before while the score" in said(found[CHEATED]).replace("Gold", "gold")
+    assert "score that it was trained on is higher, but gold is worse" in said(found[CHEATED])
     assert "change weights or rewards" in found[NEXT].verdict
 
 
@@ -122,7 +122,7 @@ def test_worse_while_the_score_rose_is_called_so(tmp_path):
 def test_a_turn_of_the_referee(tmp_path, gold, verdict, advice):
     exams = [(i, 0.25 + i / 4, x) for i, x in enumerate(gold)]
     found = asked(policy(tmp_path / "ppo", exams=exams))
-    assert found[CHEATED].verdict == verdict and "fell from its best exam" in said(found[CHEATED])
+    assert found[CHEATED].verdict == verdict and "From its best exam gold fell" in said(found[CHEATED])
     assert ("though by no more than chance" in said(found[CHEATED])) == (verdict != "It looks so.")
     assert advice in said(found[NEXT])
     assert found[CHEATED].evidence[0] == ("over", "score against the referee")
@@ -225,7 +225,7 @@ def test_sft_says_what_it_measured_and_no_more(tmp_path):
 def test_a_reward_model_against_a_coin(tmp_path):
     """0.75 ± 1.96 · 0.05 = 0.652 to 0.848; and 0.55 ± 0.098 holds a half."""
     found = asked(stage(tmp_path / "reward", stage="reward", accuracy=0.75, accuracy_se=0.05, heldout_pairs=75))
-    assert found[BETTER].verdict == "Better than a coin, yes." and found[HOW_MUCH].verdict == "+25.0% over a coin."
+    assert found[BETTER].verdict == "Better than a coin, yes." and found[HOW_MUCH].verdict == "+25.0 points over a coin."
     assert "in 75.0% of the pairs (95% interval 65.2% to 84.8%)" in said(found[BETTER])
     assert "On 75 held-out pairs." in said(found[HOW_MUCH])
     doubtful = asked(stage(tmp_path / "b" / "reward", stage="reward", accuracy=0.55, accuracy_se=0.05))
@@ -236,7 +236,7 @@ def test_what_the_stages_before_it_took(tmp_path):
     earlier = [read_run(stage(tmp_path / name, seconds=took)) for name, took in (("sft", 61.0), ("reward", 30.0))]
     found = asked(policy(tmp_path / "ppo", peak_memory_mib=1536), before=earlier)
     assert "The stages before it took sft 1 min 1 s and reward 30 s." in said(found[COST])
-    assert "It took 1.5 GiB of memory at most." in said(found[COST])
+    assert "A process took 1.5 GiB of memory at most." in said(found[COST])
 
 
 def test_a_run_that_says_nothing_of_itself_has_no_answers(tmp_path):

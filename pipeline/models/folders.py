@@ -132,7 +132,6 @@ def _plain_name(hub_name: str) -> str:
     return re.sub(r"(-unsloth)?(-bnb)?-4bit$", "", hub_name.rpartition("/")[2].lower())
 
 
-
 def is_hub_name(path: str) -> bool:
     """Whether `path` can be the name of a Hub repository, such as `Qwen/Qwen2.5-0.5B-Instruct` or `gpt2`."""
     if len(path) > _LONGEST_HUB_NAME:
@@ -154,8 +153,8 @@ def _find_base(base: str, adapter: Path) -> str:
     if is_hub_name(base):
         return base
     raise UserError(
-        f"the adapter in {adapter} belongs on the base {base}, which is not there: put it back, or give a copy of it as "
-        "the base (model_name_or_path)"
+        f"the adapter in {adapter} belongs on the base {base}, which is not there: put it back, or give a copy of it "
+        "as the base (model_name_or_path)"
     )
 
 

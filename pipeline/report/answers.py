@@ -128,7 +128,9 @@ def _better(found: Found) -> Answer:
             "are better."
         )
     elif 1 in verdicts:
-        said.append("This is about other prompts of the same kind, not about another seed, which may come out otherwise.")
+        said.append(
+            "This is about other prompts of the same kind, not about another seed, which may come out otherwise."
+        )
     return Answer(BETTER, verdict, said + _greedy(found), _at("scores", "samples"))
 
 
@@ -188,7 +190,11 @@ def _cheated(found: Found) -> Answer:
         verdict = "This run cannot tell."
     else:
         verdict = "No sign of it."
-        said.append(f"{joined([c.name for c in found.referee])}, which no training saw, did not fall as the score rose.")
+        fell = [c.name for c in found.referee if c.gain < 0]
+        if fell:
+            said.append(f"{joined(fell)} got worse, but by no more than chance may give.")
+        else:
+            said.append(f"{joined([c.name for c in found.referee])}, which no training saw, did not get worse.")
     if not found.referee:
         said.append("Nothing that it was not trained on has judged it, and what is trained on can be pleased.")
     elif exams.few_exams([Contestant("it", [found.run])]):
@@ -214,8 +220,8 @@ def _mend(found: Found) -> list[tuple[str, str]]:
     if turned:
         change, path = turned[0]
         advice.append(
-            (f"{change.name} was best at KL {number(path.kl[path.mark])}: stop there (fewer total_episodes), or hold it "
-            "closer to its start with a higher kl_coef or a kl_target.", "over")
+            (f"{change.name} was best at KL {number(path.kl[path.mark])}: stop there (fewer total_episodes), or hold "
+            "it closer to its start with a higher kl_coef or a kl_target.", "over")
         )  # fmt: skip
     elif worse:
         advice.append(

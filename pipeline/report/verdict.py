@@ -71,7 +71,9 @@ class Sign(NamedTuple):
     anchor: str  # where on the page it can be seen
 
 
-def changes_of(run: Run, names: Sequence[str], intervals: dict[str, tuple[float, float]], prompts: int) -> list[Change]:
+def changes_of(
+    run: Run, names: Sequence[str], intervals: dict[str, tuple[float, float]], prompts: int
+) -> list[Change]:
     """The measures among `names` that are known before and after."""
     before, after = run.summary.get("before") or {}, run.summary.get("after") or {}
     found = []
@@ -105,13 +107,15 @@ def score_rose(run: Run) -> bool:
 
 
 def turns(run: Run, referee: Sequence[Change]) -> list[tuple[Change, Any, bool]]:
-    """The measures of the referee that fell while the score still rose: (measure, its path by KL, more than chance)."""
+    """The measures of the referee that fell while the score still rose: (measure, path by KL, more than chance)."""
     found = []
     for change in referee:
         path = exams.path_of(run, change.name, 0)
         if path is None or path.mark is None:
             continue
-        later = [path.referee[i] for i in range(path.mark + 1, len(path.score)) if path.score[i] > path.score[path.mark]]
+        later = [
+            path.referee[i] for i in range(path.mark + 1, len(path.score)) if path.score[i] > path.score[path.mark]
+        ]
         fall = max(abs(value - path.referee[path.mark]) for value in later)
         found.append((change, path, change.half is None or fall > change.half))
     return found
@@ -127,7 +131,7 @@ def lengths(run: Run) -> tuple[float, float] | None:
 
 
 def repetition(run: Run) -> tuple[float, float] | None:
-    """Share of trigrams that stood earlier in the same completion: of the first log, and the mean of the last tenth."""
+    """Share of trigrams that stood earlier in the same completion: in the first log, mean of the last tenth."""
     found = [row["repetition"] for row in run.rows if is_number(row.get("repetition"))]
     return (found[0], mean(found[-max(1, len(found) // 10) :])) if len(found) > 1 else None
 

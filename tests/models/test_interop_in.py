@@ -29,7 +29,10 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # What Unsloth asks PEFT for by default, in place of a list of names
 PARTS, NAMES = "self_attn|attention|attn|mlp|feed_forward|ffn|dense", "|".join(LINEAR)
-REGEX = rf"(?:.*?(?:language|text).*?(?:{PARTS}).*?(?:{NAMES}).*?)|(?:\bmodel\.layers\.[\d]{{1,}}\.(?:{PARTS})\.(?:(?:{NAMES})))"
+REGEX = (
+    rf"(?:.*?(?:language|text).*?(?:{PARTS}).*?(?:{NAMES}).*?)"
+    rf"|(?:\bmodel\.layers\.[\d]{{1,}}\.(?:{PARTS})\.(?:(?:{NAMES})))"
+)
 UNSLOTH, FACTORY = "unsloth/tiny-unsloth-bnb-4bit", "/root/models/tiny"
 
 
@@ -75,12 +78,22 @@ def by_peft(folder: Path, base: str, **settings) -> None:
 def by_llama_factory(place: Path, folder: Path) -> None:
     kinds = {"use_rslora": False, "use_dora": False, "modules_to_save": None, "inference_mode": False}
     by_peft(folder, FACTORY, target_modules=LINEAR, task_type="CAUSAL_LM", **kinds)
-    results = {"epoch": 3.0, "total_flos": 1e9, "train_loss": 1.25, "train_runtime": 9.5, "train_steps_per_second": 1.0}
+    results = {
+        "epoch": 3.0,
+        "total_flos": 1e9,
+        "train_loss": 1.25,
+        "train_runtime": 9.5,
+        "train_steps_per_second": 1.0,
+    }
     for name in ("all_results.json", "train_results.json"):
         (folder / name).write_text(json.dumps(results))
     log = {"current_steps": 10, "total_steps": 30, "loss": 2.5, "lr": 1e-4, "epoch": 1.0, "percentage": 33.33}
-    (folder / "trainer_log.jsonl").write_text(json.dumps(log | {"elapsed_time": "0:00:03", "remaining_time": "0:06"}) + "\n")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 30, "log_history": [{"loss": 2.5, "step": 10}]}))
+    (folder / "trainer_log.jsonl").write_text(
+        json.dumps(log | {"elapsed_time": "0:00:03", "remaining_time": "0:06"}) + "\n"
+    )
+    (folder / "trainer_state.json").write_text(
+        json.dumps({"global_step": 30, "log_history": [{"loss": 2.5, "step": 10}]})
+    )
     (folder / "training_args.bin").write_bytes(pickle.dumps(Trap()))
     (folder / "training_loss.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "checkpoint-30").mkdir()

@@ -127,7 +127,13 @@ def test_a_long_run_with_long_texts_stays_under_three_megabytes(tmp_path):
 def test_samples_beyond_the_first_wait_in_a_template(tmp_path):
     ppo = make_run(tmp_path)
     rows = [
-        {"prompt": f"p{i}", "before": "b" * 500, "after": "a" * 500, "scores_before": {"x": 0}, "scores_after": {"x": 1}}
+        {
+            "prompt": f"p{i}",
+            "before": "b" * 500,
+            "after": "a" * 500,
+            "scores_before": {"x": 0},
+            "scores_after": {"x": 1},
+        }
         for i in range(MAX_SAMPLES + 50)
     ]
     write_rows(ppo / "samples.jsonl", rows)

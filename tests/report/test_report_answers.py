@@ -27,7 +27,9 @@ def policy(folder: Path, pairs=SURE, exams=None, referee="gold", metrics=(), **s
     folder.mkdir(parents=True)
     before, after = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
     judged = [{"gold": before}, {"gold": after}] if referee else [{}, {}]
-    means = {which: {"bleu": x} | gold for which, x, gold in zip(("before", "after"), (0.25, 0.75), judged, strict=True)}
+    means = {
+        which: {"bleu": x} | gold for which, x, gold in zip(("before", "after"), (0.25, 0.75), judged, strict=True)
+    }
     write_rows(
         folder / "samples.jsonl",
         [
@@ -48,7 +50,14 @@ def policy(folder: Path, pairs=SURE, exams=None, referee="gold", metrics=(), **s
         ],
     )
     write_rows(folder / "metrics.jsonl", metrics or [{"step": s, "loss": 1.0, "repetition": 0.0} for s in (1, 2)])
-    said = {"algorithm": "ppo", "kl": 2.0, "episodes": 640, "tokens": 12800, "seconds": 95.0, "hardware": "2 CPU cores"}
+    said = {
+        "algorithm": "ppo",
+        "kl": 2.0,
+        "episodes": 640,
+        "tokens": 12800,
+        "seconds": 95.0,
+        "hardware": "2 CPU cores",
+    }
     said |= means | {"length": {"before": 8.0, "after": 10.0}} | summary
     (folder / "summary.json").write_text(json.dumps(said), "utf-8")
     return folder
@@ -225,7 +234,9 @@ def test_sft_says_what_it_measured_and_no_more(tmp_path):
 def test_a_reward_model_against_a_coin(tmp_path):
     """0.75 ± 1.96 · 0.05 = 0.652 to 0.848; and 0.55 ± 0.098 holds a half."""
     found = asked(stage(tmp_path / "reward", stage="reward", accuracy=0.75, accuracy_se=0.05, heldout_pairs=75))
-    assert found[BETTER].verdict == "Better than a coin, yes." and found[HOW_MUCH].verdict == "+25.0 points over a coin."
+    assert (
+        found[BETTER].verdict == "Better than a coin, yes." and found[HOW_MUCH].verdict == "+25.0 points over a coin."
+    )
     assert "in 75.0% of the pairs (95% interval 65.2% to 84.8%)" in said(found[BETTER])
     assert "On 75 held-out pairs." in said(found[HOW_MUCH])
     doubtful = asked(stage(tmp_path / "b" / "reward", stage="reward", accuracy=0.55, accuracy_se=0.05))
@@ -265,3 +276,9 @@ def test_names_in_the_answers_stay_text(tmp_path):
     page = Page(write_report(folder).read_text("utf-8"))
     assert page.tags.count("script") == 1 and "img" not in page.tags
     assert f"{EVIL} got better, by more than chance" in "".join(page.text)
+
+
+def test_a_referee_that_fell_by_chance_is_said_to_have_fallen(tmp_path):
+    found = asked(policy(tmp_path / "ppo", [(a, b) for b, a in DOUBTFUL]))
+    assert found[BETTER].verdict == "That is not shown." and found[CHEATED].verdict == "No sign of it."
+    assert "gold got worse, but by no more than chance may give." in found[CHEATED].sentences

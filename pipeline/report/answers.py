@@ -110,7 +110,8 @@ def _better(found: Found) -> Answer:
     if not found.judged:
         return Answer(BETTER, "This run cannot tell.", ["It has no score on held-out prompts, before and after."], [])
     verdicts = [change.verdict for change in found.judged]
-    said = [_moved(change) for change in found.judged]
+    judge = ["Its judge is a referee that no training saw."] if found.referee else []
+    said = [*judge, *map(_moved, found.judged)]
     if None in verdicts:
         verdict = "Not known."
         said.append("There are too few samples to say whether that is more than chance.")

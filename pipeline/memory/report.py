@@ -1,5 +1,6 @@
 """What a stage says of its memory before it trains (estimate.py works it out), and whether a GPU has it."""
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -171,3 +172,16 @@ def human(size: float) -> str:
             return f"{size:.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"
         size /= 1024
     raise AssertionError
+
+
+def peak_mib() -> int | None:
+    """The most memory that this process has had so far, in MiB: of the GPU where it has one, else of the machine (the
+    peak of its resident set; None where the system does not tell)."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)

@@ -78,10 +78,18 @@ def read_settings(folder: str | Path, task: str, dropout: float | None = None) -
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{Path(folder, ADAPTER_CONFIG)}: {' '.join(str(error).split())[:300]}") from None
     config.task_type, config.modules_to_save, config.inference_mode = TaskType(task), None, False
+    config.auto_mapping = None  # of the class that it was made on; it now stands on another
     config.init_lora_weights = True  # the weights are known; some ways to draw them look at the base or at data
     if dropout is not None:
         config.lora_dropout = dropout
     return config
+
+
+def name_base(config: PeftConfig, model: nn.Module) -> None:
+    """What is saved of an adapter names the base that it stands on, which may be another copy than its file named."""
+    base = getattr(model, "name_or_path", None)
+    if base and config.base_model_name_or_path != base:
+        config.base_model_name_or_path, config.revision = base, None
 
 
 def read_head(folder: str | Path) -> dict[str, Tensor]:
@@ -101,6 +109,7 @@ def add_adapter(model: PeftModel, folder: str | Path, name: str) -> None:
     weights = read_weights(Path(folder, ADAPTER_WEIGHTS))
     weights = of_lora({k: x for k, x in weights.items() if not k.startswith(HEAD)}, model.get_base_model(), folder)
     config = read_settings(folder, "TOKEN_CLS")
+    name_base(config, model.get_base_model())
     for other in model.peft_config.values():
         mine, theirs = (sorted(each.target_parameters or ()) for each in (config, other))
         if mine != theirs:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pipeline.config import ModelArguments
 from pipeline.errors import UserError
 from pipeline.runs.folder import SUMMARY
+from pipeline.safety.console import say
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, fingerprint, is_folder, read_adapter_config
 
@@ -77,7 +78,7 @@ def resolve_model(args: ModelArguments) -> Stage:
         if not Path(args.adapter_path, ADAPTER_CONFIG).is_file():
             raise UserError(f"adapter_path {args.adapter_path} holds no LoRA adapter ({ADAPTER_CONFIG} is missing)")
         check_safetensors(Path(args.adapter_path), "adapter")
-        check_same_base(stage.base, args.adapter_path)
+        check_given_base(stage.base, args.adapter_path)
         stage = Stage(stage.base, args.adapter_path)
     if stage.adapter:
         check_fingerprint(stage)
@@ -110,6 +111,27 @@ def check_same_base(base: str, adapter: str) -> None:
         raise UserError(f"adapter {adapter} was trained on the base {named}, not on {base}: give {named} as the base")
 
 
+def check_given_base(base: str, adapter: str) -> None:
+    """Raises `UserError` when `adapter` was trained on another base than `base`, which somebody has given for it.
+
+    An adapter from elsewhere may name a base by a Hub name that says little: a mirror (`unsloth/…`), a quantised copy
+    (`…-bnb-4bit`), a model that lies here as a folder. There the base that was given is taken, and that is said.
+    """
+    named = read_adapter_config(adapter).get("base_model_name_or_path")
+    if not named:
+        return
+    elsewhere = is_hub_name(named) and not is_folder(_find_base(named, Path(adapter)))
+    if named != base and elsewhere and (is_folder(base) or _plain_name(named) == _plain_name(base)):
+        say(f"note: the adapter in {adapter} names the base {named}; it is put on {base}, which was given for it")
+        return
+    check_same_base(base, adapter)
+
+
+def _plain_name(hub_name: str) -> str:
+    """Of a model, without its owner and without what is added to the name of a copy in 4 bits."""
+    return re.sub(r"(-unsloth)?(-bnb)?-4bit$", "", hub_name.rpartition("/")[2].lower())
+
+
 def is_hub_name(path: str) -> bool:
     """Whether `path` can be the name of a Hub repository, such as `Qwen/Qwen2.5-0.5B-Instruct` or `gpt2`."""
     if len(path) > _LONGEST_HUB_NAME:
@@ -130,7 +152,10 @@ def _find_base(base: str, adapter: Path) -> str:
             return base
     if is_hub_name(base):
         return base
-    raise UserError(f"the adapter in {adapter} belongs on the base {base}, which is not there: put it back or retrain")
+    raise UserError(
+        f"the adapter in {adapter} belongs on the base {base}, which is not there: put it back, or give a copy of it "
+        "as the base (model_name_or_path)"
+    )
 
 
 def check_fingerprint(stage: Stage) -> None:

@@ -42,6 +42,7 @@ from pipeline.models.adapter_files import (
     difference,
     does_not_fit,
     leave_output,
+    name_base,
     of_lora,
     read_head,
     read_settings,
@@ -265,10 +266,11 @@ def load_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False, 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         try:
-            model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, adapter_name=name)
+            found = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, adapter_name=name)
         except Exception as error:  # half a file fails in many ways
             raise does_not_fit(adapter, model, error) from None
-    return model
+    name_base(found.peft_config[name], model)
+    return found
 
 
 def check_score_head(adapter: str) -> None:

@@ -17,6 +17,7 @@ import jinja2
 
 from pipeline.errors import UserError
 from pipeline.report import charts, exams, runs, samples, tables
+from pipeline.report.answers import five_answers
 from pipeline.report.beside import side_by_side
 from pipeline.report.curves import curve_groups, x_axis
 from pipeline.report.numbers import number, signed
@@ -42,17 +43,23 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     rows = samples.read_samples(run.path)
     intervals = samples.changes(rows)
     table = tables.before_after(run.summary, intervals, tables.referees(run))
+    warnings, shown, drawn = read_warnings(run.path), samples.show_samples(rows), samples.score_charts(rows)
+    plots = exams.over_optimization(alone, {name: half for name, (_, half) in intervals.items()})
+    more = sections(run)
+    there = {"scores": table, "samples": rows, "warnings": warnings, "over": plots, "histograms": drawn}
+    there |= {"lengths": drawn, "reward-model": more["reward_model"], "stage-1": stages, "settings": stages}
     page = render(
         "report.html.j2",
         title=_title(run.path),
         tiles=tables.tiles(run, table),
         words=tables.in_words(run, table),
         table=table,
-        warnings=read_warnings(run.path),
+        answers=five_answers(run, rows, intervals, warnings, beside, {name for name, part in there.items() if part}),
+        warnings=warnings,
         started_from=run.summary.get("started_from") or run.settings.get("adapter_path") or run.summary.get("base"),
-        samples=samples.show_samples(rows),
-        score_charts=samples.score_charts(rows),
-        plots=exams.over_optimization(alone, {name: half for name, (_, half) in intervals.items()}),
+        samples=shown,
+        score_charts=drawn,
+        plots=plots,
         few_exams=exams.few_exams(alone),
         stages=[
             {
@@ -64,7 +71,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
             }
             for i, stage in enumerate(stages)
         ],
-        **sections(run),
+        **more,
     )
     return _write(page, run.path / REPORT if out is None else Path(out))
 

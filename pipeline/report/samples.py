@@ -14,9 +14,11 @@ from pipeline.safety import shapes
 from pipeline.safety.reading import read_lines
 
 SAMPLES = "samples.jsonl"
-MAX_SAMPLES = 200
+MAX_SAMPLES = 2000
+AT_ONCE = 200  # of them stand on the page itself; the others wait in a template until the script shows them
 MAX_TEXT = 3000  # characters of one prompt or completion
-MAX_BYTES = 1_400_000  # of all texts on the page; when they are more, the longest are cut shorter
+MAX_BYTES = 1_400_000  # of the texts that stand on the page itself; when they are more, the longest are cut shorter
+MORE_BYTES = 6_000_000  # of all texts; when they are more, fewer samples than MAX_SAMPLES are shown
 MAX_DOTS = 400  # completions in one scatter plot
 
 Rows = Sequence[dict[str, Any]]
@@ -33,11 +35,11 @@ def read_samples(run_dir: Path) -> list[dict[str, Any]]:
 
 def show_samples(rows: Rows) -> dict[str, Any]:
     """The first rows as the template shows them, and the names that they can be sorted by."""
-    shown = rows[:MAX_SAMPLES]
     names, unit = score_names(rows), length_unit(rows)
-    texts = [[plain(row.get(key)) for key in ("prompt", "before", "after")] for row in shown]
-    limit = text_limit([text for row in texts for text in row])
-    samples = []
+    texts = [[plain(row.get(key)) for key in ("prompt", "before", "after")] for row in rows[:MAX_SAMPLES]]
+    limit = text_limit([text for row in texts[:AT_ONCE] for text in row])
+    texts = texts[: fitting(texts, limit)]
+    shown, samples = rows[: len(texts)], []
     for row, (prompt, before, after) in zip(shown, texts, strict=True):
         sides = [
             {name: row[f"scores_{which}"].get(name) for name in names} | {unit: length(row, which)}
@@ -56,7 +58,8 @@ def show_samples(rows: Rows) -> dict[str, Any]:
                 "sort_after": [value if is_number(value) else None for value in sides[1].values()],
             }
         )
-    return {"rows": samples, "names": list(dict.fromkeys([*names, unit])), "total": len(rows)}
+    names = list(dict.fromkeys([*names, unit]))
+    return {"rows": samples, "names": names, "total": len(rows), "at_once": AT_ONCE}
 
 
 def turns(found: list[dict[str, Any]] | None, limit: int) -> list[dict[str, Any]]:
@@ -101,9 +104,24 @@ def cut(text: str, limit: int = MAX_TEXT) -> str:
 def text_limit(texts: Sequence[str]) -> int:
     """At most so many characters of a text are shown, so that all of them together, escaped, fit into the page."""
     limit = MAX_TEXT
-    while limit > 100 and sum(len(escape(text[:limit]).encode("utf-8", "replace")) for text in texts) > MAX_BYTES:
+    while limit > 100 and sum(page_bytes(text[:limit]) for text in texts) > MAX_BYTES:
         limit = limit * 3 // 4
     return limit
+
+
+def fitting(texts: Sequence[Sequence[str]], limit: int) -> int:
+    """How many of the rows of texts fit into the page, each text cut at `limit` characters; never under AT_ONCE."""
+    room = MORE_BYTES
+    for i, row in enumerate(texts):
+        room -= sum(page_bytes(text[:limit]) for text in row)
+        if room < 0 and i >= AT_ONCE:
+            return i
+    return len(texts)
+
+
+def page_bytes(text: str) -> int:
+    """What a text takes on the page."""
+    return len(escape(text).encode("utf-8", "replace"))
 
 
 def changes(rows: Rows) -> dict[str, tuple[float, float]]:

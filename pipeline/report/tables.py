@@ -83,7 +83,7 @@ def in_words(run: Run, table: Sequence[dict[str, Any]]) -> list[str]:
     for move in ("rose", "fell", "stayed"):
         names = [name + _doubt(rows[name]) for name in trained if moves[name] == move]
         if names:
-            found.append(f"Trained on: {_and(names)} {'did not change' if move == 'stayed' else move}.")
+            found.append(f"Trained on: {joined(names)} {'did not change' if move == 'stayed' else move}.")
     worse = [n for n in referee if moves.get(n) == ("rose" if n in run.lower_is_better else "fell")]
     if trained and all(moves[n] == "rose" for n in trained) and worse:
         found.append(
@@ -148,5 +148,6 @@ def _doubt(row: dict[str, Any]) -> str:
     return " (which may be chance)" if row["interval"] and not row["sure"] else ""
 
 
-def _and(names: Sequence[str]) -> str:
+def joined(names: Sequence[str]) -> str:
+    """a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

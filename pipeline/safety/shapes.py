@@ -16,7 +16,7 @@ SUMMARY = {
     "calibration_bins?": ([_BIN], None),
     **{f"{key}?": NUMBER for key in ("kl", "episodes", "tokens", "seconds", "heldout_rows", "rows", "steps", "pairs")},
     **{f"{key}?": NUMBER for key in ("accuracy", "accuracy_se", "margin", "log_loss", "calibration_error")},
-    **{f"{key}?": NUMBER for key in ("score_mean", "score_std", "heldout")},
+    **{f"{key}?": NUMBER for key in ("score_mean", "score_std", "heldout", "peak_memory_mib")},
     "heldout_pairs?": int,
     **{f"{key}?": (str, None) for key in ("base", "base_fingerprint", "started_from", "dtype", "hardware")},
 }

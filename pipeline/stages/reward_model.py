@@ -133,6 +133,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         _check_reload(trainer, model_args, stage, tokenizer, folder.path, chosen, rejected)
     trainer.accelerator.wait_for_everyone()
     summary["seconds"] = round(time.perf_counter() - started + trainer.seconds_before, 1)
+    summary["peak_memory_mib"] = memory_report.peak_mib()
     return frame.finish(trainer, folder, summary, _log_result)
 
 

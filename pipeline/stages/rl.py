@@ -236,6 +236,7 @@ def _summary(trainer, algorithm: str, before, after, kl: float, seconds: float) 
         "episodes": trainer.journal.episodes,
         "tokens": trainer.journal.tokens,
         "seconds": round(seconds, 1),
+        "peak_memory_mib": memory_report.peak_mib(),
         "seed": trainer.args.seed,
     }
 

@@ -118,6 +118,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
         "heldout_rows": len(heldout) if heldout else 0,
         "steps": trainer.state.global_step,
         "seconds": round(time.perf_counter() - started + trainer.seconds_before, 1),
+        "peak_memory_mib": memory_report.peak_mib(),
         "seed": config.seed,
         **frame.origin(stage, model_args),
     }

@@ -14,7 +14,7 @@ from pipeline.report import number, write_report
 from pipeline.report.curves import MAX_POINTS, all_points, curve_groups, draw_curve, smooth, thin
 from pipeline.report.numbers import duration
 from pipeline.report.runs import Contestant, read_run
-from pipeline.report.samples import MAX_SAMPLES, changes, pearson
+from pipeline.report.samples import AT_ONCE, MAX_SAMPLES, changes, fitting, pearson
 from pipeline.report.tables import before_after, in_words
 
 
@@ -112,17 +112,45 @@ def test_a_long_run_with_long_texts_stays_under_three_megabytes(tmp_path):
     # an ampersand takes five bytes on a page, a Japanese character three
     sample = {"prompt": "p" * 9000, "before": "&" * 9000, "after": "鷺" * 9000}
     scores = {f"scores_{which}": {f"r{i}": i * 0.1 for i in range(3)} for which in ("before", "after")}
-    write_rows(ppo / "samples.jsonl", [sample | scores] * (MAX_SAMPLES + 50))
+    write_rows(ppo / "samples.jsonl", [sample | scores] * AT_ONCE)
     out = write_report(ppo)
     assert out.stat().st_size < 3_000_000
     page = Page(out.read_text("utf-8"))
     # four scores and four others, the time split, SFT's loss; three histograms and three length plots
     charts = [value for tag, name, value in page.attributes if (tag, name, value) == ("svg", "class", "chart")]
     assert len(charts) == 4 + 4 + 1 + 1 + 3 + 3
-    assert page.tags.count("article") == MAX_SAMPLES == 200
+    assert page.tags.count("article") == AT_ONCE == 200 and "template" not in page.tags
     text = "".join(page.text)
-    assert f"The first 200 of {MAX_SAMPLES + 50} prompts." in text
     assert "more characters)" in text and len(re.search("p{9,}", text)[0]) > 500  # cut no shorter than it must be
+
+
+def test_samples_beyond_the_first_wait_in_a_template(tmp_path):
+    ppo = make_run(tmp_path)
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "before": "b" * 500,
+            "after": "a" * 500,
+            "scores_before": {"x": 0},
+            "scores_after": {"x": 1},
+        }
+        for i in range(MAX_SAMPLES + 50)
+    ]
+    write_rows(ppo / "samples.jsonl", rows)
+    out = write_report(ppo)
+    text = out.read_text("utf-8")
+    outside, template = re.fullmatch(r"(.*)<template id=\"sample-rest\">(.*)</template>.*", text, re.DOTALL).groups()
+    assert outside.count("<article") == AT_ONCE and template.count("<article") == MAX_SAMPLES - AT_ONCE == 1800
+    assert "The first 2000 of 2050 prompts." in text and 'aria-label="Sample 2000"' in template
+    assert out.stat().st_size < 10_000_000
+
+
+def test_fewer_samples_are_shown_when_their_texts_are_long():
+    """600 bytes in each of three texts, 1,800 a row: 3,333 rows are 5,999,400 bytes, one more is over 6 million."""
+    assert fitting([["x" * 600] * 3] * 4000, 3000) == 3333
+    assert fitting([["&" * 600] * 3] * 4000, 100) == 4000  # 100 ampersands of 5 bytes: 1,500 a row, 6 million exactly
+    assert fitting([["x" * 600_000] * 3] * 4000, 600_000) == AT_ONCE == 200  # never under it
+    assert fitting([["x"] * 3] * 7, 3000) == 7
 
 
 def test_conversations_and_odd_text_are_shown(tmp_path):

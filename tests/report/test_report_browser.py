@@ -233,3 +233,60 @@ def test_the_marked_point_is_told_in_words(visit, page_file):
     figure = there.page.get_by_role("group", name=re.compile("^Training score and gold by KL"))
     assert "After the exam at KL 0.5" in figure.inner_text()
     assert there.page.get_by_role("navigation", name="On this page").is_visible()
+
+
+# ---------------------------------------------------------------- 2,000 samples
+MANY = 2000
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("large"))
+    write_rows(run / "samples.jsonl", [sample(i) | {"after": f"after {i}"} for i in range(MANY)])
+    return write_report(run)
+
+
+def test_of_2000_samples_only_those_that_are_shown_are_part_of_the_page(visit, large_file):
+    """What a browser lays out does not grow with the samples: that is what keeps the page quick."""
+    there = visit(large_file)
+    assert there.page.locator("#sample-list article").count() == len(there.order()) == 10
+    assert there.page.locator("#sample-count").inner_text() == "10 of 2000 samples shown"
+    assert there.page.evaluate("document.querySelectorAll('*').length") < 6000
+    assert there.page.locator("noscript").count() == 1 and there.said == []
+
+
+def test_all_of_2000_samples_are_sorted_filtered_and_shown(visit, large_file):
+    there = visit(large_file)
+    page = there.page
+    page.locator("#sort-score").select_option("bleu")
+    page.locator("#sort-order").select_option("highest (best)")
+    assert numbers(there.order()) == list(range(1999, 1989, -1))
+    page.locator("#sample-filter").fill("after 1234")
+    assert numbers(there.order()) == [1234]
+    page.locator("#sample-filter").fill("")
+    page.locator("#sort-score").select_option("order of the file")
+    page.locator("#all").click()
+    assert numbers(there.order()) == list(range(MANY)) and page.locator("#more").is_hidden()
+
+
+def test_without_a_script_the_first_of_2000_samples_stand_there(visit, large_file):
+    context = visit(large_file).page.context.browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(large_file.as_uri())
+    assert page.locator("#sample-list article").count() == 200
+    assert page.get_by_text("Without a script the page shows the first 200 of them.").is_visible()
+    context.close()
+
+
+def test_evidence_of_an_answer_is_one_click_away(visit, tmp_path):
+    run = make_run(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"algorithm": "ppo"}))
+    there = visit(write_report(run))
+    questions = there.page.locator("#answers dt").all_inner_texts()
+    assert questions == [
+        "Is it better?", "By how much?", "Did it cheat?", "What did it cost?", "What should I try next?"
+    ]  # fmt: skip
+    for link in there.page.locator("#answers a").all():
+        link.click()
+        assert there.page.evaluate("document.querySelector(location.hash).getBoundingClientRect().top < innerHeight")

@@ -97,7 +97,7 @@ def test_the_run_folder_is_like_that_of_ppo(run, algorithm, tmp_path, tiny_model
     folder = tmp_path / "out"
     assert summary == json.loads((folder / "summary.json").read_text())
     keys = "algorithm before after greedy kl heldout episodes tokens seconds seed"
-    keys += " base started_from base_fingerprint dtype hardware"
+    keys += " peak_memory_mib base started_from base_fingerprint dtype hardware"
     assert set(summary) == set(keys.split()) and summary["algorithm"] == algorithm and summary["seed"] == 3
     assert set(summary["after"]) == {"counted", "length", "finished"} == set(summary["greedy"]["before"])
     assert (summary["episodes"], summary["tokens"]) == (12, sum(lengths)) and len(lengths) == 12

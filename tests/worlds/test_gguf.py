@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFWriter
+from llama_converter import interleaved
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import UserError
@@ -33,12 +34,6 @@ def small_model(seed: int = 0) -> LlamaForCausalLM:
         rms_norm_eps=1e-5,
     )
     return LlamaForCausalLM(config).eval()
-
-
-def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key matrix as llama.cpp keeps them: the two halves of a head's rotary dimensions in turn."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def write_gguf(model: LlamaForCausalLM, path: Path) -> Path:

@@ -5,6 +5,7 @@ that their links hold, and built by MkDocs: static, searchable, without a reques
 """
 
 import argparse
+import logging
 import re
 import shutil
 import sys
@@ -81,6 +82,7 @@ def build(output: Path) -> Path:
         from mkdocs.exceptions import Abort
     except ImportError:
         sys.exit('error: MkDocs is not installed: pip install -c constraints.txt -e ".[docs]"')
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with tempfile.TemporaryDirectory() as folder:
         settings = lay_out(Path(folder, "pages"))
         written = Path(folder, "mkdocs.yml")

@@ -67,14 +67,6 @@ def test_the_table_of_rewards_has_every_reward_and_its_lines_can_be_built():
     assert len(build_rewards(yaml.safe_load(lines)["rewards"])) == lines.count("{name:")
 
 
-<<<<<<< HEAD
-def test_the_examples_of_answers_that_can_be_checked_run():
-    text = (ROOT / "docs/checkable.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 6
-    for block in blocks:
-        exec(block, {})  # they assert what comes out
-=======
 WITH_BLOCKS = [page for page in pages() if blocks(page)]
 
 
@@ -156,7 +148,6 @@ def test_the_table_of_settings_names_settings_and_their_defaults():
             if isinstance(default, int | float | str) or default is None:
                 same = str(said) == str(default) or (isinstance(default, float) and float(said) == default)
                 assert same or name in FILLED_IN, f"{name}: {value}, but it is {default!r}"
->>>>>>> 0cfb63c (README of a screen and a half, in Chinese too; settings, rewards, recipes and tutorials as pages; a site of the documents; what is in them is tested)
 
 
 def test_seeds_move_every_path_to_the_folder_of_the_seed():

@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check lint format clean
+.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -179,6 +179,9 @@ ifneq ($(filter ppo,$(MAKECMDGOALS)),)
 $(AFTER): | ppo
 endif
 
+docs: $(STAMP)  ## the site of all documents, with search and the reference, gives site/index.html
+	"$(PY)" docs/site/build.py $(OWN)
+
 # --- tests and style ------------------------------------------------------------------------------------------------
 PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 "$(PY)" -m pytest
 # Two processes, unless ARGS names test files. The tests of a file stay together, and with them what they share; files
@@ -236,5 +239,5 @@ format: $(STAMP)  ## put the style right (ruff)
 	"$(PY)" -m ruff format .
 
 clean:  ## remove caches and build leftovers; never runs/, never .venv
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
 	find pipeline rewards recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +

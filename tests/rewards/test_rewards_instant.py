@@ -353,7 +353,7 @@ def test_set_training_reaches_every_running_mean():
 # --- the sum --------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_in_the_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_example_in_the_documents_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/rewards.md").read_text(encoding="utf-8"), re.DOTALL)
     (block,) = [block for block in blocks if "token_rewards" in block]
     exec(block, {})

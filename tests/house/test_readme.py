@@ -1,0 +1,40 @@
+"""The front page: short, and in Chinese the same."""
+
+import re
+from collections import Counter
+
+from documents import blocks, headings, inline_code, links, prose
+from house import ROOT
+
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
+
+
+def test_the_readme_is_a_screen_and_a_half():
+    text = ENGLISH.read_text("utf-8")
+    assert len(text.splitlines()) <= 110 and len(text.split()) <= 1000
+    assert [title for _, title in headings(prose(ENGLISH))] == [
+        *("Plumbline", "Run it", "A real model", "You want, you type", "Where the rest is")
+    ]
+
+
+def test_the_chinese_readme_has_the_headings_commands_and_figures_of_the_english_one():
+    assert [level for level, _ in headings(prose(ENGLISH))] == [level for level, _ in headings(prose(CHINESE))]
+    for one, other in zip(blocks(ENGLISH), blocks(CHINESE), strict=True):
+        assert (one.language, one.text) == (other.language, other.text)
+    assert Counter(inline_code(ENGLISH)) == Counter(inline_code(CHINESE))
+    assert links(ENGLISH)[1:] == links(CHINESE)[1:]
+    assert (links(ENGLISH)[0], links(CHINESE)[0]) == ("README.zh.md", "README.md")
+    assert figures(ENGLISH) == figures(CHINESE)
+    rows = [len(re.findall(r"(?m)^\|", prose(page))) for page in (ENGLISH, CHINESE)]
+    assert rows[0] == rows[1]
+
+
+def figures(page) -> Counter:
+    """The numbers of the page, as they are written, in order of no matter."""
+    return Counter(re.findall(r"\d+(?:[.,]\d+)*", prose(page)))
+
+
+def test_the_chinese_readme_is_chinese():
+    words = re.sub(r"`[^`]*`|\([^)]*\)|!?\[|\]", "", prose(CHINESE))
+    han = len(re.findall(r"[\u4e00-\u9fff]", words))
+    assert han > 600 and han > len(re.findall(r"[A-Za-z]", words))

@@ -13,7 +13,7 @@ from datasets import Dataset
 from gguf import GGUFReader
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from short_runs import prompts_file, run_ppo
+from short_runs import noisy, prompts_file, run_ppo
 from transformers import AutoModelForCausalLM
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
@@ -30,7 +30,7 @@ def runs(tmp_path_factory, tiny_model_folder) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for name, seed in (("ppo", 3), ("other", 4)):
-            rewards = [{"name": "keyword", "column": "facts"}]
+            rewards = [{"name": noisy}]  # whatever it learns, it moves
             run_ppo(Path("runs/tiny", name), Path("runs/tiny/base"), prompts_file(place), rewards, None, seed=seed)
     return place
 

@@ -83,7 +83,7 @@ class Reward:
             return column
         there = sorted(set(columns) - NOT_COLUMNS)
         has = f"it has {', '.join(there)}" if there else "it has none besides the prompt"
-        raise self.error(f"the data has no column '{name}'; {has}{nearest(name, there)}.")
+        raise self.error(f"the data has no column '{str(name)[:100]}'; {has}{nearest(name, there)}.")
 
     def texts(self, prompts: Texts, columns: dict[str, Any], name: str) -> list[str]:
         """The text of each row in the column `name`, where `prompt` is the prompt; a list of texts is read as one."""

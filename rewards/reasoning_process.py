@@ -111,7 +111,7 @@ def in_a_fork(ask: Callable[[], dict[str, Any]], seconds: float, memory_mb: int)
 
 def _say_locked_in(ask: Callable[[], dict[str, Any]], writing: int, token: bytes, memory_mb: int) -> None:
     """The fork, which ends here. It keeps no file of this process but `writing`."""
-    said = {"score": 0.0, "failed": True}
+    said: dict[str, Any] = {"score": 0.0, "failed": True}
     try:
         for standard in (0, 1, 2):
             os.dup2(_NULL, standard)

@@ -25,7 +25,7 @@ from pipeline.models import loading as models
 from pipeline.models.folders import resolve_model
 from pipeline.safety.console import say
 from pipeline.safety.reading import read_yaml
-from rewards import build_rewards, text_of
+from rewards import Environment, build_rewards, every_in, text_of
 
 WIDTH = 80  # columns of a terminal
 _NAME, _CELL = 16, 8  # characters
@@ -64,6 +64,10 @@ def check(recipe: str, count: int = 64, column: str | None = None, seed: int = 0
         raise UserError(f"--rows is {count}; give a whole number from 2 up")
     model_args, data_args, reward_args, settings = _read(recipe)
     rewards = build_rewards(reward_args.rewards)
+    if any(isinstance(part, Environment) for reward, _ in rewards for part in every_in(reward)):
+        raise UserError(
+            f"{recipe}: the reward environment is paid for games, and none is played here: see the run's exam"
+        )
     train, _ = data.load(data_args, "prompts", settings.get("seed", 0), say)
     rows = train.select(range(min(count, len(train)))).to_list()
     column, references = references_in(rows, column)

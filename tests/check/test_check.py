@@ -135,6 +135,8 @@ def test_without_references_it_says_so_and_tries_what_is_left(place, capsys):
         ({"rewards": None}, "ppo.yaml: rewards"),
         ({"dataset": None}, "dataset is not set"),
         ({"rewards": [{"name": "bleuu"}]}, "did you mean 'bleu'"),
+        ({"rewards": [{"name": "environment", "instant": "turns"}]}, "paid for games, and none is played here"),
+        ({"rewards": [{"name": "bleu", "column": "x" * 20_000}]}, "no column 'x{100}'; it has"),
         ({"rewards": [{"name": "keyword", "column": "fact"}]}, "no column 'fact'"),
         ({"rewards": [{"name": "length", "max": 3, "unit": "tokens"}]}, "unit: tokens needs completion_ids"),
     ],

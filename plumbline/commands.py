@@ -15,7 +15,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Begin": {
         "init": Command("plumbline.new_recipe:main", "write a recipe of your own, like one of those that come along"),
         "recipes": Command("plumbline.new_recipe:show", "list the recipes that come along"),
-        "doctor": Command("plumbline.doctor:main", "what machine this is, what is missing, how long a recipe will take"),
+        "doctor": Command("plumbline.doctor:main", "this machine, what is missing on it, how long a recipe will take"),
         "completion": Command("plumbline.completion:main", "completion by the Tab key, for bash, zsh or tcsh"),
     },
     "Train": {
@@ -60,7 +60,7 @@ def usage() -> str:
         [
             *lines,
             "plumbline COMMAND --help says what a command takes; --debug shows the trace of an error.",
-            "--nproc 2 runs a command in two processes on the CPU, --hardware gpus on all cards, --hardware FILE by an",
-            f"accelerate file of yours: {several}.",
+            "--nproc 2 runs a command in two processes on the CPU, --hardware gpus on several cards, --hardware FILE",
+            f"as an accelerate file of yours says: {several}.",
         ]
     )

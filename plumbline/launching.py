@@ -2,11 +2,13 @@
 
 import os
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import UserError
+from pipeline.safety.commands import TYPED
 from plumbline.commands import Command
 
 
@@ -27,8 +29,10 @@ def run(name: str, command: Command, arguments: list[str]) -> int | None:
         UserError: `--nproc` or `--hardware` does not fit.
     """
     if command.launched:
-        processes, hardware, arguments = _launcher_flags(arguments)
+        given = arguments
+        processes, hardware, arguments = _launcher_flags(given)
         if processes != 1 or hardware:
+            os.environ[TYPED] = shlex.join(["plumbline", name, *given])
             _start_several(recipes() / command.runs, processes, hardware, arguments)
     sys.argv = [f"plumbline {name}", *arguments]
     if command.runs.endswith(".py"):

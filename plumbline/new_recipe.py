@@ -92,7 +92,7 @@ def write(folder: Path, like: str) -> Path:
         raise UserError(f"--like {like[:100]}: there is no such recipe{hint} (there are {', '.join(names())})")
     if any(part != ".." and not NAME.fullmatch(part) for part in folder.parts if part != folder.anchor):
         raise UserError(
-            f"{str(folder)[:200]!r}: make the folder's name of letters, digits, dots, - and _; it becomes part of paths"
+            f"{str(folder)[:200]!r}: make the name of letters, digits, dots, - and _; it becomes part of paths"
         )
     name = folder.name
     if not NAME.fullmatch(name) or name in ("..", HARDWARE):

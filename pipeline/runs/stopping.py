@@ -73,7 +73,11 @@ def _handler(trainer):
 
 def farewell() -> str:
     """What to say when Ctrl-C has stopped the program at once."""
-    return f"stopped. To go on: {command()}" if Path(sys.argv[0].removeprefix(commands.OURS)).stem in STAGES else "stopped"
+    return (
+        f"stopped. To go on: {command()}"
+        if Path(sys.argv[0].removeprefix(commands.OURS)).stem in STAGES
+        else "stopped"
+    )
 
 
 def command() -> str:

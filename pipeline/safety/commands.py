@@ -1,6 +1,7 @@
 """How hints name a command: as it was typed, or as it can be typed here.
 
-In a clone a stage is `make ppo` or `python recipes/ppo.py`; who has the wheel types `plumbline ppo`, and has no recipes/.
+In a clone a stage is `make ppo` or `python recipes/ppo.py`; whoever has the wheel types
+`plumbline ppo`, and has no recipes/.
 """
 
 import os

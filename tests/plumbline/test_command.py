@@ -24,7 +24,7 @@ from plumbline.main import main
 HOUSE = (
     "help venv screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit".split()
 )
-HOUSE += "bench bench-gpu wheel lint format clean".split()
+HOUSE += "bench bench-gpu gpu-check wheel lint format clean".split()
 
 
 def test_every_stage_of_the_makefile_is_a_command():
@@ -51,8 +51,8 @@ def test_every_script_has_a_command_and_every_command_something_to_run():
 def test_what_is_not_a_stage_starts_without_torch(tmp_path):
     code = (
         "import sys\nfrom plumbline.main import main\n"
-        "for argv in (['--help'], ['--version'], ['recipes'], ['init', 'mine'], ['nothing'], ['ppo', '--nproc', 'x']):\n"
-        "    print(main(argv))\n"
+        "for words in ('--help', '--version', 'recipes', 'init mine', 'nothing', 'ppo --nproc x'):\n"
+        "    print(main(words.split()))\n"
         "heavy = {'torch', 'numpy', 'transformers', 'trl', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

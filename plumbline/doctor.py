@@ -1,11 +1,14 @@
 """`plumbline doctor [RECIPE]`: what machine this is, what is missing on it, how long a recipe will take."""
 
+import contextlib
+import io
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from pipeline.config.machine import leave_busy_cores
 from pipeline.errors import UserError
 from pipeline.safety.console import say
 from pipeline.watching.terminal import quiet
@@ -13,7 +16,7 @@ from plumbline import duration, machine, probe
 from plumbline.launching import recipes
 from plumbline.new_recipe import Parser, yamls
 
-WIDTH, LEFT = 100, 14  # columns
+WIDTH, LEFT = 100, 16  # columns
 MAIN = ("base", "sft", "reward", "ppo", "eval")  # of a folder these are added up
 
 
@@ -25,6 +28,7 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     files = files_of(args.recipe)
     quiet()
+    leave_busy_cores()
     show(machine.about())
     show(machine.packages())
     if not args.no_probe:
@@ -68,7 +72,8 @@ def times(files: list[Path], name: str) -> Iterator[str]:
     total, unknown, guessed = 0.0, [], []
     for path in files:
         try:
-            work = duration.work_of(path)
+            with contextlib.redirect_stderr(io.StringIO()):  # bars of the worlds that make a few rows
+                work = duration.work_of(path)
         except UserError as error:
             yield f"  {path.stem:<12}{'?':>8}  {error}"
             unknown.append(path.stem)

@@ -17,7 +17,8 @@ from pipeline import cli
 from pipeline.config import steps_per_update
 from pipeline.errors import UserError
 from pipeline.eval.stage import EvalArguments
-from pipeline.memory.scale import SIZES
+from pipeline.memory.estimate import Adapter, Architecture
+from pipeline.memory.scale import SIZES, learning
 from pipeline.models.precision import resolve_dtype
 from pipeline.sweep.settings import dataclasses_of
 from pipeline.worlds import BaseModelSettings, WorldSettings, load_world
@@ -157,9 +158,18 @@ def _taught(asked: _Settings) -> Work:
     if asked["max_steps"] > 0:
         rows = asked["max_steps"] * micro * asked["gradient_accumulation_steps"]
     work.learned = rows * sequences * length * _again(asked)
+    if pair:  # a pace is of a model that says words
+        work.learned *= _without_words(work)
     held = rows_of(asked["eval_dataset"], asked.made).count if asked["eval_dataset"] else held_out * asked.rows.count
     work.looked = 2 * held * sequences * length
     return work
+
+
+def _without_words(work: Work) -> float:
+    """The part of a model's arithmetic that is left where a score takes the place of the words."""
+    model, adapter = Architecture.of(work.config.get_text_config()), Adapter(work.rank)
+    trunk, whole = (learning(model, adapter, 1, work.batch.length, words, False) for words in (0, 1))
+    return trunk / whole
 
 
 def _rollouts(asked: _Settings) -> Work:

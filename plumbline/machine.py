@@ -42,7 +42,8 @@ def about() -> Iterator[tuple[str, str]]:
     there = [name for dtype, name in UNITS.items() if has_units(dtype)]
     missing = [name for name in UNITS.values() if name not in there]
     units = [f"{' and '.join(there)} in units of its own" if there else ""]
-    units.append(f"no units for {' and '.join(missing)}: train in float32 (dtype: fast chooses)" if missing else "")
+    units.append(f"no units for {' and '.join(missing)}" if missing else "")
+    units.append("dtype: fast takes " + ("float32" if "bfloat16" in missing else "bfloat16"))
     yield "  computes", f"{torch.backends.cpu.get_cpu_capability()}; {'; '.join(filter(None, units))}"
     cores, busy = usable_cores(), psutil.cpu_percent(0.2) / 100 * (psutil.cpu_count() or 1)
     yield "  cores", f"{cores:g} that this process may use, {busy:.1f} of {psutil.cpu_count()} busy now"

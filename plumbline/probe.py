@@ -19,6 +19,7 @@ SMALL = 20_000_000  # parameters up to which a model is measured whole
 LAYERS = 2  # of a larger one
 LONGEST = 1.0  # seconds that a pass may take, reckoned by the rate of matrix products
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose products are timed
+DRAWN_ROWS = 16  # completions that a large model samples at once on a processor; elsewhere four times as many
 DRAWN, PROMPT = 8, 8  # tokens that are sampled, and read before, to time a step of sampling
 
 
@@ -75,7 +76,10 @@ def pace(config: PreTrainedConfig, dtype: torch.dtype, device: str, rank: int, b
     learn_all = _best(learn) if whole else 0.0
     model = get_peft_model(model, LoraConfig(TaskType.CAUSAL_LM, r=rank, target_modules="all-linear"))
     looked, learned = _best(look), _best(learn)
-    drawn = _draw(model, min(batch.drawn, 64), device, part.vocab) * max(1, batch.drawn / 64) if batch.drawn else 0.0
+    drawn = 0.0
+    if batch.drawn:
+        several = min(batch.drawn, DRAWN_ROWS if device == "cpu" and small is not config else 4 * DRAWN_ROWS)
+        drawn = _draw(model, several, device, part.vocab) * batch.drawn / several
 
     tokens = rows * length
     lookers = [scale.forward(each, tokens, length, tokens) for each in (full, part)]
@@ -108,12 +112,12 @@ def _draw(model, rows: int, device: str, words: int) -> float:
 
 
 def _best(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes, the best of two after one that prepares."""
-    seconds = []
-    for _ in range(3):
+    """Seconds that `work` takes, the best of two after one that prepares; the first counts where it takes long."""
+    seconds: list[float] = []
+    while len(seconds) < 3 and sum(seconds) < LONGEST:
         started = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return max(1e-9, min(seconds[1:]))
+    return max(1e-9, min(seconds[1:] or seconds))

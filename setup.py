@@ -7,8 +7,11 @@ from setuptools import find_namespace_packages, setup
 
 RECIPES = "plumbline.recipes"
 
+code = find_namespace_packages(include=["pipeline*", "plumbline*", "rewards*"])
+folders = [f"{RECIPES}.{name}" for name in find_namespace_packages("recipes") if "__pycache__" not in name]
+
 setup(
-    packages=[*find_namespace_packages(include=["pipeline*", "plumbline*", "rewards*"]), RECIPES],
+    packages=[*code, RECIPES, *folders],
     package_dir={RECIPES: "recipes"},
-    package_data={RECIPES: ["*/*.yaml", "*/*.sbatch"], "pipeline": ["templates/*.j2", "metrics/**/*"]},
+    package_data={"": ["*.yaml", "*.sbatch"], "pipeline": ["templates/*.j2", "metrics/**/*"]},
 )

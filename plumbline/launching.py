@@ -32,8 +32,9 @@ def run(name: str, command: Command, arguments: list[str]) -> int | None:
         given = arguments
         processes, hardware, arguments = _launcher_flags(given)
         if processes != 1 or hardware:
+            file = _hardware_file(hardware or "cpu2")
             os.environ[TYPED] = shlex.join(["plumbline", name, *given])
-            _start_several(recipes() / command.runs, processes, hardware, arguments)
+            _start_several(recipes() / command.runs, processes, file, arguments)
     sys.argv = [f"plumbline {name}", *arguments]
     if command.runs.endswith(".py"):
         run_script(recipes() / command.runs)
@@ -73,9 +74,8 @@ def _launcher_flags(arguments: list[str]) -> tuple[int, str | None, list[str]]:
     return (int(number) if "--nproc" in given or "--hardware" not in given else 0), given.get("--hardware"), rest
 
 
-def _start_several(script: Path, processes: int, hardware: str | None, arguments: list[str]) -> NoReturn:
+def _start_several(script: Path, processes: int, file: Path, arguments: list[str]) -> NoReturn:
     """Becomes `accelerate launch` (recipes/launch.py), as `make NPROC=... HARDWARE=...` does."""
-    file = _hardware_file(hardware or "cpu2")
     if file.name.startswith("cpu"):
         # Accelerate does not hand `use_cpu` on to the processes: without it each one believes that it is alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"

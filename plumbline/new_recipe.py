@@ -22,7 +22,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with errors as `UserError` in place of two lines and an exit."""
+    """argparse's, with errors as `UserError` in place of two lines and an exit, and no abbreviated flags."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help)")

@@ -71,7 +71,7 @@ def test_the_help_is_whole_and_fits_a_terminal():
 
 @pytest.mark.parametrize("name", ["ppo", "eval", "push"])
 def test_the_help_of_a_stage_is_that_of_its_script(name, warm, tmp_path):
-    ours = warm.run(["-m", "plumbline", name, "--help"], tmp_path, env={"PYTHONPATH": str(ROOT)})
+    ours = warm.run(["-m", "plumbline", name, "--help"], tmp_path)
     theirs = warm.run([ROOT / f"recipes/{name}.py", "--help"], tmp_path)
     assert ours.returncode == theirs.returncode == 0
     first, rest = ours.stdout.split("\n", 1)
@@ -111,7 +111,7 @@ def test_errors_are_one_sentence(argv, says, tmp_path, monkeypatch, capsys):
     "argv", [["sft", "--config", "no.yaml"], ["ppo", "--learning_rat", "1"], ["seeds", "no", "0"]]
 )
 def test_a_stages_errors_are_its_own(argv, warm, tmp_path):
-    done = warm.run(["-m", "plumbline", *argv], tmp_path, env={"PYTHONPATH": str(ROOT)})
+    done = warm.run(["-m", "plumbline", *argv], tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
 

@@ -3,15 +3,13 @@
 import subprocess
 
 import pytest
-from house import ROOT
-
 from plumbline.commands import COMMANDS
 
 
 @pytest.fixture(scope="module")
 def script(warm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("completion")
-    done = warm.run(["-m", "plumbline", "completion", "bash"], folder, env={"PYTHONPATH": str(ROOT)})
+    done = warm.run(["-m", "plumbline", "completion", "bash"], folder)
     assert done.returncode == 0, done.stderr
     (folder / "plumbline.bash").write_text(done.stdout)
     (folder / "recipe").mkdir()

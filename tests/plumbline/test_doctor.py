@@ -104,8 +104,9 @@ def test_the_work_of_ppo(recipe):
     # policy, reference and critic look at each; two exams of 32 prompts, sampled and greedy, in both models
     assert work.looked == 64 * 30 * 3 + 2 * 2 * 32 * 30 * 2
     assert work.drawn == 4 * 40 + 2 * 2 * 40 * 32 / 16
-    alone = duration.work_of(recipe("reinforce", algorithm="reinforce", max_completion_length=12, **settings))
-    assert alone.learned == 64 * (10 + 12) * 3 and alone.drawn == 4 * 12 + 2 * 2 * 12 * 2
+    once = settings | {"algorithm": "reinforce", "num_iterations": 1}
+    alone = duration.work_of(recipe("reinforce", max_completion_length=12, **once))
+    assert alone.learned == 64 * (10 + 12) and alone.drawn == 4 * 12 + 2 * 2 * 12 * 2
     half = duration.work_of(recipe("ppo_half", critic_layers=1, max_completion_length=48, **settings))
     assert half.learned == 64 * 30 * 3 * 1.5  # of two layers
 
@@ -131,7 +132,7 @@ def test_every_recipe_is_reckoned(like):
         try:
             work = duration.work_of(path)
         except UserError as error:
-            assert "is not on this machine" in str(error), path
+            assert "is not on this machine" in str(error) or "train.csv cannot be read" in str(error), path
             continue
         if work is None:
             assert path.stem == "base"  # read from a GGUF file
@@ -162,12 +163,12 @@ def test_seconds_in_words():
 # ------------------------------------------------------------ the command
 def test_the_command_prints_the_machine_and_the_time(warm, recipe, tmp_path):
     recipe("sft", max_steps=2)
-    done = warm.run(["-m", "plumbline", "doctor", str(tmp_path)], tmp_path, env={"PYTHONPATH": str(ROOT)})
+    done = warm.run(["-m", "plumbline", "doctor", str(tmp_path)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "GFLOP/s in float32" in done.stdout and "expect half of it to twice as much" in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines() if "batches of 8 rows of 30" in line] == ["sft"]
     broken = recipe("ppo", learning_rat=1)
-    done = warm.run(["-m", "plumbline", "doctor", str(broken)], tmp_path, env={"PYTHONPATH": str(ROOT)})
+    done = warm.run(["-m", "plumbline", "doctor", str(broken)], tmp_path)
     assert "no such setting learning_rat, did you mean learning_rate" in done.stdout
 
 

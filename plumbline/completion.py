@@ -1,5 +1,6 @@
 """`plumbline completion bash`: a script by which the Tab key completes commands, flags and file names (shtab)."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -39,14 +40,19 @@ def tree() -> Parser:
         for flag in flags(name):
             asked = one.add_argument(f"--{flag}", help="")
             if flag in ("config", "run", "samples", "out", "hardware") or flag.endswith(("_path", "_dir", "dataset")):
-                asked.complete = shtab.FILE
+                _with_files(asked)
             if name == "init" and flag == "like":
                 asked.choices = names()
         if command.launched:
             one.add_argument("--nproc")
-            one.add_argument("--hardware").complete = shtab.FILE
-        one.add_argument("paths", nargs="*").complete = shtab.FILE
+            _with_files(one.add_argument("--hardware"))
+        _with_files(one.add_argument("paths", nargs="*"))
     return parser
+
+
+def _with_files(argument: argparse.Action) -> None:
+    """Its value is completed as a path; shtab reads this attribute."""
+    argument.complete = shtab.FILE  # type: ignore[attr-defined]  # argparse has none, shtab adds it
 
 
 def flags(name: str) -> list[str]:

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 from pipeline import cli
-from pipeline.config import steps_per_update
-from pipeline.errors import UserError
+from pipeline.config import ModelArguments, steps_per_update
+from pipeline.errors import UserError, shortened
 from pipeline.eval.stage import EvalArguments
 from pipeline.memory.estimate import Adapter, Architecture
 from pipeline.memory.scale import SIZES, learning
@@ -56,7 +56,8 @@ class Work:
         return START + learned + self.looked * pace.look + self.drawn * pace.draw
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """How many, and how many bytes of text one has in its columns."""
 
     count: int
@@ -103,7 +104,7 @@ def work_of(path: Path) -> Work | None:
     model = model_of(values.get("model_name_or_path"), made)
     rows = rows_of(values["dataset"], made)
     if values.get("max_rows"):
-        rows = rows._replace(count=min(rows.count, values["max_rows"]))
+        rows = replace(rows, count=min(rows.count, values["max_rows"]))
     settings = _Settings(stage, values, model, rows, made)
     return _rollouts(settings) if stage in ("ppo", "grpo", "rloo") else _taught(settings)
 
@@ -125,8 +126,14 @@ class _Settings:
         """Of a row's text in these columns."""
         return self.rows.of(*columns) / BYTES[self.model.vocab_size < 5000]
 
+    def row(self, *columns: str) -> float:
+        """The same; where a row has other columns, which a template puts together, of half of its text."""
+        return self.tokens(*columns) or self.tokens(*self.rows.bytes) / 2
+
     def work(self, batch: Batch) -> Work:
-        dtype = resolve_dtype(SimpleNamespace(**{"use_peft": True} | self.values))
+        names = {each.name for each in fields(ModelArguments)}
+        model = ModelArguments(**{key: value for key, value in self.values.items() if key in names})
+        dtype = resolve_dtype(model)
         guessed = [self.rows.guess] if self.rows.guess else []
         return Work(self.stage, self.model, dtype, self.values.get("lora_r", 16), batch, guessed=guessed)
 
@@ -147,9 +154,9 @@ def _taught(asked: _Settings) -> Work:
     pair = asked.stage == "reward"
     longest = asked["max_length"] or math.inf
     if pair:
-        length = mean(min(asked.tokens("prompt", answer), longest) for answer in ("chosen", "rejected"))
+        length = mean(min(asked.row("prompt", answer), longest) for answer in ("chosen", "rejected"))
     else:
-        length = min(asked.tokens("prompt", "completion", "messages", "text"), longest)
+        length = min(asked.row("prompt", "completion", "messages", "text"), longest)
     length, sequences = max(length, 1), 1 + pair
     micro = asked["per_device_train_batch_size"]
     work = asked.work(Batch(micro * sequences, round(length)))
@@ -201,7 +208,7 @@ def _eval(values: dict[str, Any], made: Made | None) -> Work:
     named = next(iter(values["candidates"][0].values()))
     asked = _Settings("eval", values, model_of(named, made), rows, made)
     prompt, answer, steps = _lengths(asked)
-    count = min(rows.count, values.get("max_rows") or math.inf)
+    count = min(rows.count, values.get("max_rows") or rows.count)
     work = asked.work(Batch(16, round(prompt + answer), min(count, 64)))
     models = sum(spec["name"] in BY_MODEL for spec in values["rewards"] or ())
     work.drawn = len(values["candidates"]) * 2 * steps * max(1, count / 64)
@@ -213,7 +220,7 @@ def _lengths(asked: _Settings) -> tuple[float, float, float]:
     """Tokens of a prompt, of a completion, and of the longest completion of a batch, which sampling waits for."""
     longest = asked["max_completion_length"]
     reference = asked.tokens("references") or asked.tokens("completion") or 0.5 * longest
-    return max(1.0, asked.tokens("prompt", "messages")), min(reference, longest), min(2 * reference, longest)
+    return max(1.0, asked.row("prompt", "messages")), min(reference, longest), min(2 * reference, longest)
 
 
 def _again(asked: _Settings) -> float:
@@ -244,7 +251,8 @@ def model_of(name: str | None, made: Made | None) -> PreTrainedConfig:
     """
     try:
         if name and (Path(name, "config.json").is_file() or not name.startswith("runs/")):
-            return AutoConfig.from_pretrained(name, local_files_only=True)
+            found: PreTrainedConfig = AutoConfig.from_pretrained(name, local_files_only=True)
+            return found
     except (OSError, ValueError):
         pass
     if made and not made.gguf.given and str(name).startswith(made.settings.output_dir):
@@ -259,10 +267,7 @@ def rows_of(dataset: str | None, made: Made | None) -> Rows:
     """How many rows a data set has, and how long they are; guessed where it is not here."""
     path = Path(str(dataset))
     if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as lines:
-            first = [json.loads(line) for _, line in zip(range(SAMPLE), lines, strict=False)]
-            return Rows(len(first) + sum(1 for _ in lines), _bytes(first))
+        return _read(path)
     if made and str(dataset).startswith(made.settings.output_dir) and made.settings.data_path is None:
         few = load_world(made.settings.world).make_data(_few(made.settings))
         return Rows(made.settings.rows().get(path.stem, 0), _bytes(few.get(path.stem, [])))
@@ -270,13 +275,27 @@ def rows_of(dataset: str | None, made: Made | None) -> Rows:
     return Rows(UNKNOWN_ROWS, halves, f"{UNKNOWN_ROWS:,} rows of {UNKNOWN_BYTES:,} letters, as {dataset} was not read")
 
 
+def _read(path: Path) -> Rows:
+    """Rows of a file of JSON lines."""
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    try:
+        with opened as lines:
+            first = [json.loads(line) for _, line in zip(range(SAMPLE), lines, strict=False) if line.strip()]
+            count = len(first) + sum(1 for line in lines if line.strip())
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON lines: {shortened(str(error))}") from None
+    return Rows(count, _bytes([row for row in first if isinstance(row, dict)]))
+
+
 def _few(settings: WorldSettings) -> WorldSettings:
     """The same world with SAMPLE rows of everything, which takes no time."""
-    counts = [each.name for each in fields(settings) if each.name.endswith("_rows")]
-    return replace(settings, pretraining_texts=SAMPLE, synthetic_prompts=0, **dict.fromkeys(counts, SAMPLE))
+    few = replace(settings, pretraining_texts=SAMPLE, synthetic_prompts=0)
+    for key in (each.name for each in fields(settings) if each.name.endswith("_rows")):
+        setattr(few, key, SAMPLE)
+    return few
 
 
-def _bytes(rows: list[dict]) -> dict[str, float]:
+def _bytes(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Column -> mean bytes of its text; of several references the first counts."""
     columns = {column for row in rows for column in row}
     return {column: mean(len(_text(column, row.get(column)).encode()) for row in rows) for column in columns}

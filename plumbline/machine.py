@@ -78,7 +78,7 @@ def usable_cores() -> float:
 
 def memory_limit() -> int:
     """Bytes of the machine, or of its container where that has fewer."""
-    limit, whole = _cgroup("memory.max"), psutil.virtual_memory().total
+    limit, whole = _cgroup("memory.max"), int(psutil.virtual_memory().total)
     return min(int(limit), whole) if limit.isdecimal() else whole
 
 
@@ -120,7 +120,7 @@ def packages() -> Iterator[tuple[str, str]]:
         if wrong := misfit(each):
             yield "  wrong", wrong
     for extra, purpose in EXTRAS.items():
-        parts = [each for each in wanted if each.marker is not None and _belongs(each, extra)]
+        parts = [each for each in wanted if _belongs(each, extra)]
         wrong_parts = list(filter(None, map(misfit, parts)))
         state = f"missing ({'; '.join(wrong_parts)}): pip install 'plumbline[{extra}]'" if wrong_parts else "there"
         yield f"  {extra}", f"{purpose}: {state}"
@@ -131,7 +131,8 @@ def packages() -> Iterator[tuple[str, str]]:
 
 
 def _belongs(requirement: Requirement, extra: str) -> bool:
-    return requirement.marker.evaluate({"extra": extra}) and not requirement.marker.evaluate({"extra": ""})
+    marker = requirement.marker
+    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
 
 
 def installed(name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pipeline import __version__
 from pipeline.errors import UserError
 from pipeline.safety.visible import visible
-from plumbline.commands import COMMANDS, usage
+from plumbline.commands import COMMANDS, Command, usage
 from plumbline.launching import run
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _find(name: str):
+def _find(name: str) -> Command:
     if name in COMMANDS:
         return COMMANDS[name]
     close = difflib.get_close_matches(name, COMMANDS, n=2)

@@ -3,9 +3,9 @@
 import argparse
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -24,7 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 class Parser(argparse.ArgumentParser):
     """argparse's, with errors as `UserError` in place of two lines and an exit, and no abbreviated flags."""
 
-    def __init__(self, *args, **settings):
+    def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
@@ -123,15 +123,15 @@ def adapted(text: str, like: str, folder: Path) -> str:
     return f"{text.rstrip()}\n\n# What a setting means: plumbline COMMAND --help; all that there are: --help-all\n"
 
 
-def _typed(found: re.Match, like: str, folder: Path) -> str:
+def _typed(found: re.Match[str], like: str, folder: Path) -> str:
     return f"`{_commands(found, like, folder)}`"
 
 
-def _plain(like: str, folder: Path):
+def _plain(like: str, folder: Path) -> Callable[[re.Match[str]], str]:
     return lambda found: f"{found[1]}: {_commands(found, like, folder)}"
 
 
-def _commands(found: re.Match, like: str, folder: Path) -> str:
+def _commands(found: re.Match[str], like: str, folder: Path) -> str:
     """`make sft RECIPE=recipes/hh ARGS="--seed 1"` as a command of ours."""
     flags = re.search(r'ARGS="(.*?)"', found["rest"] or "")
     recipe = re.search(r"RECIPE=recipes/([\w-]+)", found["rest"] or "")

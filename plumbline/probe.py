@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from pipeline.memory import scale
@@ -66,10 +67,10 @@ def pace(config: PreTrainedConfig, dtype: torch.dtype, device: str, rank: int, b
     ids = torch.randint(0, part.vocab, (rows, length), device=device)
     model = AutoModelForCausalLM.from_config(small, dtype=dtype).to(device)
 
-    def learn():
+    def learn() -> None:
         model(input_ids=ids, labels=ids).loss.backward()
 
-    def look():
+    def look() -> None:
         with torch.no_grad():
             model(input_ids=ids)
 
@@ -97,12 +98,12 @@ def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(config).from_dict(settings)
 
 
-def _draw(model, rows: int, device: str, words: int) -> float:
+def _draw(model: nn.Module, rows: int, device: str, words: int) -> float:
     """Seconds of one step of sampling."""
     ids = torch.randint(0, words, (rows, PROMPT), device=device)
     settings = {"attention_mask": torch.ones_like(ids), "do_sample": True, "pad_token_id": 0}
 
-    def sample():
+    def sample() -> None:
         with torch.no_grad():
             model.eval().generate(input_ids=ids, max_new_tokens=DRAWN, min_new_tokens=DRAWN, **settings)
 

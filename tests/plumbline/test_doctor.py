@@ -83,6 +83,16 @@ def test_the_work_of_sft(recipe):
     assert again.learned == 3 * 30 * 4 / 3
 
 
+def test_columns_that_a_template_puts_together_count(recipe, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"source": "' + "s" * 60 + '", "target": "' + "t" * 40 + '"}\n')
+    settings = {
+        "prompt_template": "{source}",
+        "completion_template": "{target}",
+        "dataset": str(tmp_path / "mine.jsonl"),
+    }
+    assert duration.work_of(recipe("sft", **settings)).batch.length == 20  # half of 100 bytes
+
+
 def test_the_work_of_a_reward_model(recipe):
     # chosen 75 bytes, 30 tokens, rejected 50 bytes, 20 tokens: 25 in the mean, two sequences a row
     work = duration.work_of(recipe("reward", num_train_epochs=1, per_device_train_batch_size=4))
@@ -116,12 +126,15 @@ def test_seconds_are_work_times_pace():
     assert work.seconds(Pace(learn=1.0, learn_all=2.0, look=0.5, draw=0.25)) == duration.START + 10 + 6 + 10 + 1
 
 
-def test_what_is_not_here_is_guessed_or_said():
+def test_what_is_not_here_is_guessed_or_said(tmp_path):
     rows = duration.rows_of("somebody/pairs", None)
     assert rows.count == 10_000 and "somebody/pairs was not read" in rows.guess
     assert (
         duration.model_of("Qwen/Qwen2.5-0.5B-Instruct", None) is not None
     )  # from the cache, or by the size in its name
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
+    with pytest.raises(UserError, match="broken.jsonl cannot be read as JSON lines: "):
+        duration.rows_of(str(tmp_path / "broken.jsonl"), None)
     with pytest.raises(UserError, match="somebody/model is not on this machine"):
         duration.model_of("somebody/model", None)
 

@@ -31,7 +31,7 @@ ALGORITHMS = ("a2c", "reinforce")  # of the PPO stage
 START = 10.0  # seconds: the libraries are imported, the model is loaded, the report is written
 SAMPLE = 64  # rows that are looked at to know how long one is
 UNKNOWN_ROWS, UNKNOWN_BYTES = 10_000, 1_000  # where the data are not here
-BYTES = {True: 2.5, False: 4.0}  # of text a token, with a vocabulary of less than 5,000 words and a larger one
+BYTES = {True: 3.0, False: 4.0}  # of text a token, with a vocabulary of less than 5,000 words and a larger one
 BY_MODEL = ("learned", "perplexity", "reconstruction", "relevance", "judge")  # rewards that ask a model
 
 

@@ -55,8 +55,8 @@ def show(arguments: list[str]) -> int:
     for name in names():
         files = yamls(recipes() / name)
         about = next((path for path in files if path.stem == "ppo"), files[0])
-        say(f"{name:<15}{_first_sentence(about)}")
-        say(f"{'':<15}{', '.join(path.stem for path in files)}")
+        say(f"{name:<19}{_first_sentence(about)}")
+        say(f"{'':<19}{', '.join(path.stem for path in files)}")
     say(f"\nThey lie in {recipes()}. A copy of your own: plumbline init my-recipe --like tiny")
     return 0
 

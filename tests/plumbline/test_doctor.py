@@ -52,13 +52,13 @@ def test_the_processor_is_named_and_its_units_are_said():
 # ------------------------------------------------------------ what a stage does
 @pytest.fixture
 def recipe(tmp_path, tiny_model_folder):
-    """A folder for YAMLs; rows.jsonl has 40 rows, each with 25 bytes of prompt and 50 of answers."""
+    """A folder for YAMLs; rows.jsonl has 40 rows, each with 30 bytes of prompt and 60 of an answer."""
     row = {
-        "prompt": "p" * 25,
-        "completion": "c" * 50,
-        "chosen": "c" * 50,
-        "rejected": "r" * 25,
-        "references": ["c" * 50],
+        "prompt": "p" * 30,
+        "completion": "c" * 60,
+        "chosen": "c" * 60,
+        "rejected": "r" * 30,
+        "references": ["c" * 60],
     }
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 40)
     common = {"model_name_or_path": str(tiny_model_folder), "dataset": str(tmp_path / "rows.jsonl")}
@@ -72,7 +72,7 @@ def recipe(tmp_path, tiny_model_folder):
 
 
 def test_the_work_of_sft(recipe):
-    # 2.5 bytes a token with a small vocabulary: a row of 75 bytes has 30 tokens; 32 of 40 rows are trained on, twice
+    # 3 bytes a token with a small vocabulary: a row of 90 bytes has 30 tokens; 32 of 40 rows are trained on, twice
     path = recipe("sft", eval_fraction=0.2, num_train_epochs=2, per_device_train_batch_size=4, max_length=64)
     work = duration.work_of(path)
     assert work.batch == Batch(4, 30) and work.learned == 2 * 32 * 30 and work.looked == 2 * 8 * 30 and not work.drawn
@@ -84,17 +84,17 @@ def test_the_work_of_sft(recipe):
 
 
 def test_columns_that_a_template_puts_together_count(recipe, tmp_path):
-    (tmp_path / "mine.jsonl").write_text('{"source": "' + "s" * 60 + '", "target": "' + "t" * 40 + '"}\n')
+    (tmp_path / "mine.jsonl").write_text('{"source": "' + "s" * 72 + '", "target": "' + "t" * 48 + '"}\n')
     settings = {
         "prompt_template": "{source}",
         "completion_template": "{target}",
         "dataset": str(tmp_path / "mine.jsonl"),
     }
-    assert duration.work_of(recipe("sft", **settings)).batch.length == 20  # half of 100 bytes
+    assert duration.work_of(recipe("sft", **settings)).batch.length == 20  # half of 120 bytes
 
 
 def test_the_work_of_a_reward_model(recipe):
-    # chosen 75 bytes, 30 tokens, rejected 50 bytes, 20 tokens: 25 in the mean, two sequences a row
+    # chosen 90 bytes, 30 tokens, rejected 60 bytes, 20 tokens: 25 in the mean, two sequences a row
     work = duration.work_of(recipe("reward", num_train_epochs=1, per_device_train_batch_size=4))
     assert work.batch == Batch(8, 25) and work.looked == 0
     # a token of the tiny Llama, forward and back: 2 layers of 32 x (32 + 16 + 16 + 32) and 3 x 32 x 64 weights, 2 x 2

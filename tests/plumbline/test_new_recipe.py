@@ -111,5 +111,5 @@ def test_what_is_not_here_is_to_be_set(tmp_path, monkeypatch, capsys):
 def test_recipes_are_listed(capsys):
     assert new_recipe.show([]) == 0
     said = capsys.readouterr().out
-    assert "translation    PPO from the SFT adapter, on BLEU and chrF against several references.\n" in said
+    assert "translation        PPO from the SFT adapter, on BLEU and chrF against several references.\n" in said
     assert "accelerate " not in said.split("They lie in")[0]

@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check lint format clean
+.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check wheel lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -229,6 +229,9 @@ bench-gpu: $(STAMP)  ## the same at 0.5B and 1.5B on a CUDA card, gives runs/ben
 gpu-check: $(STAMP)  ## SFT, reward model and ten PPO updates of 135M and 0.5B on a CUDA card in 8 minutes, gives runs/gpu-check
 	"$(PY)" -m tests.tools.gpu_check $(ARGS)
 
+wheel: $(STAMP)  ## builds the wheel, and tries the command plumbline in an environment of its own, outside the clone
+	.ci/try-wheel "$(PY)"
+
 lint: $(STAMP)  ## style and simple mistakes (ruff), types (mypy)
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
@@ -240,4 +243,4 @@ format: $(STAMP)  ## put the style right (ruff)
 
 clean:  ## remove caches and build leftovers; never runs/, never .venv
 	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
-	find pipeline rewards recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pipeline plumbline rewards recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +

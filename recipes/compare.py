@@ -9,6 +9,7 @@ log beside it; what is complete is kept, and a stopped comparison goes on where 
 import argparse
 import fcntl
 import json
+import os
 import shlex
 import time
 from pathlib import Path
@@ -34,7 +35,8 @@ def command(recipe: Path, contestant: dict, seed: int, folder: Path, extra: list
     flags |= {key: contestant[key] for key in ("total_episodes", "eval_every") if key in contestant}
     if "instant" in contestant:
         flags["rewards"] = with_instant(yaml.safe_load(config.read_text("utf-8"))["rewards"], contestant["instant"])
-    words = [f"recipes/{contestant['script']}.py", "--config", str(config)]
+    script = os.path.relpath(Path(__file__).with_name(f"{contestant['script']}.py"))
+    words = [script, "--config", str(config)]
     for key, value in flags.items():
         words += [f"--{key}", *(map(json.dumps, value) if isinstance(value, list) else [str(value)])]
     return [*words, *extra, "--seed", str(seed), "--output_dir", str(folder)]

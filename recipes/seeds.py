@@ -7,6 +7,7 @@ of ppo.yaml.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 from statistics import mean
 
 import yaml
+
+from pipeline.errors import UserError
 
 STAGES = ("sft", "reward", "ppo")  # of which a recipe has those that it has a YAML for
 
@@ -30,12 +33,15 @@ def command(recipe: Path, run: str, stage: str, seed: int) -> list[str]:
         if text != json.dumps(value):
             value = json.loads(text)
             flags += [f"--{key}", *(map(json.dumps, value) if isinstance(value, list) else [value])]
-    return [sys.executable, f"recipes/{stage}.py", "--config", str(recipe / f"{stage}.yaml"), *flags]
+    script = os.path.relpath(Path(__file__).with_name(f"{stage.split('_')[0]}.py"))
+    return [sys.executable, script, "--config", str(recipe / f"{stage}.yaml"), *flags]
 
 
 def main(recipe: Path, seeds: list[int], last: str = "ppo") -> None:
     run, rows = f"runs/{recipe.name}", []
     there = [stage for stage in (*STAGES[:-1], last) if (recipe / f"{stage}.yaml").exists()]
+    if there[-1:] != [last]:
+        raise UserError(f"{recipe} has no {last}.yaml: give a folder of YAMLs; --last names the last of its stages")
     for seed in seeds:
         for stage in there:
             if not Path(run, f"seed{seed}", stage, "summary.json").exists():
@@ -64,4 +70,9 @@ if __name__ == "__main__":
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--last", default="ppo", metavar="YAML", help="the last stage (default: ppo)")
     given = parser.parse_args()
-    main(given.recipe, given.seeds, given.last)
+    try:
+        main(given.recipe, given.seeds, given.last)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    except subprocess.CalledProcessError as failed:  # it has said why
+        parser.exit(failed.returncode if failed.returncode > 0 else 128 - failed.returncode)

@@ -14,6 +14,7 @@ from pipeline.hub.errors import plain_errors
 from pipeline.hub.parcel import CARD, MODEL, TOKENIZER, kind_of, parcel
 from pipeline.hub.push import check_repo
 from pipeline.hub.upload import hub_api, look, not_ours, noted_files, patiently, upload
+from pipeline.safety.commands import command
 from pipeline.safety.console import say
 from pipeline.safety.weights import ADAPTER_WEIGHTS
 
@@ -56,7 +57,7 @@ class PushesResults:
         if theirs := self._theirs(remote):
             raise UserError(
                 f"hub_model_id: {name} has {', '.join(theirs)} already, which this run did not push: name another "
-                "repository, or train without push_to_hub and push with recipes/push.py --overwrite"
+                f"repository, or train without push_to_hub and push with {command('push')} --overwrite"
             )
 
     def _theirs(self, remote) -> list[str]:

@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.judging import pairs as judged
 from pipeline.judging import results
 from pipeline.judging.verdicts import Verdicts
+from pipeline.safety.commands import following
 from pipeline.safety.console import say
 
 
@@ -91,4 +92,5 @@ def _log_result(summary: dict[str, Any], settings: JudgeSettings, folder: Path) 
     file = folder / results.PREFERENCES
     say(f"{summary['preferences']} preference pairs lie in {file}.")
     if summary["preferences"]:
-        say(f'Next: make reward ARGS="--dataset {file} --output_dir {folder}/reward"')
+        flags = f"--dataset {file} --output_dir {folder}/reward"
+        say(f"Next: {command} {flags}" if (command := following("reward")) else f'Next: make reward ARGS="{flags}"')

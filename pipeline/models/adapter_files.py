@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError, shortened
+from pipeline.safety.commands import command
 from pipeline.safety.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from rewards.foreign import HEADS, adapter_problem, beside_lora, stays_on
 
@@ -228,7 +229,7 @@ def does_not_fit(adapter: str | Path, model: nn.Module, error: Exception) -> Exc
 
 
 def _merge_first(adapter: str | Path) -> str:
-    return f"merge it first (python recipes/merge.py --run {adapter} --output FOLDER) and give FOLDER as the base"
+    return f"merge it first ({command('merge')} --run {adapter} --output FOLDER) and give FOLDER as the base"
 
 
 def _names(folder: str | Path) -> list[str]:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.runs.folder import RunFolder
+from pipeline.safety import commands
 from pipeline.safety.console import is_main, say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql")
+STAGES = ("sft", "reward", "ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")
 
 
 class Stopped(SystemExit):
@@ -72,25 +73,22 @@ def _handler(trainer):
 
 def farewell() -> str:
     """What to say when Ctrl-C has stopped the program at once."""
-    return f"stopped. To go on: {command()}" if Path(sys.argv[0]).stem in STAGES else "stopped"
+    return (
+        f"stopped. To go on: {command()}"
+        if Path(sys.argv[0].removeprefix(commands.OURS)).stem in STAGES
+        else "stopped"
+    )
 
 
 def command() -> str:
     """The command that goes on with the run of this process."""
+    if (typed := commands.typed()) is not None:
+        return typed if typed.endswith(" --resume") else f"{typed} --resume"
     argv = [arg for arg in sys.argv if arg != "--resume"]
-    if "MAKELEVEL" in os.environ and (config := _config(argv)):
+    if "MAKELEVEL" in os.environ and (config := commands.config_of(argv)):
         # what was set on the command line of make stands after the dashes
         given = [w for w in os.environ.get("MAKEFLAGS", "").partition("-- ")[2].split() if "RESUME=" not in w]
         return " ".join(["make", Path(config).stem, *given, "RESUME=1"])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return f"the same launch of {shlex.join([*argv, '--resume'])}"
     return shlex.join([Path(sys.executable).name, *argv, "--resume"])
-
-
-def _config(argv: list[str]) -> str | None:
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-        if arg == "--config":
-            return following
-        if arg.startswith("--config="):
-            return arg.partition("=")[2]
-    return None

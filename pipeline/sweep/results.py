@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.report.numbers import number
 from pipeline.runs.folder import write_aside
+from pipeline.safety.commands import command
 from pipeline.safety.visible import visible
 from pipeline.sweep.comparison import CLOCKS
 from pipeline.sweep.settings import Plan
@@ -43,7 +44,7 @@ def conclusion(study: Study) -> str:
     if others := sum(trial.state in OPEN for trial in trials):
         text += f"\n{others} trials are still being run by another process, which writes the files anew at its end.\n"
     if winner := best(plan, trials):
-        run = f"python recipes/{plan.asked.stage}.py --config {plan.folder / BEST}"
+        run = f"{command(plan.asked.stage)} --config {plan.folder / BEST}"
         return text + (
             f"\nThe best is trial {winner.number}. To run it: {run}\nThe table and the plot lie in {plan.folder}: "
             f"{TABLE}, {PLOT}.svg, {PLOT}.png."

@@ -26,6 +26,7 @@ from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from pipeline.config import steps_per_update
+from pipeline.safety import commands
 from pipeline.safety.console import is_main
 from pipeline.safety.visible import visible
 from pipeline.watching.progress import EVERY, Pulse, as_clock, in_words, make_bar, until
@@ -363,6 +364,8 @@ def next_step(stage: str, output_dir: str | Path) -> str:
 
     A recipe without a reward model goes on with PPO.
     """
+    if command := commands.following(stage):
+        return command
     parts = Path(output_dir).parts
     recipe = parts[-2] if len(parts) >= 3 and parts[-3] == "runs" else None
     if recipe is None:

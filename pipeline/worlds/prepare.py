@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.safety.commands import following
 from pipeline.safety.console import say
 
 from . import load_world
@@ -42,7 +43,7 @@ def prepare(
     stamps = _stamps(world_settings, base_settings, Path(world.__file__), read)
     kept = [name for name in ("data", "base") if _is_made(output / name, stamps[name])]
     if len(kept) == 2:
-        say(f"{output}/data and {output}/base: made before with these settings, kept. Next: the SFT stage (make sft).")
+        say(f"{output}/data and {output}/base: made before with these settings, kept. {_next()}")
         return output
     data = world.make_data(world_settings)
 
@@ -71,8 +72,12 @@ def prepare(
             say(f"{output / name}: kept")
         else:
             say(f"{output / name}: {_build(output / name, stamps[name], build)}")
-    say("Next: the SFT stage (make sft).")
+    say(_next())
     return output
+
+
+def _next() -> str:
+    return f"Next: the SFT stage ({following('sft') or 'make sft'})."
 
 
 def _stamps(

@@ -17,7 +17,7 @@ from rewards.build import REGISTRY
 # The house, from the top floor down. A room may import itself and every room on the floors below it, never one beside
 # it or above. `pipeline/__init__.py` is the ground that all stand on.
 FLOORS = (
-    ("recipes",),  # what a person launches
+    ("recipes", "plumbline"),  # what a person launches: scripts and YAMLs; the command that finds them from anywhere
     ("eval", "chat", "sweep", "check", "stages"),  # the commands behind it
     ("ilql",),  # the algorithms alone: Q-learning,
     ("ppo", "card", "scale"),  # and PPO (card and scale forward two commands to their rooms)
@@ -29,7 +29,7 @@ FLOORS = (
     ("rewards", "errors"),  # text in, numbers out; the one error that a user sees
 )
 FLOOR = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in rooms}
-OURS = {"recipes", "pipeline", "rewards", "tests"}
+OURS = {"recipes", "plumbline", "pipeline", "rewards", "tests"}
 
 
 def room_of(module: str) -> str | None:
@@ -74,7 +74,7 @@ def test_imports_are_read_from_every_form():
     assert imported_modules(source, "house.room") == expected
 
 
-@pytest.mark.parametrize("top", ["recipes", "pipeline", "rewards"])
+@pytest.mark.parametrize("top", ["recipes", "plumbline", "pipeline", "rewards"])
 def test_imports_run_downwards_only(top):
     wrong = []
     for path in python_files(top):
@@ -99,7 +99,7 @@ def test_one_file_of_rewards_hands_over_to_the_pipeline_and_nothing_imports_it()
         )
     ]
     assert named == ["check.py"]
-    for top in ("rewards", "pipeline", "recipes"):
+    for top in ("rewards", "pipeline", "plumbline", "recipes"):
         for path in python_files(top):
             package = ".".join(path.relative_to(ROOT).parent.parts)
             assert "rewards.check" not in imported_modules(path.read_text("utf-8"), package), path
@@ -107,7 +107,7 @@ def test_one_file_of_rewards_hands_over_to_the_pipeline_and_nothing_imports_it()
 
 def test_every_room_has_a_floor_and_there_are_ten_at_most():
     rooms = {p.stem for p in (ROOT / "pipeline").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert rooms - {"__init__"} | {"recipes", "rewards"} == set(FLOOR)
+    assert rooms - {"__init__"} | {"recipes", "plumbline", "rewards"} == set(FLOOR)
     assert len(FLOORS) <= 10
 
 
@@ -140,16 +140,16 @@ LONGEST = 400  # lines of a file
 LONGER: dict[str, str] = {}  # a file that must be longer, and why
 
 
-@pytest.mark.parametrize("top", ["recipes", "pipeline", "rewards", "tests"])
+@pytest.mark.parametrize("top", ["recipes", "plumbline", "pipeline", "rewards", "tests"])
 def test_files_are_short(top):
     lines = {str(p.relative_to(ROOT)): len(p.read_text("utf-8").splitlines()) for p in python_files(top)}
     long = {name: count for name, count in lines.items() if count > LONGEST and name not in LONGER}
     assert not long, f"split by subject what has more than {LONGEST} lines: {long}"
 
 
-# Beside the rooms of pipeline/: rewards/; this house; wrong input through the recipes; runs that must learn;
-# what tests share; the tools of the Makefile.
-OTHER_TESTS = {"rewards", "house", "faults", "learning", "support", "tools"}
+# Beside the rooms of pipeline/: rewards/; plumbline/; this house; wrong input through the recipes; runs that must
+# learn; what tests share; the tools of the Makefile.
+OTHER_TESTS = {"rewards", "plumbline", "house", "faults", "learning", "support", "tools"}
 
 
 def test_tests_lie_in_the_rooms_of_what_they_test():
@@ -165,7 +165,7 @@ def test_tests_lie_in_the_rooms_of_what_they_test():
 
 def test_no_recipe_shadows_a_library():
     """`python recipes/x.py` puts recipes/ first on sys.path: a file there named like a library would replace it."""
-    taken = set(sys.stdlib_module_names) | set(packages_distributions()) | {"pipeline", "rewards", "tests"}
+    taken = set(sys.stdlib_module_names) | set(packages_distributions()) | OURS - {"recipes"}
     # A folder without __init__.py (recipes/accelerate) gives way to an installed package of that name.
     entries = [p for p in (ROOT / "recipes").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
     shadows = sorted(p.name for p in entries if p.stem in taken)
@@ -199,7 +199,7 @@ def test_no_file_names_a_path_of_one_machine():
     assert not found, f"a path that exists on one machine only: {found}"
 
 
-@pytest.mark.parametrize("package", ["pipeline", "rewards"])
+@pytest.mark.parametrize("package", ["pipeline", "plumbline", "rewards"])
 def test_packages_come_from_this_checkout(package):
     """Tests that run against another installed copy say nothing about this one."""
     spec = importlib.util.find_spec(package)
@@ -270,7 +270,7 @@ def test_a_circle_is_found_also_through_a_function_and_a_relative_name():
     ]
 
 
-@pytest.mark.parametrize("room", ["rewards", "pipeline"])
+@pytest.mark.parametrize("room", ["rewards", "pipeline", "plumbline"])
 def test_no_import_goes_round_in_a_circle(room):
     files = {module_name(path): path for path in python_files(room)}
     packages = {name for name, path in files.items() if path.stem == "__init__"}

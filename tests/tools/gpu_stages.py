@@ -108,7 +108,7 @@ def write_rows(folder: Path, plan: Plan) -> None:
 
     count = plan.rows * plan.accumulate * max(plan.steps, plan.updates) + plan.held_out
     rows = [
-        {"prompt": text(plan.prompt), "chosen": text(plan.completion), "rejected": text(plan.completion)}
+        {"prompt": text(plan.prompt) + "\n", "chosen": text(plan.completion), "rejected": text(plan.completion)}
         for _ in range(count)
     ]
     columns = {"sft": ("prompt", "chosen"), "reward": ("prompt", "chosen", "rejected"), "ppo": ("prompt",)}
@@ -124,7 +124,12 @@ def run(stage: str, folder: Path, plan: Plan, cpu: bool) -> dict:
     """Runs a stage into `folder/<stage>` and returns its figures."""
     estimates: list[int] = []
     shown = report.table
-    report.table = lambda found: estimates.append(found.total) or shown(found)  # type: ignore[func-returns-value]
+
+    def kept(found):
+        estimates.append(found.total)
+        return shown(found)
+
+    report.table = kept
     memory, started = measure.Memory("cpu" if cpu else "cuda"), time.perf_counter()
     {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}[stage](folder, plan, cpu)
     found = {"seconds": time.perf_counter() - started, "peak_mib": memory.peak()}

@@ -20,6 +20,7 @@ from pipeline.cli import parse
 from pipeline.config import SFTStage
 from pipeline.eval.sampling import SampleArguments
 from pipeline.eval.stage import EvalArguments
+from pipeline.ppo.config import ALGORITHMS, BASELINES
 from pipeline.sweep import SweepSettings
 from pipeline.watching.metrics import PPO as METRICS
 from rewards import build_rewards
@@ -37,6 +38,7 @@ OPTIONS |= {
     for name in inspect.signature(getattr(importlib.import_module(f"rewards.{module}"), kind)).parameters
 }
 SPECIAL = {"prompt", "messages", "role", "content", "token_rewards", "processes", "function", "reward"}
+SPECIAL |= {*ALGORITHMS, *BASELINES}
 LIBRARIES = ("pipeline", "rewards", "peft", "datasets")
 FILLED_IN = {"num_iterations"}  # none, which the algorithm makes a number of
 

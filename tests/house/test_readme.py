@@ -38,3 +38,13 @@ def test_the_chinese_readme_is_chinese():
     words = re.sub(r"`[^`]*`|\([^)]*\)|!?\[|\]", "", prose(CHINESE))
     han = len(re.findall(r"[\u4e00-\u9fff]", words))
     assert han > 600 and han > len(re.findall(r"[A-Za-z]", words))
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results():
+    results = (ROOT / "recipes/tiny/RESULTS.md").read_text("utf-8")
+    pairs = re.findall(r"(\d\.\d{3}) to (\d\.\d{3})", prose(ENGLISH))
+    assert len(pairs) == 4  # the picture, and three seeds
+    assert all(f"{before} → {after}" in results for before, after in pairs)
+    for pair in re.findall(r"SFT  (.+)  gold ([\d.]+)\n  PPO  (.+)  gold ([\d.]+)", blocks(ENGLISH)[1].text):
+        first_run = (ROOT / "docs/tutorials/first-run.md").read_text("utf-8")
+        assert all(part in first_run for part in pair)

@@ -31,7 +31,7 @@ def _stops(function):
 
 def refusal(words: list[str]) -> str | None:
     """Why the command is refused, or None."""
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
         try:
             if words[0] == "-m":
                 sys.argv = words[1:]
@@ -44,6 +44,8 @@ def refusal(words: list[str]) -> str | None:
         except UserError as error:
             return str(error)
         except SystemExit as error:
+            if not error.code:  # --help
+                return None
             return said.getvalue().strip() or f"exit code {error.code}"
     return "it came to its end without reading its flags"
 

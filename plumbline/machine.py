@@ -28,6 +28,7 @@ EXTRAS = {
     "reasoning": "tasks of reasoning_gym (recipe reasoning)",
     "deepspeed": "--hardware zero2 and zero3",
     "sweep": "plumbline sweep",
+    "docs": "the site of the documents (make docs, in a clone)",
 }
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")

@@ -24,7 +24,7 @@ from plumbline.main import main
 HOUSE = (
     "help venv screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit".split()
 )
-HOUSE += "bench bench-gpu gpu-check wheel lint format clean".split()
+HOUSE += "bench bench-gpu gpu-check docs wheel lint format clean".split()
 
 
 def test_every_stage_of_the_makefile_is_a_command():

@@ -346,7 +346,7 @@ def test_a_critic_with_an_opinion_counts_it_for_own_tokens_alone(tmp_path):
 def test_the_environment_of_the_docs(tmp_path):
     page = Path(__file__).resolve().parents[2] / "docs" / "turns.md"
     written = {}
-    exec(re.search(r"```python\n(class Number.*?)```", page.read_text("utf-8"), re.DOTALL)[1], written)
+    exec(re.search(r"```python[^\n]*\n(class Number.*?)```", page.read_text("utf-8"), re.DOTALL)[1], written)
     lines = {"up": ["<call>guess number=4<eos>", "<call>guess number=8<eos>", DONE], "none": [DONE]}
     spec = {"name": "environment", "instant": "turns"}
     columns = {"seed": [7, 7]}  # it thinks of 8

@@ -83,7 +83,7 @@ def test_it_learns_and_the_saved_adapter_is_plain(run, tiny_model_folder, capsys
     summary, out, trainer = run(PAIRS, learning_rate=1e-2, num_train_epochs=8)
     assert summary["accuracy"] == 1.0 and summary["margin"] > 1 and summary["heldout_pairs"] == 9
     told = capsys.readouterr().out
-    assert "right on 100.0% of 9 held-out pairs" in told and "Next: make ppo RECIPE=recipes/x" in told
+    assert "right on 100.0% of 9 held-out pairs" in told and "Next: plumbline ppo --config" in told
     assert json.loads((out / "summary.json").read_text()) == summary
     assert not list(out.glob("*.bin"))
     # With PEFT and transformers alone, one text at a time: the scores of the trained model, so no padding matters.

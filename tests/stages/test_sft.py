@@ -127,7 +127,7 @@ def test_training_lowers_the_heldout_loss_and_leaves_a_plain_adapter(run, tiny_m
     # TRL reports the mean of batch means; all completions here have nearly the same length
     assert losses["after"] == pytest.approx(total / count, abs=0.05)
     told = capsys.readouterr().out
-    assert f"The result lies in {out}." in told and "Next: make reward RECIPE=recipes/x" in told
+    assert f"The result lies in {out}." in told and "Next: plumbline reward --config" in told
 
 
 def test_what_lies_in_the_folder(run, tiny_model_folder):

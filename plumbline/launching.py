@@ -40,7 +40,8 @@ def run(name: str, command: Command, arguments: list[str]) -> int | None:
         run_script(recipes() / command.runs)
     elif ":" in command.runs:
         module, _, function = command.runs.partition(":")
-        return getattr(__import__(module, fromlist=[function]), function)(arguments)
+        code: int | None = getattr(__import__(module, fromlist=[function]), function)(arguments)
+        return code
     else:
         runpy.run_module(command.runs, run_name="__main__")
     return None

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, with errors as `UserError` in place of two lines and an exit, and no abbreviated flags."""
 
     def __init__(self, *args: Any, **settings: Any):
-        super().__init__(*args, allow_abbrev=False, **settings)
+        super().__init__(*args, **{**settings, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help)")

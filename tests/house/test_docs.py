@@ -148,7 +148,11 @@ def test_the_table_of_settings_names_settings_and_their_defaults():
             default = fields[name]
             said = {"none": None, "false": False}.get(value, value)
             if isinstance(default, int | float | str) or default is None:
-                same = default in (said, value) or str(said) == str(default) or (isinstance(default, float) and float(said) == default)
+                same = (
+                    default in (said, value)
+                    or str(said) == str(default)
+                    or (isinstance(default, float) and float(said) == default)
+                )
                 assert same or name in FILLED_IN, f"{name}: {value}, but it is {default!r}"
 
 

@@ -50,7 +50,9 @@ def shown() -> list[tuple[str, Path, str]]:
         if page.name != "CHANGELOG.md":  # which tells of what was
             starts = ("make ", "python ", "accelerate launch ", "pip install ")
             inside = [code for code in inline_code(page) if code.startswith(starts) and not PLACEHOLDER.search(code)]
-            inside = [code for code in inside if not re.fullmatch(r"(python -m|accelerate launch) [\w./]+", code)]  # named, not typed
+            inside = [
+                code for code in inside if not re.fullmatch(r"(python -m|accelerate launch) [\w./]+", code)
+            ]  # named, not typed
             found += [(f"{page.relative_to(ROOT)} (inside of a sentence)", page, code) for code in inside]
     return found
 

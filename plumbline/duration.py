@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from pipeline import cli
 from pipeline.config import ModelArguments, steps_per_update
@@ -22,6 +22,7 @@ from pipeline.memory.scale import SIZES, learning
 from pipeline.models.precision import resolve_dtype
 from pipeline.sweep.settings import dataclasses_of
 from pipeline.worlds import BaseModelSettings, WorldSettings, load_world
+from pipeline.worlds.base_model import config_of
 from pipeline.worlds.gguf import GGUFSettings
 from plumbline.new_recipe import command_of
 from plumbline.probe import Batch, Pace
@@ -144,7 +145,7 @@ def _base(made: Made) -> Work:
     texts = [first + text for first, text in world.pretraining_texts(few, world.make_data(few))]
     length = mean(len(text.encode()) for text in texts) / BYTES[True]
     batch = Batch(made.model.pretraining_batch_size, round(length))
-    work = Work("base", _config(made.model), torch.float32, 16, batch)
+    work = Work("base", config_of(made.model, made.model.vocab_size), torch.float32, 16, batch)
     work.learned_all = settings.pretraining_texts * made.model.pretraining_epochs * length
     return work
 
@@ -229,19 +230,6 @@ def _again(asked: _Settings) -> float:
 
 
 # ------------------------------------------------------------ models and data
-def _config(made: BaseModelSettings) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=made.vocab_size,
-        hidden_size=made.hidden_size,
-        intermediate_size=made.intermediate_size,
-        num_hidden_layers=made.num_layers,
-        num_attention_heads=made.num_heads,
-        num_key_value_heads=made.num_heads,
-        max_position_embeddings=made.context_length,
-        tie_word_embeddings=True,
-    )
-
-
 def model_of(name: str | None, made: Made | None) -> PreTrainedConfig:
     """The config of a model, without a request to the network: of a folder, of what base.yaml will make, of a copy in
     the cache, or of one with the size that stands in its name.
@@ -256,7 +244,7 @@ def model_of(name: str | None, made: Made | None) -> PreTrainedConfig:
     except (OSError, ValueError):
         pass
     if made and not made.gguf.given and str(name).startswith(made.settings.output_dir):
-        return _config(made.model)
+        return config_of(made.model, made.model.vocab_size)
     for size, config in SIZES.items():
         if name and f"-{size.lower()}" in name.lower():
             return config

@@ -57,10 +57,10 @@ def train_tokenizer(
     return tokenizer
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, settings: BaseModelSettings) -> LlamaForCausalLM:
-    """An untrained Llama for `tokenizer`. Draws from torch's global generator."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+def config_of(settings: BaseModelSettings, vocab_size: int, **tokens: int | None) -> LlamaConfig:
+    """The Llama that `settings` describe. tokens: ids such as `pad_token_id`."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
         num_hidden_layers=settings.num_layers,
@@ -68,6 +68,15 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: BaseModelSettings) -
         num_key_value_heads=settings.num_heads,
         max_position_embeddings=settings.context_length,
         tie_word_embeddings=True,
+        **tokens,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, settings: BaseModelSettings) -> LlamaForCausalLM:
+    """An untrained Llama for `tokenizer`. Draws from torch's global generator."""
+    config = config_of(
+        settings,
+        len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -35,7 +35,14 @@ def run(name: str, command: Command, arguments: list[str]) -> int | None:
             file = _hardware_file(hardware or "cpu2")
             os.environ[TYPED] = shlex.join(["plumbline", name, *given])
             _start_several(recipes() / command.runs, processes, file, arguments)
-    sys.argv = [f"plumbline {name}", *arguments]
+    before, sys.argv = sys.argv, [f"plumbline {name}", *arguments]
+    try:
+        return _run_here(command, arguments)
+    finally:
+        sys.argv = before  # whoever calls `main` from Python goes on
+
+
+def _run_here(command: Command, arguments: list[str]) -> int | None:
     if command.runs.endswith(".py"):
         run_script(recipes() / command.runs)
     elif ":" in command.runs:

@@ -101,7 +101,9 @@ def test_the_help_of_a_stage_is_that_of_its_script(name, warm, tmp_path):
 )
 def test_errors_are_one_sentence(argv, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    before = list(sys.argv)
     assert main(argv) == 2
+    assert sys.argv == before  # hints of what runs later in this process are not named after this command
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and said.err.count("\n") == 1 and said.out == ""
     assert says.replace("'", "") in said.err.replace("'", "")

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipeline.exam.evaluation import LOGITS
 from pipeline.models.attention import SHORT_ROWS
+from pipeline.models.head import LOGITS_AT_ONCE
 from pipeline.models.sharding import read_whole
 
 # TRL's fused head (trl/kernels/chunked_logprob.py) works on tiles of so many tokens x so many words
@@ -259,8 +260,12 @@ def layer_backward(model: Architecture, precision: Precision, batch: Batch) -> i
 def head(
     model: Architecture, precision: Precision, batch: Batch, cuda: bool, backward: bool = True, entropy: bool = True
 ) -> int:
-    """TRL's fused head: log-probabilities from tiles of at most 4096 tokens x 32768 words, never (tokens, words).
+    """Log-probabilities from tiles, never (tokens, words): by our own head (pipeline/models/head.py) or TRL's.
 
+    Ours scores completions alone. A tile has the logits in float32, their exponentials, and these once more in 16 bits
+    where the products are in 16 bits; the states of all tokens and their gradient stand beside it.
+
+    TRL's has tiles of at most 4096 tokens x 32768 words.
     In the backward pass a CUDA kernel works inside the tile (as wide as 32768 whatever the vocabulary). Elsewhere
     torch keeps beside the tile, in float32, logits, scaled logits, log p, p and the gradient, a mask, and two more
     while it adds the gradient of log p, three with that of the entropy; in the forward pass three. Elsewhere every
@@ -268,6 +273,10 @@ def head(
     """
     if not model.vocab:
         return 0
+    if precision.lean and not cuda and not entropy:
+        tokens = batch.rows * (batch.completion or batch.length)
+        tile = min(tokens, max(1, LOGITS_AT_ONCE // model.vocab)) * model.vocab * (8 + 2 * (precision.compute < 4))
+        return tile + (3 if backward else 1) * tokens * model.hidden * precision.compute
     tokens = batch.rows * (batch.completion if cuda and batch.completion else batch.length)
     n, words = min(tokens, _HEAD_TOKENS), min(model.vocab, _HEAD_WORDS)
     if cuda:
@@ -330,8 +339,8 @@ def training(
 ) -> int:
     """The peak of forward and backward over one micro-batch, above what stays.
 
-    `trunks`: passes through the trunk whose activations are alive together. Either the head's backward pass is the
-    peak, or the first layer's that comes after it.
+    `trunks`: passes through the trunk whose activations are alive together. `entropy`: the loss has its gradient, too.
+    Either the head's backward pass is the peak, or the first layer's that comes after it.
     """
     kept = saved(model, precision, adapter, batch, checkpointing)
     first = layer_backward(model, precision, batch)
@@ -378,7 +387,7 @@ def estimate(
     if rollout is not None:
         passes["generation"] = generation(model, precision, adapter, rollout)
         look = forward(model, precision, adapter, batch) + batch.tokens * model.hidden * precision.weights
-        passes["log-probabilities"] = look + head(model, precision, batch, cuda, backward=False)
+        passes["log-probabilities"] = look + head(model, precision, batch, cuda, backward=False, entropy=entropy)
     if exam is not None:
         look = forward(model, precision, adapter, exam) + exam_logits(model, precision, exam)
         passes["held-out prompts"] = max(generation(model, precision, adapter, exam), look)

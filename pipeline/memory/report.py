@@ -25,7 +25,9 @@ _LOWER = {
 def of_sft(model, model_args: ModelArguments, args, longest: int) -> Estimate:
     """Of the SFT stage. `model`: the base, or with the adapter to go on from. `longest`: tokens of the longest row."""
     batch = Batch(args.per_device_train_batch_size, longest)
-    return _estimate(model, model_args, args, batch, lean=model_args.use_peft, entropy=False)
+    return _estimate(
+        model, model_args, args, batch, lean=model_args.use_peft, short_rows=model_args.use_peft, entropy=False
+    )
 
 
 def of_reward(model, model_args: ModelArguments, args, longest: int) -> Estimate:
@@ -64,6 +66,7 @@ def of_rollouts(
         rollout=Batch(rows * args.steps_per_generation, prompt, answers),
         exam=Batch(exam_rows, prompt, answers),
         trunks=trunks,
+        entropy=algorithm is None or bool(args.entropy_coef),
     )
     names = {"policy": True, "reference": reference, "critic": critic, "reward model": bool(rewards)}
     return replace(found, adapters=", ".join(name for name, there in names.items() if there))

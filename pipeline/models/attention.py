@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 SHORT_ROWS = "sdpa_short_rows"
-_LONGEST = 2**15  # queries x keys; beyond it the plain products would hold more than they save
+_LONGEST = 2**16  # queries x keys; beyond it the plain products would hold more than they save
 _PLAIN = {"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "dropout", "sliding_window"}
 
 

@@ -31,6 +31,7 @@ from pipeline.models import probe
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
 from pipeline.models.attention import use_short_rows
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
+from pipeline.models.head import lean_head
 from pipeline.models.lean import lean
 from pipeline.models.lockstep import as_many
 from pipeline.models.sharding import check_launcher
@@ -145,6 +146,8 @@ class PPOTrainer(  # type: ignore[misc]
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         freeze_idle(model)
         lean(model)
+        if not (args.entropy_coef or args.cast_lm_head_to_fp32):
+            lean_head(model.get_base_model(), self.temperature)
         use_short_rows(model.get_base_model())
         trunk = Trunk(model)
         self._tail, self._a_pass = Tail(trunk), tokens_a_pass(trunk.module, trunk.depth)

@@ -30,7 +30,17 @@ from .unseen import UNSEEN
 HIGHER_IS_BETTER = {"all_met": True, "met": True, "distinct_2": True, "repeated": False}
 KINDS: tuple[Kind, ...] = (*forms.KINDS, *contents.KINDS, *counts.KINDS)
 MOST = 3  # instructions of a prompt
+_FORMS = 5  # SFT rows written from one answer of the base, each with other instructions
 _NUMBER = ((1, 2, MOST), (45, 35, 20))  # how many instructions, and how often so many
+# What SFT needs more rows of: the first words of an answer decide these forms, and the base hardly knows any of them
+_OFTEN = {
+    "change_case:english_capital": 4,
+    "change_case:english_lowercase": 3,
+    "combination:repeat_prompt": 3,
+    "combination:two_responses": 3,
+    "detectable_format:json_format": 2,
+    "punctuation:no_comma": 2,
+}
 _WITH_ALONE = frozenset({"keywords:existence", "keywords:forbidden_words"})
 
 
@@ -74,7 +84,7 @@ def make_data(settings: WorldSettings) -> WorldData:
 def answered_by(base: Path, data: WorldData, settings: WorldSettings) -> WorldData:
     """``sft_train``: prompts whose completions, by the model in the folder `base`, meet their instructions."""
     rng = random.Random(f"instructions, answered {settings.seed}")
-    requests = [draw_request(rng, False) for _ in range(settings.sft_rows // 3)]
+    requests = [draw_request(rng, False) for _ in range(settings.sft_rows // _FORMS)]
     texts = answers(base, [request.text for request in requests], settings.seed)
     written = [pair for pair in zip(requests, texts, strict=True) if _is_sensible(pair[1])]
     rows: list[dict] = []
@@ -92,10 +102,11 @@ def _is_sensible(text: str) -> bool:
     return len(said) >= 15 and repeated(said) < 0.1
 
 
-def draw_kinds(rng: random.Random) -> list[Kind]:
-    """One to three kinds that do not clash, in random order."""
+def draw_kinds(rng: random.Random, often: Mapping[str, int] | None = None) -> list[Kind]:
+    """One to three kinds that do not clash, in random order; those in `often` come first so many times as often."""
     wanted = rng.choices(*_NUMBER)[0]
-    first, *others = rng.sample(KINDS, len(KINDS))
+    first = rng.choices(KINDS, [(often or {}).get(kind.id, 1) for kind in KINDS])[0]
+    others = rng.sample([kind for kind in KINDS if kind is not first], len(KINDS) - 1)
     chosen = [first]
     for kind in others:
         if len(chosen) < wanted and all(_fit(kind, other) for other in chosen):
@@ -154,7 +165,7 @@ def revised(request: Request, text: str, rng: random.Random) -> dict | None:
 
     None where the text cannot be made to meet the kinds that were drawn.
     """
-    kinds = draw_kinds(rng)
+    kinds = draw_kinds(rng, _OFTEN)
     if rng.random() < 0.5 and not any(kind.rank == FORM for kind in kinds):  # a form needs its sentences
         text = shortened_to(text, rng.randint(1, 5))
     if _closed(kinds):

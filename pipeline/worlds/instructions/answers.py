@@ -35,7 +35,7 @@ def answers(base: Path, requests: list[str], seed: int) -> list[str]:
             inputs = tokenizer(
                 [prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False
             )
-            sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
+            sampling = {"do_sample": True, "temperature": 0.6, "top_k": 40}  # top_p would sort the vocabulary
             ids = model.generate(**inputs, **sampling, max_new_tokens=LONGEST, pad_token_id=tokenizer.pad_token_id)
             texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for i, text in zip(batch, texts, strict=True):

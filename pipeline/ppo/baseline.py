@@ -1,5 +1,9 @@
-"""The baselines of REINFORCE, subtracted from the reward-to-go. One that does not depend on the completion itself
-leaves the expected gradient alone and lowers its variance (Williams 1992)."""
+"""Baselines besides the critic's, subtracted from the advantages of a completion. One that does not depend on the
+completion itself leaves the expected gradient alone and lowers its variance (Williams 1992).
+
+REINFORCE has no other. Under PPO and A2C the leave-one-out mean is that of what the critic did not expect: while it
+knows nothing yet, that is the whole difference between easy and hard prompts; once it knows all, it is noise, 1/(n-1)
+of the variance of the returns."""
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +23,7 @@ class LeaveOneOut:
         self._accelerator = accelerator
 
     def __call__(self, totals: Tensor, counts: Tensor, group_size: int, training: bool) -> Tensor:
-        """Returns of whole completions (B,), which of them have a score (B,) -> baseline (B,)."""
+        """Returns of whole completions, less V of their prompts, which of them have a score -> baseline. All (B,)."""
         everyone = self._accelerator.gather(torch.stack([totals, counts.to(totals.dtype)], dim=1))
         start = self._accelerator.process_index * len(totals)
         found = math.leave_one_out(everyone[:, 0], everyone[:, 1].bool(), group_size)

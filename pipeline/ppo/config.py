@@ -47,14 +47,13 @@ BASELINES = ("none", "moving_average", "leave_one_out")
 # What an algorithm leaves out: setting -> why. A value other than the default (or none) contradicts it.
 _ONE_EPOCH = {"num_iterations": "it makes one epoch over each rollout"}
 _NO_CLIPPING = dict.fromkeys(("epsilon", "epsilon_high", "cliprange_value"), "it clips nothing")
-_NO_BASELINE = {"baseline": "its baseline is the critic"}
 _NO_CRITIC = dict.fromkeys(
     ("advantage", "lam", "vf_coef", "critic_path", "critic_layers", "critic_warmup", "critic_learning_rate"),
     "it has no critic",
 )
 _CONTRADICTS = {
-    "ppo": _NO_BASELINE,
-    "a2c": _NO_BASELINE | _ONE_EPOCH | _NO_CLIPPING,
+    "ppo": {},
+    "a2c": _ONE_EPOCH | _NO_CLIPPING,
     "reinforce": _ONE_EPOCH | _NO_CLIPPING | _NO_CRITIC,
 }
 # Generation settings that leave the sampled distribution alone.
@@ -106,7 +105,8 @@ class PPOConfig(GRPOConfig):
     baseline: str = field(
         default="none",
         metadata={
-            "help": "Baseline that reinforce subtracts from the reward-to-go: none, moving_average or leave_one_out."
+            "help": "Baseline besides the critic: none, leave_one_out (of the completions of a prompt) or, for "
+            "reinforce, moving_average."
         },
     )
     total_episodes: int | None = field(
@@ -320,6 +320,16 @@ class PPOConfig(GRPOConfig):
         self.num_iterations = self.epochs
         if self.whiten_advantages is None:
             self.whiten_advantages = self.algorithm != "reinforce"
+        if self.baseline == "moving_average" and self.algorithm != "reinforce":
+            raise UserError(
+                f"baseline is moving_average, which {self.algorithm} has no use for: its critic knows more. Take "
+                "leave_one_out, or leave it out."
+            )
+        if self.baseline != "none" and self.replay:
+            raise UserError(
+                f"baseline is {self.baseline}, and replay is {self.replay}: an earlier rollout would be learned from "
+                "without its baseline. Leave one of the two out."
+            )
         if self.baseline == "moving_average" and self.whiten_advantages:
             raise UserError(
                 "baseline is moving_average, which whiten_advantages takes away again: set whiten_advantages to false."

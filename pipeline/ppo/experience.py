@@ -55,7 +55,8 @@ def make_experience(
     Args:
         config: PPOConfig (algorithm, kl_estimator, gamma, lam, whiten_rewards, whiten_advantages).
         reduce_sum: adds a tensor over all processes; whitening spans them all.
-        baseline: for REINFORCE: a function of the returns of whole completions, (B,) -> (B,), that is subtracted.
+        baseline: a function of the returns of whole completions, less what the critic expected of their prompts,
+            (B,) -> (B,), that is subtracted from the advantages.
         advantage: the advantage estimator of PPO and A2C, a function like `math.gae`.
     """
     mask = rollout.loss_mask
@@ -69,10 +70,10 @@ def make_experience(
         rewards, reward_scale = math.whiten(rewards, mask, mean, variance, shift_mean=False), (variance + 1e-8).rsqrt()
     # 3. credit: how much better than expected each token was
     advantages, returns = credit(rewards, rollout.values, mask, config, advantage)
-    if config.algorithm == "reinforce" and baseline is not None:
+    if baseline is not None:
         first = mask.to(torch.int8).argmax(dim=1, keepdim=True)  # the first real token
-        total = returns.gather(1, first).squeeze(1)
-        advantages = torch.where(mask.bool(), returns - baseline(total)[:, None], 0)
+        beyond = math.reward_to_go(rewards, mask, config.gamma) - rollout.values  # what the critic did not expect
+        advantages = torch.where(mask.bool(), advantages - baseline(beyond.gather(1, first)[:, 0])[:, None], 0)
     # 4. one scale for every batch
     unwhitened = advantages
     if config.whiten_advantages:

@@ -233,7 +233,7 @@ class PPOTrainer(  # type: ignore[misc]
         return make_experience(rollout, self.args, self.kl_coef, self.journal.sum, baseline, self.advantage)
 
     def _baseline_of(self, rollout: Rollout) -> Callable[[Tensor], Tensor] | None:
-        """REINFORCE's baseline as a function of the returns of whole completions, (B,) -> (B,); else None."""
+        """The setting `baseline` as a function of the returns of whole completions, (B,) -> (B,); None without."""
         if (baseline := self.baseline) is None:
             return None
         training, counts, group_size = self.model.training, rollout.loss_mask.any(dim=1), self._group_size

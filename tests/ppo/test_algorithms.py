@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from pipeline.errors import UserError
 from pipeline.models.adapters import CRITIC, POLICY
 from pipeline.ppo import math
+from pipeline.ppo.experience import Rollout, make_experience
 from rewards import Instant, build_rewards
 
 
@@ -118,6 +119,18 @@ def test_leave_one_out_in_a_rollout(tmp_path):
     batch = toy.sample(trainer, ["c", "c", "d", "d"])
     # scores 2 and 4, 1 and 3: each less the other one
     assert batch["advantages"][:, 0].tolist() == numbers([-2.0, 2.0, -2.0, 2.0])
+
+
+def test_with_a_critic_the_group_says_what_it_did_not_expect():
+    """λ = γ = 1, two groups of two, one token each; the critic expects 0.5 of the first prompt and 3 of the second."""
+    args = config(baseline="leave_one_out", num_generations=2, lam=1.0, whiten_advantages=False)
+    zeros, values = torch.zeros(4, 1), torch.tensor([[0.5], [0.5], [3.0], [3.0]])
+    rollout = Rollout(torch.ones(4, 1), torch.tensor([1.0, 0.0, 5.0, 5.0]), zeros, zeros, values)
+    counts = torch.ones(4, dtype=torch.bool)
+    found = make_experience(rollout, args, 0.0, baseline=lambda totals: math.leave_one_out(totals, counts, 2))
+    # the critic's own: 0.5, -0.5, 2, 2; of these the other one of the group
+    assert found.advantages[:, 0].tolist() == [1.0, -1.0, 0.0, 0.0]
+    assert found.returns[:, 0].tolist() == [1.0, 0.0, 5.0, 5.0]  # what the critic learns does not change
 
 
 # ---------------------------------------------------------------- A2C
@@ -266,8 +279,7 @@ def test_the_policy_waits_for_the_critic(tmp_path):
 # ---------------------------------------------------------------- what contradicts
 @pytest.mark.parametrize(
     "algorithm, name, value",
-    [("ppo", "baseline", "moving_average"), ("a2c", "baseline", "leave_one_out")]
-    + [(a, "num_iterations", 4) for a in ("a2c", "reinforce")]
+    [(a, "num_iterations", 4) for a in ("a2c", "reinforce")]
     + [(a, n, 0.1) for a in ("a2c", "reinforce") for n in ("epsilon", "epsilon_high", "cliprange_value")]
     + [("reinforce", "lam", 0.9), ("reinforce", "vf_coef", 1.0), ("reinforce", "critic_path", "runs/x")]
     + [("reinforce", "critic_warmup", 1), ("reinforce", "critic_learning_rate", 1e-3)],
@@ -284,6 +296,10 @@ def test_baselines_that_would_do_nothing():
         config(algorithm="reinforce", baseline="moving_average", whiten_advantages=True)
     with pytest.raises(UserError, match="num_generations is 1: set it to 2 or more"):
         config(algorithm="reinforce", baseline="leave_one_out")
+    with pytest.raises(UserError, match="moving_average, which ppo has no use for"):
+        config(baseline="moving_average")
+    with pytest.raises(UserError, match="baseline is leave_one_out, and replay is 1"):
+        config(baseline="leave_one_out", num_generations=2, num_iterations=2, replay=1)
 
 
 def test_what_follows_from_the_algorithm():

@@ -210,7 +210,8 @@ def test_cases_of_sixteen_bits_are_for_processors_that_have_them(has_units, monk
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_units)
     names, said = bench.usual_cases(), capsys.readouterr().out
-    float32 = ["M-fixed-fp32", "M-fixed-fp32-whole-critic", "S-fixed-fp32", "S-natural-fp32"]
+    float32 = ["M-fixed-fp32", "M-fixed-fp32-whole-critic", "R-natural-fp32", "R-natural-fp32-whole-critic"]
+    float32 += ["S-fixed-fp32", "S-natural-fp32"]
     assert names == (list(tables.CASES) if has_units else float32)
     assert said.count("\n") == (not has_units) and ("M-fixed-bf16, M-natural-bf16" in said) is not has_units
     assert bench.parse(["--cases", "M-natural-bf16"]).cases == ["M-natural-bf16"]

@@ -50,7 +50,9 @@ SIZES = {
     "tiny": Size(32, 2, 2, 1, 64, prompt=8, completion=12),
     "S": Size(128, 4, 4, 4, 512),
     "M": Size(512, 8, 8, 8, 1536),
-    # layers, widths and vocabulary of Qwen2.5; the output layer is not tied to the embeddings
+    # layers, widths and vocabulary of SmolLM2-135M; the output layer is not tied to the embeddings
+    "R": Size(576, 30, 9, 3, 1536, 49152, prompt=48, completion=64),
+    # of Qwen2.5, likewise
     "0.5B": Size(896, 24, 14, 2, 4864, 151936, prompt=128, completion=256),
     "1.5B": Size(1536, 28, 12, 2, 8960, 151936, prompt=128, completion=256),
 }

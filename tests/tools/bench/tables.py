@@ -28,6 +28,9 @@ CASES = {
     "M-natural-bf16": Case("M", "natural", "bfloat16", faster=2.5, other=0.05),
     "M-fixed-bf16-whole-critic": Case("M", "fixed", "bfloat16", critic_layers=8),
     "M-fixed-fp32-whole-critic": Case("M", "fixed", "float32", critic_layers=8),
+    "R-natural-fp32": Case("R", "natural", "float32", faster=2.5, memory=0.40, critic_layers=2),
+    "R-natural-fp32-whole-critic": Case("R", "natural", "float32", faster=2.0, memory=0.40, critic_layers=30),
+    "R-natural-bf16": Case("R", "natural", "bfloat16", critic_layers=2),
     "S-fixed-fp32": Case("S", "fixed", "float32", without_gc=True, faster=1.5),
     "S-natural-fp32": Case("S", "natural", "float32", without_gc=True, faster=1.5),
 }

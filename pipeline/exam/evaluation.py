@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from trl import is_conversational
 
-from pipeline.exam.decoding import Decoder, cut
 from pipeline.metrics import load_metric
+from pipeline.models.decoding import Decoder, cut
 from pipeline.models.ends import said, turn_of
 from pipeline.models.prompts import Asked, tokenize_prompts
 from pipeline.models.structure import eval_mode, last_logits, positions

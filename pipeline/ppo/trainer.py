@@ -30,6 +30,7 @@ from pipeline.hub import PushesResults
 from pipeline.models import probe
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
 from pipeline.models.attention import use_short_rows
+from pipeline.models.decoding import Rollouts
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.head import lean_head
 from pipeline.models.lean import lean
@@ -152,6 +153,7 @@ class PPOTrainer(  # type: ignore[misc]
         trunk = Trunk(model)
         self._tail, self._a_pass = Tail(trunk), tokens_a_pass(trunk.module, trunk.depth)
         sample_plainly(model, self.eos_token_ids, self._tokenizer)
+        self._rollouts = Rollouts(model.get_base_model())
         count_positions_from_the_mask(model)
         send_merged(self)
         self.kl_coef = args.kl_coef
@@ -193,7 +195,7 @@ class PPOTrainer(  # type: ignore[misc]
         return batch
 
     def _generate(self, prompts: list[Any]) -> Any:
-        with self._notes.clock("generation"):
+        with self._notes.clock("generation"), self._rollouts.without_ended_rows():
             return super()._generate(prompts)
 
     def _calculate_rewards(

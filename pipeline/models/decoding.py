@@ -1,13 +1,18 @@
-"""Greedy decoding in which a row that has ended costs nothing more: it is dropped, and the others go on.
+"""Decoding in which a row that has ended costs nothing more: it is dropped, and the others go on.
 
 transformers' `generate` decodes a batch until its longest row has ended. Here it stops when an eighth of the rows
-have, and is called again with the rest and their part of the cache. The tokens are the same, but for rounding: a
-product of fewer rows may add up in another order.
+have, and is called again with the rest and their part of the cache. Greedy tokens are the same, but for rounding: a
+product of fewer rows may add up in another order. Sampled ones are other draws from the same distribution.
 """
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 _SHARE = 1 / 8  # of the rows; each new call costs about as much as one step
@@ -21,10 +26,10 @@ def cut(ids: list[int], ends: list[int]) -> list[int]:
 
 
 class Decoder:
-    """Decodes batches of prompts greedily, one after the other.
+    """Decodes batches of prompts, one after the other.
 
     Args:
-        model: any that `generate` takes. config: `max_new_tokens`, the end tokens, no sampling.
+        model: any that `generate` takes. config: `max_new_tokens`, the end tokens, how is sampled, if it is.
     """
 
     def __init__(self, model, config: GenerationConfig):
@@ -68,6 +73,48 @@ class Decoder:
         return self.model.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=stopping, **more
         )
+
+
+class Rollouts:
+    """Has `generate` of a model drop the rows that have ended while a rollout is sampled."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self._decoder: Decoder | None = None
+
+    @contextmanager
+    def without_ended_rows(self) -> Iterator[None]:
+        """Inside the block `model.generate` does; what it returns is as long, and as wide, as ever."""
+        own, plain = vars(self.model).get("generate"), self.model.generate
+        self.model.generate = partial(self._generate, plain)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.model.generate
+            if own is not None:
+                self.model.generate = own
+
+    def _generate(self, plain: Callable, *args, generation_config: GenerationConfig | None = None, **inputs):
+        bare = not args and inputs.keys() == {"input_ids", "attention_mask"} and generation_config is not None
+        if not bare or generation_config.to_diff_dict().keys() - _KNOWN:
+            return plain(*args, generation_config=generation_config, **inputs)
+        if self._decoder is None or self._decoder.config is not generation_config:
+            self._decoder = Decoder(_Generating(plain), generation_config)
+        prompts, pad = inputs["input_ids"], generation_config.pad_token_id
+        found = self._decoder(**inputs)
+        rows = torch.full((len(found), max(map(len, found))), pad, device=prompts.device)
+        for row, tokens in zip(rows, found, strict=True):
+            row[: len(tokens)] = torch.tensor(tokens, device=prompts.device)
+        return torch.cat([prompts, rows], dim=1)
+
+
+class _Generating(NamedTuple):
+    generate: Callable
+
+
+# What a generation may be asked for: nothing that counts steps, seconds or processes
+_KNOWN = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
+_KNOWN |= {"pad_token_id", "bos_token_id", "eos_token_id", "disable_compile", "transformers_version"}
 
 
 class _Ended(StoppingCriteria):

@@ -1,4 +1,4 @@
-"""Greedy decoding that drops rows which have ended: the tokens of plain decoding, with ever fewer rows."""
+"""Decoding that drops rows which have ended: the tokens of plain decoding, with ever fewer rows."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from pipeline.exam.decoding import Decoder, cut
+from pipeline.models.decoding import Decoder, Rollouts, cut
 
 ROWS, LONGEST, MOST = 24, 7, 40
 ENDS = [1, 2]
@@ -99,3 +99,62 @@ def test_what_rides_on_a_cache_is_not_dropped():
     model.register_forward_hook(ride, with_kwargs=True)
     decoder = Decoder(model, config)
     assert decoder(**inputs) == wanted and plain.drops and not decoder.drops
+
+
+# ---------------------------------------------------------------- rollouts
+def spy(model, monkeypatch):
+    """How many rows each call of `generate` has."""
+    generate, sizes = model.generate, []
+
+    def spied(**given):
+        sizes.append(len(given["input_ids"]))
+        return generate(**given)
+
+    monkeypatch.setattr(model, "generate", spied)
+    return sizes
+
+
+def test_a_rollout_comes_back_as_from_plain_generation(monkeypatch):
+    model, inputs = build("llama")
+    config = GenerationConfig(max_new_tokens=MOST, eos_token_id=ENDS, pad_token_id=0, do_sample=False)
+    plain = model.generate(**inputs, generation_config=config)
+    sizes = spy(model, monkeypatch)
+    rollouts = Rollouts(model)
+    for _ in range(2):
+        with rollouts.without_ended_rows():
+            found = model.generate(**inputs, generation_config=config)
+        for row, wanted in zip(found.tolist(), plain.tolist(), strict=True):
+            ids = cut(wanted[LONGEST:], ENDS)
+            assert row == wanted[:LONGEST] + ids + [0] * (MOST - len(ids))
+    assert sizes[0] == ROWS > sizes[1] and sizes.count(ROWS) == 2
+    model.generate(**inputs, generation_config=config)
+    assert sizes[-1] == ROWS  # outside of the block everything is as before
+
+
+def test_sampled_rows_have_the_models_distribution(monkeypatch):
+    """One row in two ends at once; how the others go on is up to the model, not to who was dropped."""
+    model, _ = build("llama")
+    prompt = torch.tensor([[5, 6]] * 4000)
+    config = GenerationConfig(max_new_tokens=2, eos_token_id=list(range(10)), pad_token_id=0, do_sample=True, top_k=0)
+    sizes = spy(model, monkeypatch)
+    torch.manual_seed(0)
+    with Rollouts(model).without_ended_rows():
+        found = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+    first, second = found[:, 2], found[:, 3]
+    going = first >= 10
+    assert sizes == [4000, int(going.sum())] and not second[~going].any()  # those that ended are padded
+    likeliest = int(first[going].mode().values)
+    logits = model(torch.tensor([[5, 6, likeliest]])).logits[0]
+    for seen, p in ((first, logits[1].softmax(0)), (second[first == likeliest], logits[2].softmax(0))):
+        share, error = seen.bincount(minlength=20) / len(seen), (p * (1 - p) / len(seen)).sqrt()
+        assert ((share - p).abs() < 4 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("more", [{"max_time": 9.0}, {"cache_implementation": "static"}, {"num_beams": 2}])
+def test_what_counts_steps_or_seconds_is_left_alone(more, monkeypatch):
+    model, inputs = build("llama")
+    config = GenerationConfig(max_new_tokens=MOST, eos_token_id=ENDS, pad_token_id=0, **more)
+    sizes = spy(model, monkeypatch)
+    with Rollouts(model).without_ended_rows():
+        model.generate(**inputs, generation_config=config)
+    assert sizes == [ROWS]

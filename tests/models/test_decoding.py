@@ -118,8 +118,11 @@ def test_a_rollout_comes_back_as_from_plain_generation(monkeypatch):
     model, inputs = build("llama")
     config = GenerationConfig(max_new_tokens=MOST, eos_token_id=ENDS, pad_token_id=0, do_sample=False)
     plain = model.generate(**inputs, generation_config=config)
-    sizes = spy(model, monkeypatch)
     rollouts = Rollouts(model)
+    with rollouts.without_ended_rows():
+        pass
+    assert "generate" not in vars(model)
+    sizes = spy(model, monkeypatch)
     for _ in range(2):
         with rollouts.without_ended_rows():
             found = model.generate(**inputs, generation_config=config)

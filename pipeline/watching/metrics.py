@@ -23,6 +23,9 @@ PPO = {
     "ratio": "mean over tokens of ρ = π/π_old",
     "ratio/max": "largest ρ",
     "ratio/first": "mean over tokens of abs(ρ - 1) in the first step on a rollout: 0 but for rounding",
+    "sampler/kl": "mean over tokens of r - 1 - log r with r = π_ours/π_sampler, in nats: how far a vLLM server is "
+    "from the trainer's own pass; with `vllm_server` only",
+    "sampler/ratio_max": "largest r, before it is truncated",
     "replay/weight": "mean over tokens of earlier rollouts of min(2, π/π_sampled), with `replay` only",
     "explained_variance": "1 - Var(R - V)/Var(R) of the critic before the update",
     "values": "mean over tokens of V before the update",

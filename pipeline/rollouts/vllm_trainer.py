@@ -171,6 +171,20 @@ def speaking(trainer: Any, adapter: str | None) -> Iterator[Speaker | None]:
         yield speaker
 
 
+def log_difference(trainer: Any, batch: dict[str, Tensor]) -> None:
+    """`sampler/kl` and `sampler/ratio_max` of a rollout, into TRL's own figures."""
+    ours, theirs = batch.get("old_per_token_logps"), batch.get("sampling_per_token_logps")
+    if ours is None or theirs is None:
+        return
+    mask = batch["completion_mask"].bool()
+    kl, ratio = (x[mask] for x in difference(ours, theirs))
+    sums = trainer.accelerator.reduce(torch.stack([kl.sum(), mask.sum()]))
+    largest = trainer.accelerator.gather(ratio.max()[None]).max()
+    figures = trainer._metrics["train" if trainer.model.training else "eval"]
+    figures["sampler/kl"].append((sums[0] / sums[1]).item())
+    figures["sampler/ratio_max"].append(largest.item())
+
+
 def difference(old_logprobs: Tensor, sampler_logprobs: Tensor) -> tuple[Tensor, Tensor]:
     """How far the sampler is from us at each of its tokens, (B, T): r - 1 - log r, whose mean estimates
     KL(sampler ‖ ours) in nats (k3, http://joschu.net/blog/kl-approx.html), and r = π_ours/π_sampler."""

@@ -80,6 +80,11 @@ class Counted(SharesBase, SkipsNonFinite, ResumableRollouts, PushesResults, RowP
 class CountedGRPO(Counted, GRPOTrainer):
     """TRL's GRPOTrainer (Shao et al. 2024, arXiv 2402.03300), counted."""
 
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        vllm_trainer.log_difference(self, batch)
+        return batch
+
 
 class CountedRLOO(Counted, RLOOTrainer):
     """TRL's RLOOTrainer (Ahmadian et al. 2024, arXiv 2402.14740), counted."""

@@ -30,9 +30,7 @@ KL_AT_LEAST = 20.0  # nats a completion: a short one may well move by a nat a to
 ENTROPY_LEFT = 0.1  # share of the first entropy; good runs kept 0.44 and more
 REPEATED_MORE = 0.2  # share of trigrams; good runs moved by 0.01
 RATIO_OFF = 0.05  # 16-bit rounding moves a ratio by about 0.01, dropout or another temperature by 0.1 and more
-SAMPLER_KL = (
-    0.02  # nats a token: log-probabilities off by 0.2 (½ · 0.2²), where 16-bit rounding moves them by 0.01 to 0.05
-)
+SAMPLER_KL = 0.02  # nats a token: log-probabilities off by 0.2 (½ · 0.2²); in 16 bits they are by some hundredths
 CRITIC_COLD, CRITIC_LOGS = 20, 30  # logs that a cold critic may take, and how many then decide: they jump about
 SLOW, SLOW_AT_LEAST = 10.0, 1.0  # times the seconds of generation (nine tenths of an update are waiting); seconds
 NO_VERDICT = 0.2  # share of questions to a judge; a 7B model that is told the form has next to none
@@ -136,8 +134,8 @@ def sampler_differs(seen: Seen) -> str | None:
     if not kl or not largest or min(kl) <= SAMPLER_KL:
         return None
     return (
-        f"the vLLM server samples from another policy than the trainer's: KL {kl[-1]:.3f} nats a token, and a token was "
-        f"{largest[0]:.1f} times as likely here as there. Start it with the same base and --dtype as the trainer's, and "
+        f"the vLLM server samples from another policy than the trainer's: KL {kl[-1]:.3f} nats a token, and a token "
+        f"was {largest[0]:.1f} times as likely here as there. Start it with the base and the --dtype of the trainer, and "
         "with processed_logprobs; float32 on both sides tells rounding from a mistake."
     )
 

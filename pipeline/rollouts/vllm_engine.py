@@ -147,7 +147,7 @@ class Engine:
     def _check(self, model: PeftModel, name: str) -> None:
         config = model.peft_config[name]
         if not isinstance(config, LoraConfig):
-            raise UserError(f"vllm_server takes LoRA adapters, and this one is {config.peft_type}: leave it out")
+            raise UserError(f"vllm_server takes LoRA adapters, and this one is {config.peft_type.value}: leave it out")
         given = config.to_dict()
         beside = (name for name, none in _NOT_SENT.items() if given.get(name) not in (none, None))
         found = beside_lora(given) or next(beside, None)

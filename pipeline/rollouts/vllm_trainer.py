@@ -44,9 +44,9 @@ class ServerGeneration:
         """Sends the policy as it is now; the version before the last one goes."""
 
         def send(engine: Engine) -> None:
-            self.versions.append(engine.load(self.model, POLICY))
-            while len(self.versions) > KEPT:
+            while len(self.versions) >= KEPT:
                 engine.unload(self.versions.pop(0))
+            self.versions.append(engine.load(self.model, POLICY))
 
         self._by_main(send)
 

@@ -61,7 +61,7 @@ def test_traffic_by_pencil():
     rest = TOY.parameters - 3840
     assert scale.sharded(TOY, Precision(weights=2), RANK2, 2) == 0.5 * (2 * (7680 + 3712) + 2 * rest + 3712)
     assert scale.sharded(TOY, Precision(weights=2), RANK2, 2, 3) == 3 * scale.sharded(TOY, Precision(2), RANK2, 2)
-    assert scale.vllm(TOY, Precision(weights=2, bits=4)) == 2 * TOY.parameters
+    assert scale.vllm(TOY, RANK2) == 3712  # 928 numbers of LoRA
 
 
 def test_a_shared_base_by_pencil():

@@ -225,15 +225,8 @@ def test_eval_and_samples_by_a_server(tmp_path, tiny_model_folder):
         assert found["server"] == found["plain"]
         sampled = {"run": str(tmp_path / "ppo"), "dataset": str(data), "max_rows": 4, "max_completion_length": 6}
         sampled |= {"use_cpu": True, "dtype": "float32"}
-        out = sampling.run(
-            sampling.SampleArguments(
-                **sampled,
-                output=str(tmp_path / "samples.jsonl"),
-                use_cpu=True,
-                dtype="float32",
-                vllm_server=server.url,
-            )
-        )
+        args = sampling.SampleArguments(**sampled, output=str(tmp_path / "samples.jsonl"), vllm_server=server.url)
+        out = sampling.run(args)
         assert len(out.read_text().splitlines()) == 16 and not server.adapters
     assert len(server.bodies) == 2 * 2 * 4 + 2 * 2 + 16 + 2
 

@@ -91,7 +91,7 @@ def test_an_update_is_what_is_computed_and_what_is_sent():
     assert shared["sent"] == 16 * learned + scale.gathered(TOY, Precision(2), plan)
     served = scale.update(TOY, Precision(weights=2), plan, "FSDP, vLLM")
     assert "sampling" not in served
-    assert served["sent"] == 16 * learned + scale.gathered(TOY, Precision(2), plan, True) + 2 * TOY.parameters
+    assert served["sent"] == 16 * learned + scale.gathered(TOY, Precision(2), plan, True) + 3712
 
 
 def test_sampling_reads_the_weights_for_each_token():

@@ -1,5 +1,5 @@
-"""Asking a server behind HTTP, JSON both ways: many requests at once, through faults, within a budget. It knows nothing
-of what is asked.
+"""Asking a server behind HTTP, JSON both ways: many requests at once, through faults, within a budget. It knows
+nothing of what is asked.
 
 Retry-After: RFC 9110, 10.2.3.
 """
@@ -26,6 +26,7 @@ PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 # About one question, not about the server: too long for its context, say.
 OF_ONE = (400, 413, 422)
 LONGEST_PAUSE = 120.0  # seconds between two tries; a server that asks for more is not waited for
+CONNECTING = 30.0  # seconds until somebody takes the connection
 LARGEST = 1 << 20  # bytes of an answer
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -225,7 +226,7 @@ class JsonServer(Generic[Answer]):
                 headers["Authorization"] = f"Bearer {self._key}"
             self._client = httpx2.Client(
                 headers=headers,
-                timeout=self.timeout,
+                timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, CONNECTING)),
                 limits=httpx2.Limits(max_connections=self.at_once),
                 follow_redirects=False,  # the key is for this address
                 trust_env=urlsplit(self.url).hostname not in _LOCAL,  # a proxy cannot reach this machine's own

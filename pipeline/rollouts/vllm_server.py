@@ -2,7 +2,7 @@
 log-probabilities.
 
 Plain HTTP; vLLM itself is not imported. Its own description: https://docs.vllm.ai (OpenAI-compatible server, LoRA
-adapters). Tried with 0.32 (tests/vllm).
+adapters). Tried with 0.32 (tests/rollouts/test_vllm_real.py).
 """
 
 import json
@@ -84,6 +84,10 @@ class VllmServer(JsonServer[Completion]):
         self.wait()
         start = f"start it with {COMMAND.format(base='<the base>', rank='<the rank of the adapter>')}"
         status, found = self._ask("GET", "/server_info?config_format=json")
+        if status in (401, 403):
+            raise UserError(
+                f"{self} asks for a key, and none is sent: start it without --api-key, where only you reach it"
+            )
         if status != 200:
             raise UserError(f"{self} says nothing of its settings (VLLM_SERVER_DEV_MODE=1 is missing): {start}")
         try:

@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from pipeline.runs.folder import read_heldout, read_metrics
 from pipeline.stages import trl_stage
 from pipeline.watching.watch import WATCHERS, Seen, row_of
 
+ROOT = Path(__file__).resolve().parents[2]
 KEYWORD = [{"name": "keyword", "column": "facts"}]
 
 
@@ -151,6 +153,25 @@ def test_a_run_goes_on_at_a_server_that_was_gone(tmp_path, server):
     again = make(tmp_path, server, "broken", **settings)
     again.train(resume_from_checkpoint=True)
     assert all(torch.equal(again.model.get_parameter(n), x) for n, x in toy.learned(whole).items())
+
+
+SCRIPT = ROOT / "tests/support/distributed/served.py"
+
+
+def test_two_processes_are_sampled_for_by_one(warm, tmp_path, server):
+    for done in warm.ranks(2, [SCRIPT, tmp_path, server.url], tmp_path):
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(p, two["learned"][n]) for n, p in one["learned"].items())
+    assert len(server.loaded) == 4 and not server.adapters and one["ratio"] == pytest.approx(1, abs=1e-5)
+    assert len({body["seed"] for body in server.bodies if body["stop_token_ids"]}) == 24
+
+
+def test_what_the_server_refuses_ends_both_processes(warm, tmp_path, server):
+    complete = server.complete
+    server.complete = lambda body: (403, {"error": "no"}) if body["stop_token_ids"] else complete(body)
+    for done in warm.ranks(2, [SCRIPT, tmp_path, server.url], tmp_path):
+        assert done.returncode != 0 and "answers with status 403: no; the run goes on from its last" in done.stderr
 
 
 def test_images_are_refused(tmp_path, server):

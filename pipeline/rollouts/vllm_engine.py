@@ -12,9 +12,9 @@ import random
 import shlex
 import shutil
 import subprocess
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -174,28 +174,51 @@ class Engine:
 
     # ------------------------------------------------------------ completions
     def sample(
-        self, prompt_ids: Sequence[list[int]], adapter: Adapter | None, seeds: Sequence[int], settings: dict[str, Any]
+        self,
+        prompt_ids: Sequence[list[int]],
+        adapter: Adapter | None,
+        seeds: Sequence[int],
+        settings: dict[str, Any],
+        answered: Callable[[int], None] = lambda count: None,
     ) -> list[Completion]:
         """A completion for each prompt, the prompts shared out over the servers.
 
         Args:
             adapter: None: the servers' base.
             seeds: one for each prompt. settings: as of `body_of`.
+            answered: is told of each number of prompts that have been answered.
 
         Raises:
             UserError: a server cannot; the completions of the others are lost as well.
         """
-        count = len(self.servers)
+        count, lock = len(self.servers), threading.Lock()
         found: list[list[Completion | None]] = []
-        shares = []
+        problems: list[BaseException] = []
+
+        def tell(number: int) -> None:
+            with lock:
+                answered(number)
+
+        def ask(server: VllmServer, *share) -> None:
+            try:
+                server.sample(*share, tell)
+            except BaseException as error:
+                problems.append(error)
+
+        threads = []
         for place, server in enumerate(self.servers):
             model = adapter.name if adapter else (server.known or server.facts()).base
             mine = zip(prompt_ids[place::count], seeds[place::count], strict=True)
             bodies = [body_of(model, prompt, settings, seed) for prompt, seed in mine]
             found.append([None] * len(bodies))
-            shares.append((server, bodies, adapter, found[-1]))
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(lambda share: share[0].sample(*share[1:]), shares))
+            # daemons: a second Ctrl-C must not wait for answers
+            threads.append(threading.Thread(target=ask, args=(server, bodies, adapter, found[-1]), daemon=True))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if problems:
+            raise problems[0]
         together = [found[i % count][i // count] for i in range(len(prompt_ids))]
         return [completion for completion in together if completion is not None]
 
@@ -219,8 +242,7 @@ class Engine:
                 asked |= {"temperature": temperature} | ((sampling or {}) if temperature else {})
                 drawn = random.Random(seed)
                 seeds = [drawn.randrange(SEEDS) for _ in prompt_ids]
-                completions = self.sample(prompt_ids, loaded, seeds, asked)
-                answered(len(completions))
+                completions = self.sample(prompt_ids, loaded, seeds, asked, answered)
                 return [completion.ids for completion in completions]
 
             yield speak

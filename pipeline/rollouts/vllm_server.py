@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
@@ -172,8 +172,14 @@ class VllmServer(JsonServer[Completion]):
         return self._patiently(send)
 
     # ------------------------------------------------------------ completions
-    def sample(self, bodies: Sequence[Body], adapter: Adapter | None, found: list[Completion | None]) -> None:
-        """Fills `found` with a completion for each body.
+    def sample(
+        self,
+        bodies: Sequence[Body],
+        adapter: Adapter | None,
+        found: list[Completion | None],
+        answered: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Fills `found` with a completion for each body; `answered` is told of each, from other threads.
 
         A server that goes away is waited for, given the adapter again where it has lost it, and asked for what is
         missing: with the same seeds, so that nothing depends on which completions were there already.
@@ -185,7 +191,7 @@ class VllmServer(JsonServer[Completion]):
             missing = [i for i in range(len(bodies)) if found[i] is None]
             try:
                 if missing:
-                    self._sample([bodies[i] for i in missing], missing, found)
+                    self._sample([bodies[i] for i in missing], missing, found, answered)
                 return
             except (_Lost, ServerError) as error:
                 lost_adapter = isinstance(error, ServerError) and error.status == 404
@@ -195,9 +201,10 @@ class VllmServer(JsonServer[Completion]):
             if adapter is not None and adapter.name not in self.names():
                 self.load(adapter)
 
-    def _sample(self, bodies: Sequence[Body], places: Sequence[int], found: list[Completion | None]) -> None:
+    def _sample(self, bodies: Sequence[Body], places: Sequence[int], found: list[Completion | None], answered) -> None:
         def keep(i: int, completion: Completion) -> None:
             found[places[i]] = completion
+            answered(1)
 
         self.ask_all(bodies, keep)
 

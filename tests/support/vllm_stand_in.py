@@ -167,9 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, "<html>It works!</html>")
         if fault == "forget":
             self.server.adapters.clear()
-        status, answer = self.server.complete(body)
-        if fault == "other":
-            answer["choices"][0]["prompt_token_ids"] = [*body["prompt"], 3]
+        status, answer = self.server.complete(body | ({"prompt": [*body["prompt"], 3]} if fault == "other" else {}))
         if fault == "short":
             answer["choices"][0]["logprobs"]["token_logprobs"].pop()
         if fault == "unended":

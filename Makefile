@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check wheel lint format clean
+.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-vllm test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check wheel lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -191,12 +191,15 @@ TWO    := $(if $(findstring .py,$(ARGS)),,-n 2 --max-worker-restart 0 --dist loa
 test: $(STAMP)  ## the tests, without those that take long; no network
 	$(PYTEST) $(TWO) -m "not slow" $(ARGS)
 
-test-all: $(STAMP)  ## every test, also the long ones, and the mutants
+test-all: $(STAMP)  ## every test, also the long ones and those with a real vLLM server, and the mutants
 	$(PYTEST) $(ARGS)
 	$(if $(ARGS),,$(MAKE) mutants)
 
 test-deepspeed: $(STAMP)  ## the tests under ZeRO-2 and ZeRO-3, where DeepSpeed is installed
 	$(PYTEST) tests/stages/test_launchers.py -k "deepspeed or zero2" $(ARGS)
+
+test-vllm: $(STAMP)  ## rollouts and exams by a real vLLM server on the CPU, in .venv-vllm (made the first time: 3 GB)
+	$(PYTEST) -rs tests/rollouts/test_vllm_real.py $(ARGS)
 
 test-latest: $(STAMP)  ## the tests with the newest trl, transformers and kin, in .venv-latest; may fail, and says how
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/tools/latest.py $(ARGS)

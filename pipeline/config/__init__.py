@@ -24,7 +24,7 @@ from pipeline.config.checks import (
     steps_per_update,
 )
 from pipeline.config.machine import on_gpu, settle_bf16, settle_dtype, settle_mixed_precision, tell_cost
-from pipeline.config.services import trackers_of, use_vllm_server
+from pipeline.config.services import ServerSettings, check_vllm_server, trackers_of
 from pipeline.config.stages import (
     GroupStage,
     GRPOStage,
@@ -58,7 +58,8 @@ __all__ = [
     "settle_dtype",
     "tell_cost",
     "trackers_of",
-    "use_vllm_server",
+    "ServerSettings",
+    "check_vllm_server",
     "GRPOStage",
     "GroupStage",
     "RLOOStage",

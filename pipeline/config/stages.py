@@ -8,7 +8,7 @@ from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from pipeline.config.checks import SELECTIVE, WATCH, check, games, is_selective, setting, steps_for, steps_per_update
 from pipeline.config.machine import gpu_asked_for, on_gpu, settle_bf16, settle_mixed_precision
-from pipeline.config.services import trackers_of, use_vllm_server
+from pipeline.config.services import ServerSettings, check_vllm_server, trackers_of
 from pipeline.errors import UserError
 
 
@@ -77,7 +77,7 @@ class StageDefaults:
 
 
 @dataclass
-class RolloutDefaults(StageDefaults):
+class RolloutDefaults(ServerSettings, StageDefaults):
     """Our defaults for the stages that sample completions, over those of every stage."""
 
     logging_steps: float = setting(0, "Optimizer steps between two logs; 0 means once an update (rollout).")
@@ -85,9 +85,6 @@ class RolloutDefaults(StageDefaults):
         "warn", "Watchers of what usually goes wrong: warn, stop (save and end the run at the first warning), 'off'."
     )
     sample_every: int = setting(10, "Updates (rollouts) between two samples in the terminal; 0: none.")
-    vllm_server: str | None = setting(
-        None, "Address of a vLLM server that samples the rollouts, such as http://10.0.0.2:8000 (docs/scale.md)."
-    )
     environment: dict[str, Any] | str | None = setting(
         None,
         "Game of several turns, as module:Class in TRL's form (docs/turns.md); or a mapping of such by name, of which "
@@ -106,7 +103,7 @@ class RolloutDefaults(StageDefaults):
     def __post_init__(self):
         check(self.sample_every >= 0, "sample_every", self.sample_every, "a whole number from 0 up")
         check(self.watch in WATCH, "watch", self.watch, f"one of {', '.join(WATCH)}")
-        use_vllm_server(self)
+        check_vllm_server(self)
         self.environment = games(self.environment)
         if self.log_completions is None:
             self.log_completions = bool(trackers_of(self.report_to))

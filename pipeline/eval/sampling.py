@@ -19,7 +19,9 @@ from pipeline.config import (
     DTYPES,
     DataArguments,
     ModelArguments,
+    ServerSettings,
     check,
+    check_vllm_server,
     mapping,
     setting,
     settle_dtype,
@@ -30,6 +32,7 @@ from pipeline.eval.candidates import active_adapter, adapter_name, load_group, r
 from pipeline.exam.evaluation import complete, texts_of
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
+from pipeline.rollouts.vllm_engine import engine_of, speaker_of
 from pipeline.runs.folder import write_aside
 from pipeline.safety.console import say
 from pipeline.watching.progress import counting
@@ -37,7 +40,7 @@ from rewards.base import RESERVED
 
 
 @dataclass
-class SampleArguments:
+class SampleArguments(ServerSettings):
     """Who answers which prompts, how often, and where to."""
 
     run: str | None = setting(None, "Model, adapter or stage folder that answers, e.g. runs/tiny/sft.")
@@ -59,6 +62,7 @@ class SampleArguments:
     use_cpu: bool = setting(False, "Stay on the CPU.")
 
     def __post_init__(self):
+        check_vllm_server(self)
         self.chat_template_kwargs = mapping(self.chat_template_kwargs, "chat_template_kwargs")
         for key in ("run", "dataset", "output"):
             check(bool(getattr(self, key)), key, getattr(self, key), "it must be set")
@@ -95,13 +99,20 @@ def run(args: SampleArguments) -> Path:
     rows = data.load(data_args, "prompts", args.seed, say)[0].to_list()
     if args.column != "completion" and args.column in rows[0]:
         raise UserError(f"column {args.column} is in {args.dataset} already: give another name")
+    engine = engine_of(args, output.parent)
     model = load_group([candidate], model_args)
     longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
     check_room(model, longest, args.max_completion_length)
+    if engine is not None:
+        engine.check_room(longest + args.max_completion_length)
     rows = [row for row in rows for _ in range(args.samples_per_prompt)]
     ends = stop_token_ids(model, candidate.tokenizer)
     adapter = adapter_name(0) if candidate.stage.adapter else None
-    with active_adapter(model, adapter), counting("completions", len(rows)) as answered:
+    with (
+        active_adapter(model, adapter),
+        speaker_of(engine, model, adapter, candidate.tokenizer) as speaker,
+        counting("completions", len(rows)) as answered,
+    ):
         found = complete(
             model,
             candidate.tokenizer,
@@ -112,6 +123,7 @@ def run(args: SampleArguments) -> Path:
             args.batch_size,
             args.seed,
             answered=answered,
+            speaker=speaker,
         )
     texts = texts_of(candidate.tokenizer, [row["prompt"] for row in rows], found, ends)
     complete_rows = args.column == "completion"

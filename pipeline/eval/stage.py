@@ -19,7 +19,9 @@ from pipeline.config import (
     DTYPES,
     DataArguments,
     ModelArguments,
+    ServerSettings,
     check,
+    check_vllm_server,
     mapping,
     setting,
     settle_dtype,
@@ -44,6 +46,7 @@ from pipeline.exam.exam import random_state_kept
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
+from pipeline.rollouts.vllm_engine import Engine, engine_of, speaker_of
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder
 from pipeline.safety.console import say
@@ -59,7 +62,7 @@ _WAIT = timedelta(days=7)  # what other processes give the main one
 
 
 @dataclass
-class EvalArguments:
+class EvalArguments(ServerSettings):
     """Who is evaluated, on which prompts, by what."""
 
     candidates: list[dict] = setting(
@@ -103,6 +106,7 @@ class EvalArguments:
 
     def __post_init__(self):
         self.rewards, self.judges = self.rewards or [], self.judges or []  # the parser gives None for none
+        check_vllm_server(self)
         self.chat_template_kwargs = mapping(self.chat_template_kwargs, "chat_template_kwargs")
         check(bool(self.candidates), "candidates", self.candidates, "at least one, such as sft=runs/tiny/sft")
         check(bool(self.dataset), "dataset", self.dataset, "the prompts, e.g. runs/tiny/data/prompts_heldout.jsonl")
@@ -151,7 +155,7 @@ def run(args: EvalArguments) -> dict:
         evaluation = Evaluation(args, candidates, rows)
         folder = RunFolder.create(args.output_dir)
         if state.is_main_process:
-            evaluation.answer_all()
+            evaluation.answer_all(engine_of(args, folder.path))
             summary = evaluation.write(folder, started)
     state.wait_for_everyone()
     return summary
@@ -159,9 +163,12 @@ def run(args: EvalArguments) -> dict:
 
 def write_greedy(args: EvalArguments, candidate: Candidate, rows: list[dict], file: Path) -> None:
     """Greedy answers of the candidate, one a line."""
-    model = load([candidate], rows, args)
-    with active_adapter(model, adapter_name(0) if candidate.stage.adapter else None):
-        write_outputs(file, answer(model, candidate, rows, args, GREEDY).completions, rows, args.as_messages)
+    engine = engine_of(args, file.parent)
+    model = load([candidate], rows, args, engine)
+    adapter = adapter_name(0) if candidate.stage.adapter else None
+    with active_adapter(model, adapter), speaker_of(engine, model, adapter, candidate.tokenizer) as speaker:
+        answers = answer(model, candidate, rows, args, GREEDY, speaker=speaker)
+    write_outputs(file, answers.completions, rows, args.as_messages)
     say(f"{candidate.name}: {len(rows):,} greedy answers lie in {file}.")
 
 
@@ -191,21 +198,24 @@ class Evaluation:
         self.higher_wins = dict.fromkeys(self.rewards, True) | (world.HIGHER_IS_BETTER if world else {})
         self.answers: dict[str, dict[str, Answers]] = {}
 
-    def answer_all(self) -> None:
-        """Every candidate answers every prompt. Bases are loaded one after the other, that of the reference at the
-        end: base and reference also say how likely the others' answers are to them."""
+    def answer_all(self, engine: Engine | None = None) -> None:
+        """Every candidate answers every prompt, by the servers of `engine` where there is one. Bases are loaded one
+        after the other, that of the reference at the end: base and reference also say how likely the others' answers
+        are to them."""
         own: dict[str, list[float]] = {}  # log π of the sampled completions
         said: dict[str, dict[str, ScoredAnswers]] = {name: {} for name in self.candidates}
         for group in by_base(list(self.candidates.values()), last=self.reference):
             model = None  # the one before may go
-            model = load(group, self.rows, self.args)
+            model = load(group, self.rows, self.args, engine)
             for place, candidate in enumerate(group):
                 since = time.perf_counter()
-                with active_adapter(model, adapter_name(place) if candidate.stage.adapter else None):
-                    for decoding in DECODINGS:
-                        said[candidate.name][decoding] = answer(
-                            model, candidate, self.rows, self.args, decoding, self.rewards, self.referee
-                        )
+                adapter = adapter_name(place) if candidate.stage.adapter else None
+                with active_adapter(model, adapter):
+                    with speaker_of(engine, model, adapter, candidate.tokenizer) as speaker:
+                        for decoding in DECODINGS:
+                            said[candidate.name][decoding] = answer(
+                                model, candidate, self.rows, self.args, decoding, self.rewards, self.referee, speaker
+                            )
                     own[candidate.name] = self._logprobs(model, candidate, said[candidate.name][SAMPLED])
                 seconds = time.perf_counter() - since
                 say(f"{candidate.name}: {len(self.rows):,} prompts answered, greedy and sampled, in {seconds:.0f} s")
@@ -290,7 +300,9 @@ class Evaluation:
                 file.write(json.dumps({"prompt": row["prompt"], "candidates": said}, ensure_ascii=False) + "\n")
 
 
-def load(group: list[Candidate], rows: list[dict], args: EvalArguments) -> torch.nn.Module:
+def load(
+    group: list[Candidate], rows: list[dict], args: EvalArguments, engine: Engine | None = None
+) -> torch.nn.Module:
     """`load_group`, or a `UserError` where a prompt and its completion may not fit into the context."""
     model = load_group(group, args.model_arguments())
     for candidate in group:
@@ -300,11 +312,20 @@ def load(group: list[Candidate], rows: list[dict], args: EvalArguments) -> torch
         except UserError as error:
             raise UserError(f"{who}{error}") from None
         check_room(model, longest, args.max_completion_length, who)
+        if engine is not None:
+            engine.check_room(longest + args.max_completion_length)
     return model
 
 
 def answer(
-    model, candidate: Candidate, rows: list[dict], args: EvalArguments, decoding: str, rewards=None, referee=None
+    model,
+    candidate: Candidate,
+    rows: list[dict],
+    args: EvalArguments,
+    decoding: str,
+    rewards=None,
+    referee=None,
+    speaker=None,
 ) -> ScoredAnswers:
     """What `model` says to each row as it is, and its scores. The same seed for every candidate."""
     with random_state_kept(), counting(f"{candidate.name}, {decoding}", len(rows)) as answered:
@@ -320,6 +341,7 @@ def answer(
             batch_size=args.eval_batch_size,
             seed=args.seed,
             answered=answered,
+            speaker=speaker,
         )
 
 

@@ -69,6 +69,7 @@ def answer_and_score(
     seed: int = 0,
     sampling: dict | None = None,
     answered: Callable[[int], None] = lambda count: None,
+    speaker: Callable | None = None,
 ) -> ScoredAnswers:
     """Lets `model` answer every row's prompt and scores the answers.
 
@@ -80,8 +81,9 @@ def answer_and_score(
         batch_size: prompts at once. seed: of the sampling; the caller's random state is left as it was.
         sampling: see `complete`.
         answered: is told of each number of prompts that have been answered.
+        speaker: see `complete`.
     """
-    drawn = {"sampling": sampling, "answered": answered}
+    drawn = {"sampling": sampling, "answered": answered, "speaker": speaker}
     ids = complete(model, tokenizer, rows, max_new_tokens, eos_token_ids, temperature, batch_size, seed, **drawn)
     texts = texts_of(tokenizer, rows, ids, eos_token_ids)
     question = question_about(rows, texts)
@@ -126,19 +128,25 @@ def complete(
     *,
     sampling: dict | None = None,
     answered=lambda count: None,
+    speaker: Callable | None = None,
 ) -> list[list[int]]:
     """Completion ids of every prompt, cut after the first end-of-text id. `model` is put in eval mode and back.
 
     Args:
         prompts: rows with `prompt` and what they tell the chat template, or bare prompts.
         sampling: further settings of transformers' generation, such as top_p; greedy answers go without them.
+        speaker: answers token ids in the place of `model` (`pipeline.rollouts.vllm_engine.Speaker`).
     """
+    prompt_ids = tokenize_prompts(tokenizer, prompts)
+    if speaker is not None:
+        asked = {"temperature": temperature, "seed": seed, "sampling": sampling, "answered": answered}
+        found = speaker(prompt_ids, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids, **asked)
+        return [cut(ids, eos_token_ids) for ids in found]
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": eos_token_ids, "do_sample": bool(temperature)}
     settings |= {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     if temperature:
         settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} | (sampling or {})
     config = GenerationConfig(**settings)
-    prompt_ids = tokenize_prompts(tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))  # like lengths together: less padding
     completions: list[list[int]] = [[] for _ in prompts]
     decode = partial(_sample, model, config) if temperature else Decoder(model, config)

@@ -20,7 +20,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,6 +79,7 @@ class Exam:
         rows: dicts with `prompt` and the columns that the rewards (and the chat template) read.
         rewards, weights: name -> reward; name -> its weight in `score`.
         referee: (completion text, row) -> named scores.
+        speaking: adapter -> a context with who answers in the place of the model, or None.
     """
 
     def __init__(
@@ -90,12 +91,13 @@ class Exam:
         weights: dict[str, float],
         referee: Callable | None = None,
         batch_size: int = 50,
+        speaking: Callable[[str | None], AbstractContextManager] = lambda adapter: nullcontext(),
     ):
         # as the trainer's own rows: its setting stands in every one
         rows = with_kwargs(rows, getattr(trainer, "chat_template_kwargs", None))
         self.trainer, self.reference, self.rows = trainer, reference, rows
         self.rewards, self.weights, self.referee, self.batch_size = rewards, weights, referee, batch_size
-        self.model = trainer.accelerator.unwrap_model(trainer.model)
+        self.model, self.speaking = trainer.accelerator.unwrap_model(trainer.model), speaking
 
     def take(
         self, adapter: str | None, greedy: bool = True, shown: Counting = unshown
@@ -108,15 +110,16 @@ class Exam:
         answers, trainer = [], self.trainer
         with in_lockstep(self.model):
             if trainer.accelerator.is_main_process:
-                with self._undisturbed(adapter), shown(len(self.rows) * (1 + greedy)) as answered:
+                asked = self._undisturbed(adapter), self.speaking(adapter), shown(len(self.rows) * (1 + greedy))
+                with asked[0], asked[1] as speaker, asked[2] as answered:
                     answers = [
-                        self._answer(temperature, answered)
+                        self._answer(temperature, answered, speaker)
                         for temperature in ((trainer.temperature, 0) if greedy else (trainer.temperature,))
                     ]
         trainer.accelerator.wait_for_everyone()
         return answers
 
-    def _answer(self, temperature: float, answered: Count) -> evaluation.ScoredAnswers:
+    def _answer(self, temperature: float, answered: Count, speaker: Callable | None) -> evaluation.ScoredAnswers:
         trainer, rewards = self.trainer, {name: raw(reward) for name, reward in self.rewards.items()}
         asked = {"temperature": temperature, "batch_size": self.batch_size, "seed": trainer.args.seed}
         asked["answered"] = answered
@@ -131,6 +134,7 @@ class Exam:
             max_new_tokens=trainer.max_completion_length,
             eos_token_ids=trainer.eos_token_ids,
             sampling=sampled_by(trainer),
+            speaker=speaker,
             **asked,
         )
 
@@ -171,11 +175,9 @@ class Exam:
 
 
 def sampled_by(trainer) -> dict:
-    """How a trainer of TRL's samples besides the temperature, for transformers' generation."""
+    """How a trainer of TRL's samples besides the temperature, by the names of transformers' generation."""
     named = {key: getattr(trainer, key, None) for key in ("top_p", "top_k", "min_p", "repetition_penalty")}
     own = getattr(trainer.args, "generation_kwargs", None) or {}
-    if getattr(trainer, "use_vllm", False):
-        own = {}  # they are vLLM's, by names of its own
     return {key: value for key, value in named.items() if value is not None} | own
 
 

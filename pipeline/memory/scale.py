@@ -197,9 +197,9 @@ def gathered(model: Architecture, precision: Precision, plan: Plan, vllm: bool =
     return passes(plan, vllm) * (plan.processes - 1) / plan.processes * layers
 
 
-def vllm(model: Architecture, precision: Precision) -> float:
-    """Bytes that go to each worker of a vLLM server before a rollout: all weights, the adapter added in."""
-    return model.parameters * precision.weights
+def vllm(model: Architecture, adapter: Adapter) -> float:
+    """Bytes that a vLLM server reads before a rollout: the policy's adapter, in float32."""
+    return 4 * adapter.parameters(model)
 
 
 def update(model: Architecture, precision: Precision, plan: Plan, launcher: str) -> dict[str, float]:
@@ -214,5 +214,5 @@ def update(model: Architecture, precision: Precision, plan: Plan, launcher: str)
         sent += gathered(model, precision, plan, by_vllm)
     if by_vllm:
         found.pop("sampling")
-        sent += vllm(model, precision)
+        sent += vllm(model, plan.adapter)
     return found | {"sent": sent / plan.network}

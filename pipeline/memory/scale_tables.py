@@ -92,7 +92,7 @@ def _network(models, plan) -> Iterator[str]:
         "seconds",
         "PPO, FSDP, sampled by vLLM",
         "seconds",
-        "weights to vLLM",
+        "adapter to vLLM",
         "seconds",
         "SFT, DDP",
         "SFT, FSDP or ZeRO-3",
@@ -102,7 +102,7 @@ def _network(models, plan) -> Iterator[str]:
     for name, precision, model in _each(models):
         each = plan.adapter.parameters(model)
         update = plan.epochs * scale.ddp(2 * each + model.hidden + 1, plan.processes)
-        weights, step = scale.vllm(model, precision), scale.ddp(each, plan.processes)
+        weights, step = scale.vllm(model, plan.adapter), scale.ddp(each, plan.processes)
         fsdp = [update + scale.gathered(model, precision, plan, by_vllm) for by_vllm in (False, True)]
         cells = [x for size in (update, *fsdp, weights) for x in (_bytes(size), _digits(size / plan.network))]
         cells.append(_bytes(step))

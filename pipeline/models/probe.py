@@ -31,7 +31,7 @@ _EXACT, _SIXTEEN_BITS = 1e-4, 0.05
 def check_scores(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, who: str) -> None:
     """Raises `UserError` when `model`, a classifier with another head than `score` on the last token, cannot learn
     from texts of any length, or when padding on the right, as the texts of a batch have it, changes its scores."""
-    rows = _rows(tokenizer, base_of(model))
+    rows = rows_of(tokenizer, base_of(model))
     with eval_mode(model), runs_on_text(model):
         _while_learning(model, rows[:1], who)
         if padding_matters(model, rows, tokenizer.pad_token_id):
@@ -61,7 +61,7 @@ def check(
     base = base_of(model)
     if base.get_output_embeddings() is None or trunk_of(model) is base:
         raise UserError(f"{who} takes a decoder with an output layer on top, which {kind_of(model)} does not have")
-    rows = _rows(tokenizer, base)
+    rows = rows_of(tokenizer, base)
     with eval_mode(model), runs_on_text(model):
         alone = [_logprobs(model(input_ids=row[None], use_cache=False).logits[0]) for row in rows]
         _check_causal(model, rows[0], alone[0], who)
@@ -221,7 +221,7 @@ def _check_writing(model, batch: dict[str, Tensor], rows: list[Tensor], tokenize
             )
 
 
-def _rows(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> list[Tensor]:
+def rows_of(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> list[Tensor]:
     """Two rows of ordinary tokens: none that ends a text, or stands for an image."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     known = min(len(tokenizer), base.get_input_embeddings().weight.shape[0])

@@ -150,6 +150,8 @@ class SharesBase:
             self.rollout_func = lambda prompts, trainer: self._in_lockstep(sample, prompts, trainer)
 
     def _generate_single_turn(self, *args, **kwargs):
+        if self.use_vllm:  # no passes here; and the processes speak with each other
+            return super()._generate_single_turn(*args, **kwargs)
         return self._in_lockstep(super()._generate_single_turn, *args, **kwargs)
 
     def _tool_call_loop(self, *args, **kwargs):

@@ -39,6 +39,7 @@ _REFUSED = {
     "top_k": "a truncated distribution is not the one that log-probabilities are computed of; use temperature",
     "min_p": "a truncated distribution is not the one that log-probabilities are computed of; use temperature",
     "repetition_penalty": "it changes the distribution that is sampled; use a repetition reward",
+    "use_vllm": "TRL's own way to vLLM does not install beside this trainer; vllm_server names a running one",
     "disable_dropout": "rollout and update must see the same policy, so dropout is always off",
 }
 SUM, NORMALIZE = AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")  # TRL's names
@@ -89,6 +90,13 @@ class PPOConfig(GRPOConfig):
     )
     logging_steps: float = field(
         default=0, metadata={"help": "Optimizer steps between two logs; 0 means once an update (rollout)."}
+    )
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={
+            "help": "With vllm_server: how π_ours/π_sampler weighs the loss, token_truncate, token_mask, "
+            "sequence_truncate or sequence_mask."
+        },
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Must stay off: the critic's pass goes around the DDP wrapper."}

@@ -15,6 +15,7 @@ from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.experience import Experience, Rollout
 from pipeline.rollouts.scoring import weigh
+from pipeline.rollouts.vllm_trainer import difference
 from pipeline.watching.journal import Journal, repetition
 
 # GRPO's own statistics (PPO has no groups), and what is logged here under the names of metrics.PPO
@@ -67,6 +68,10 @@ def log_rollout(
     journal.largest("length/max", lengths)
     journal.smallest("length/min", lengths)
     journal.add("finished", finished)
+    if (theirs := batch.get("sampling_per_token_logps")) is not None:
+        kl, ratio = difference(rollout.old_logprobs, theirs)
+        journal.add("sampler/kl", kl, mask)
+        journal.largest("sampler/ratio_max", ratio, mask)
     journal.add("repetition", repetition(batch["completion_ids"], batch["completion_mask"]))
     journal.add("score_std", math.moments(rollout.scores, counts, reduce_sum)[1].sqrt()[None])
     shares = advantage_shares(paid, rollout, experience, trainer.args, trainer.kl_coef, trainer.advantage, reduce_sum)

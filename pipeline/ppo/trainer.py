@@ -48,11 +48,11 @@ from pipeline.ppo.experience import Experience, Rollout, is_finished, make_exper
 from pipeline.ppo.passes import Passes, whole
 from pipeline.ppo.replay import Replay
 from pipeline.ppo.reward_adapter import put_on_base
+from pipeline.rollouts import vllm_trainer
 from pipeline.rollouts.own_loop import OwnLoop, no_rewards, placeholder
 from pipeline.rollouts.scoring import check_finite, check_scored
 from pipeline.rollouts.text_ends import TextEnds
 from pipeline.rollouts.turns import Turns
-from pipeline.rollouts.vllm_server import send_merged
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import ResumableRollouts
 from pipeline.watching.journal import Journal
@@ -155,7 +155,7 @@ class PPOTrainer(  # type: ignore[misc]
         sample_plainly(model, self.eos_token_ids, self._tokenizer)
         self._rollouts = Rollouts(model.get_base_model())
         count_positions_from_the_mask(model)
-        send_merged(self)
+        vllm_trainer.attach(self)
         self.kl_coef = args.kl_coef
         self.baseline = baseline.build(args.baseline, self.accelerator)
         self.replay = Replay(args.replay)

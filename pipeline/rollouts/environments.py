@@ -115,11 +115,10 @@ def check(config: Any, first_row: Mapping[str, Any] | None, factories: Factories
     key = "environment" if factories else "tools"
     if not (factories or has_tools):
         return
-    for name in ("use_vllm", "use_transformers_continuous_batching"):
+    for name in ("vllm_server", "use_transformers_continuous_batching"):
         if getattr(config, name, False):
-            given = "vllm_server" if getattr(config, "vllm_server", None) else name
             raise UserError(
-                f"{key} and {given}: games of several turns are played with transformers' own generate; leave one of "
+                f"{key} and {name}: games of several turns are played with transformers' own generate; leave one of "
                 "the two out"
             )
     if first_row is not None and first_row.get("prompt") and not is_conversational({"prompt": first_row["prompt"]}):

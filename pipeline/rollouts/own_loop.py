@@ -154,6 +154,7 @@ class OwnLoop:
             "reward_func_names": ["given"],
             "reward_processing_classes": [None],
             "reward_weights": torch.ones(1),
+            "use_vllm": False,  # it would weigh what no sampler has sampled
         }
         theirs = {name: getattr(self, name) for name in ours}
         vars(self).update(ours)

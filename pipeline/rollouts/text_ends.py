@@ -17,11 +17,7 @@ class TextEnds:
         self._turn = turn_of(self._tokenizer)
         self.eos_token_ids = list(dict.fromkeys([*self.eos_token_ids, end_of_turn(self._tokenizer)]))
         open_ended(self._tokenizer, self.eos_token_ids)
-        if self.use_vllm:
-            given = self.vllm_generation.generation_kwargs
-            stops = [*(given.get("stop_token_ids") or []), *self.eos_token_ids]
-            self.vllm_generation.generation_kwargs = given | {"stop_token_ids": list(dict.fromkeys(stops))}
-        elif "eos_token_id" not in (self.args.generation_kwargs or {}):
+        if "eos_token_id" not in (self.args.generation_kwargs or {}):
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
     def _tokenize_prompts(self, prompts):

@@ -1,130 +1,256 @@
-"""Rollouts by a vLLM server, on this machine or another one: `vllm_server: http://host:8000`.
+"""One vLLM server as rollouts need it: adapters are loaded from folders, completions come as token ids with their
+log-probabilities.
 
-TRL's client does the work: prompts and completions go over HTTP, and before each rollout the policy's weights go over
-NCCL. Added here: the one setting, the questions that can be asked before anything is loaded, and how the weights are
-made. TRL adds the adapter into the base and takes it off again, so that a 16-bit base keeps the rounding of every
-rollout and a 4-bit one is quantised anew; it would also send the critic's head, which no server knows.
+Plain HTTP; vLLM itself is not imported. Its own description: https://docs.vllm.ai (OpenAI-compatible server, LoRA
+adapters). Tried with 0.32 (tests/rollouts/test_vllm_real.py).
 """
 
-import importlib.util
 import json
+import math
+import threading
 import time
-from collections.abc import Iterator
-from functools import partial
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
-
-import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.models.adapters import POLICY
-from pipeline.safety.console import from_main, is_main
+from rewards.json_server import Body, Failure, JsonServer, Passing, ServerError
 
-# The server as the trainer needs it; {} is the base.
+# The server as rollouts need it; {} is the base. Parts of it are what a message asks for.
 COMMAND = (
-    'VLLM_SERVER_DEV_MODE=1 vllm serve {} --weight-transfer-config \'{{"backend": "nccl"}}\' '
-    "--logprobs-mode processed_logprobs --max-logprobs -1"
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 VLLM_SERVER_DEV_MODE=1 vllm serve {base} --enable-lora --max-lora-rank {rank} "
+    "--max-loras 2 --logprobs-mode processed_logprobs"
 )
-_RETRY = 2.0  # seconds between two looks at a server that is not up yet
-_QUANTISED = ("Params4bit", "Int8Params")
+TRIES = 3  # of a share of a rollout, through a server that goes away and comes back
+_ADVICE = "the run goes on from its last checkpoint with --resume once the server is well"
 
 
-def check(config) -> None:
-    """Whether the run can use vLLM as it is asked to; waits up to `vllm_server_timeout` seconds for the server.
+class Completion(NamedTuple):
+    """What was sampled behind one prompt."""
+
+    ids: list[int]
+    logprobs: list[float]  # of each id, nats, under the distribution that was sampled from
+
+
+class Adapter(NamedTuple):
+    """A saved adapter: its name on the servers, and its folder as they see it."""
+
+    name: str
+    folder: str
+
+
+class Facts(NamedTuple):
+    """What a server says of itself."""
+
+    base: str  # name by which the base is asked
+    root: str  # folder or name that it was read from
+    room: int | None  # tokens of prompt and completion together
+    max_rank: int
+
+
+class _Lost(Exception):
+    """The server cannot go on with its share; the reason goes on after its name."""
+
+
+class VllmServer(JsonServer[Completion]):
+    """A server that runs already.
+
+    Args:
+        url: such as http://10.0.0.2:8000.
+        at_once: requests under way at the same time, each for one completion.
+        timeout: seconds for one completion.
+        patience: seconds to wait for a server that is not up.
+    """
+
+    path = "/v1/completions"
+    largest = 1 << 26
+    pause = 2.0  # seconds between two looks at a server that is not up yet
+
+    def __init__(self, url: str, at_once: int = 64, timeout: float = 600.0, patience: float = 240.0):
+        super().__init__(url, None, at_once, timeout, retries=3)
+        self.patience = patience
+        self.known: Facts | None = None  # what it was when it was first asked
+
+    def __str__(self) -> str:
+        return f"vllm_server {self.url}"
+
+    # ------------------------------------------------------------ what it is
+    def facts(self) -> Facts:
+        """Waits until the server is up, and asks what rollouts depend on.
+
+        Raises:
+            UserError: it is not there, was started without something (with the command that starts it right), or is
+                another one than before.
+        """
+        self.wait()
+        start = f"start it with {COMMAND.format(base='<the base>', rank='<the rank of the adapter>')}"
+        status, found = self._ask("GET", "/server_info?config_format=json")
+        if status in (401, 403):
+            raise UserError(
+                f"{self} asks for a key, and none is sent: start it without --api-key, where only you reach it"
+            )
+        if status != 200:
+            raise UserError(f"{self} says nothing of its settings (VLLM_SERVER_DEV_MODE=1 is missing): {start}")
+        try:
+            config = found["vllm_config"]
+            lora, logprobs = config["lora_config"], config["model_config"]["logprobs_mode"]
+            base = next(model for model in self._ask("GET", "/v1/models")[1]["data"] if model["parent"] is None)
+            facts = Facts(base["id"], base["root"], base["max_model_len"], lora["max_lora_rank"] if lora else 0)
+        except (KeyError, TypeError, StopIteration):
+            raise UserError(f"{self} says nothing of its settings that is known of vLLM 0.32: {start}") from None
+        if lora is None:
+            raise UserError(f"{self} takes no adapters (--enable-lora is missing): {start}")
+        if logprobs != "processed_logprobs":
+            raise UserError(f"{self} gives {logprobs}, which are not those of the sampled distribution: {start}")
+        if self._ask("POST", "/v1/load_lora_adapter", {})[0] == 404:
+            raise UserError(
+                f"{self} takes no adapter while it runs (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is missing): {start}"
+            )
+        if self.known not in (None, facts):
+            raise UserError(f"{self} came back as another one ({self.known} became {facts}): start it as it was")
+        self.known = facts
+        return facts
+
+    def wait(self) -> None:
+        """Until the server is up; raises UserError when it is not after `patience` seconds."""
+        deadline = time.monotonic() + self.patience
+        while (status := self._ask("GET", "/health")[0]) != 200:
+            if time.monotonic() + self.pause > deadline:
+                answer = f"it answers with status {status}" if status else "nothing answers there"
+                start = COMMAND.format(base="<the base>", rank="<the rank of the adapter>")
+                raise UserError(
+                    f"{self} is not up after {self.patience:g} seconds ({answer}): start it with {start}, or set "
+                    "vllm_server_timeout to wait longer"
+                )
+            time.sleep(self.pause)
+
+    def _ask(self, method: str, path: str, body: Body | None = None) -> tuple[int, Any]:
+        """Status and JSON of one answer, without a second try; status 0: nobody answers."""
+        try:
+            content = self._content(method, path, body)
+        except Passing as error:
+            return error.failure.status or 0, None
+        except ServerError as error:
+            return error.status or 0, None
+        if isinstance(content, Failure):
+            return content.status or 0, None
+        try:
+            return 200, json.loads(content or b"null")
+        except ValueError:
+            return 200, None
+
+    # ------------------------------------------------------------ adapters
+    def load(self, adapter: Adapter) -> None:
+        """Raises UserError where the server refuses the adapter, or does not see its folder."""
+        try:
+            said = self._change("load", {"lora_name": adapter.name, "lora_path": adapter.folder})
+        except ServerError as error:
+            if error.status == 404 and "No adapter found" in str(error):
+                raise UserError(
+                    f"{self} does not see {adapter.folder}, where the adapter lies: name a folder that both machines "
+                    "see (vllm_adapters: /shared/adapters, or /here:/there where it has two names), or a command that "
+                    "copies it (vllm_copy: rsync -a --delete /here/ host:/there)"
+                ) from None
+            raise UserError(f"{self} {error}") from None
+        # asked twice, because the answer to the first time was lost
+        if said is not None and "already been loaded" not in said.reason:
+            raise UserError(f"{self} does not take the adapter in {adapter.folder}: it {said.reason}")
+
+    def unload(self, adapter: Adapter) -> None:
+        """The server forgets an adapter; one that it has not, or a server that is gone, is left alone."""
+        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": adapter.name})
+
+    def names(self) -> list[str]:
+        """Of all that can be asked there: the base and the adapters that are loaded."""
+        found = self._ask("GET", "/v1/models")[1]
+        return [model["id"] for model in found["data"]] if found else []
+
+    def _change(self, what: str, body: Body) -> Failure | None:
+        def send() -> Failure | None:
+            content = self._content("POST", f"/v1/{what}_lora_adapter", body)
+            return content if isinstance(content, Failure) else None
+
+        return self._patiently(send)
+
+    # ------------------------------------------------------------ completions
+    def sample(
+        self,
+        bodies: Sequence[Body],
+        adapter: Adapter | None,
+        found: list[Completion | None],
+        answered: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Fills `found` with a completion for each body; `answered` is told of each, from other threads.
+
+        A server that goes away is waited for, given the adapter again where it has lost it, and asked for what is
+        missing: with the same seeds, so that nothing depends on which completions were there already.
+
+        Raises:
+            UserError: it cannot; what went wrong, and that the run can be resumed.
+        """
+        for further in range(TRIES - 1, -1, -1):
+            missing = [i for i in range(len(bodies)) if found[i] is None]
+            try:
+                if missing:
+                    self._sample([bodies[i] for i in missing], missing, found, answered)
+                return
+            except (_Lost, ServerError) as error:
+                lost_adapter = isinstance(error, ServerError) and error.status == 404
+                if not further or (isinstance(error, ServerError) and not lost_adapter):
+                    raise UserError(f"{self} {error}; {_ADVICE}") from None
+            self.facts()
+            if adapter is not None and adapter.name not in self.names():
+                self.load(adapter)
+
+    def _sample(self, bodies: Sequence[Body], places: Sequence[int], found: list[Completion | None], answered) -> None:
+        def keep(i: int, completion: Completion) -> None:
+            found[places[i]] = completion
+            answered(1)
+
+        self.ask_all(bodies, keep)
+
+    def ask(self, body: Body, stop: threading.Event | None = None) -> Completion | Failure:
+        answer = super().ask(body, stop)
+        if isinstance(answer, Failure):
+            if answer.status in (400, 413, 422):  # it will say so again
+                raise UserError(f"{self} {answer.reason}")
+            raise _Lost(answer.reason)
+        return answer
+
+    def _read(self, content: bytes, body: Body) -> Completion:
+        try:
+            return completion_of(json.loads(content), body)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            why = str(error) if type(error) is ValueError else f"'{content[:200].decode('utf-8', 'replace')}'"
+            raise Passing(Failure(self.printable(f"answers with something that is no completion: {why}"))) from None
+
+
+def body_of(model: str, prompt_ids: list[int], settings: Body, seed: int) -> Body:
+    """A request for one completion.
+
+    Args: settings: `max_tokens`, `stop_token_ids` and what shapes the distribution, by vLLM's names.
+    """
+    # All that vLLM would else take from the model's generation_config.json, and no end token but those that are named
+    plain = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "temperature": 1.0, "repetition_penalty": 1.0, "ignore_eos": True}
+    asked = {"model": model, "prompt": prompt_ids, "n": 1, "seed": seed, "logprobs": 0, "return_token_ids": True}
+    return plain | settings | asked
+
+
+def completion_of(answer: Any, body: Body) -> Completion:
+    """Reads an answer to `body`, and holds it against what was asked.
 
     Raises:
-        UserError: vLLM is not installed, there is no GPU to send weights from, or the server is not there or was
-            started without something that TRL needs.
+        ValueError, KeyError, TypeError: it is not whole, or not an answer to this question.
     """
-    if not config.use_vllm:
-        return
-    key = "vllm_server" if config.vllm_mode == "server" else "use_vllm"
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            f"{key} is set, but vLLM is not installed on this machine, where TRL's client needs it too: install it "
-            f"with pip install 'trl[vllm]', or leave {key} out to sample with transformers"
-        )
-    if config.device.type != "cuda":
-        raise UserError(
-            f"{key} is set, but weights go to vLLM from a GPU (NCCL), and this run is on the {config.device.type}: "
-            f"leave {key} out to sample with transformers"
-        )
-    if config.vllm_mode == "server":
-        url = config.vllm_server_base_url or f"http://{config.vllm_server_host}:{config.vllm_server_port}"
-        problem = from_main(problem_of(url, config.vllm_server_timeout) if is_main() else None)
-        if problem:
-            raise UserError(problem)
-
-
-def problem_of(url: str, timeout: float) -> str | None:
-    """What is wrong with the server at `url`, in one sentence; None: nothing. Waits `timeout` seconds for it."""
-    start = f"start it with {COMMAND.format('<the base>')}"
-    deadline = time.monotonic() + timeout
-    while (said := _ask(f"{url}/health")) is None or said[0] != 200:
-        if time.monotonic() + _RETRY > deadline:
-            answer = "nothing answers there" if said is None else f"it answers with status {said[0]}"
-            return f"vllm_server {url} is not up after {timeout:g} seconds ({answer}): {start}"
-        time.sleep(_RETRY)
-    status, text = _ask(f"{url}/server_info?config_format=json") or (0, "")
-    if status != 200:
-        return f"vllm_server {url} does not take new weights: {start}"
-    try:
-        found = json.loads(text)["vllm_config"]
-        transfer, logprobs = found["weight_transfer_config"], found["model_config"]["logprobs_mode"]
-    except (ValueError, KeyError, TypeError):
-        return f"vllm_server {url} says nothing of its settings that TRL 1.16 understands: {start}"
-    if transfer is None:
-        return f"vllm_server {url} has no engine that takes new weights: {start}"
-    if logprobs != "processed_logprobs":
-        return f"vllm_server {url} gives {logprobs}, which are not those of the sampled distribution: {start}"
-    return None
-
-
-def _ask(url: str) -> tuple[int, str] | None:
-    """Status and text of the answer; None: nobody answers."""
-    try:
-        with urlopen(Request(url), timeout=10) as answer:
-            return answer.status, answer.read().decode("utf-8", "replace")
-    except HTTPError as error:
-        return error.code, ""
-    except (URLError, OSError, ValueError):
-        return None
-
-
-def send_merged(trainer) -> None:
-    """Makes `trainer` send `named_weights` to vLLM."""
-    generation = getattr(trainer, "vllm_generation", None)
-    if generation is not None and isinstance(trainer.model, PeftModel):
-        generation._iter_named_params = partial(named_weights, trainer.model)
-
-
-@torch.no_grad()
-def named_weights(model: PeftModel, adapter: str = POLICY) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the base with `adapter` added, W + s B A, under the names that the base's own files have.
-
-    One weight at a time; nothing of `model` is changed. Tied weights come once. Quantised ones come as what they stand
-    for, in the precision that they compute in, so the server loads the base in 16 bits.
-
-    Raises:
-        UserError: an adapter that is not plain LoRA.
-    """
-    base = model.get_base_model()
-    for name, parameter in base.named_parameters():
-        path, _, leaf = name.rpartition(".")
-        if "original_module" in path or ".lora_" in f".{name}":
-            continue
-        module = base.get_submodule(path)
-        weight = dequantize_module_weight(module) if type(parameter).__name__ in _QUANTISED else parameter.data
-        if isinstance(weight, DTensor):  # of a base that is shared out; every process is here
-            weight = weight.full_tensor()
-        layer = base.get_submodule(path.removesuffix(".base_layer"))
-        if leaf == "weight" and isinstance(layer, LoraLayer) and adapter in layer.scaling:
-            if adapter in layer.lora_variant or layer.lora_bias.get(adapter):
-                raise UserError(f"the adapter changes {path} by more than plain LoRA, which vllm_server cannot send")
-            weight = (weight.float() + layer.get_delta_weight(adapter).float()).to(weight.dtype)
-        yield f"{path}.{leaf}".replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", "."), weight
+    [choice] = answer["choices"]
+    ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    if answer["model"] != body["model"] or choice["prompt_token_ids"] != body["prompt"]:
+        raise ValueError("it answers another question")
+    if not (isinstance(ids, list) and ids and all(type(token) is int and token >= 0 for token in ids)):
+        raise ValueError("it has no token ids")
+    if len(logprobs) != len(ids) or not all(isinstance(x, float | int) and math.isfinite(x) for x in logprobs):
+        raise ValueError("it has not one log-probability for each token")
+    stops = body["stop_token_ids"]
+    ends = ids[-1] in stops or len(ids) == body["max_tokens"]
+    if not ends or len(ids) > body["max_tokens"] or any(token in stops for token in ids[:-1]):
+        raise ValueError("it does not end where it should")
+    return Completion(list(ids), [float(x) for x in logprobs])

@@ -34,6 +34,7 @@ FREE = {
     *("batch_eval_metrics", "include_for_metrics", "bf16_full_eval", "fp16_full_eval"),
     *("eval_every", "eval_samples", "eval_batch_size", "referee"),
     *("dataloader_pin_memory", "dataloader_num_workers", "dataloader_prefetch_factor", "dataset_num_proc"),
+    *("vllm_adapters", "vllm_copy", "vllm_request_timeout", "vllm_server_timeout"),
     *("dataloader_persistent_workers", "dataloader_multiprocessing_context", "torch_empty_cache_steps"),
 }
 
@@ -184,6 +185,7 @@ def compare(run: Path, settings: tuple) -> tuple[dict[str, list], dict[str, list
         pair = [then.get(key, defaults.get(key) if key in now else None), now.get(key)]
         if pair[0] != pair[1] and (key in then or isinstance(pair[0], str | int | float | bool | None)):
             unbound = key == "rewards" and _deciding(pair[0]) == _deciding(pair[1])
+            unbound = unbound or (key == "vllm_server" and all(pair))  # another address, not another way to sample
             (free if key in may_change or unbound else fast)[key] = pair
     if fast.keys() - DERIVED or fast.keys() == {"reward_weights"}:
         fast = {key: pair for key, pair in fast.items() if key not in DERIVED}

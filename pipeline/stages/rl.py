@@ -31,7 +31,7 @@ from pipeline.models.shared_base import load_shared
 from pipeline.ppo.reward_adapter import stands_on
 from pipeline.report import SAMPLES, write_report
 from pipeline.report.token_picture import token_pictures
-from pipeline.rollouts import environments, vllm_server
+from pipeline.rollouts import environments, vllm_trainer
 from pipeline.runs import claim
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.resume import open_run
@@ -86,7 +86,7 @@ def load(
     folder, made_from = open_run(model_args, data_args, reward_args, config), frame.origin(start, model_args)
     if folder.finished:
         return Start(None, None, tokenizer, train, heldout, weighted, referee, folder, made_from, played)
-    vllm_server.check(config)
+    vllm_trainer.check(config, longest + config.max_completion_length)
     with random_state_kept():
         prepare(reward for reward, _ in weighted if who != "PPO" or not stands_on(reward, start.base))
     model = load_shared(lambda: models.load_base(model_args, base=start.base, tokenizer=tokenizer), config)
@@ -129,6 +129,7 @@ def run_between_exams(trainer, start: Start, settings: tuple, algorithm: str, re
         {name: weight for name, (_, weight) in weighted.items()},
         start.referee,
         reward_args.eval_batch_size,
+        partial(vllm_trainer.speaking, trainer),
     )
     exams = ExamCallback(exam, start.folder.path, reward_args.eval_every)
     trainer.add_callback(exams)
@@ -139,9 +140,12 @@ def run_between_exams(trainer, start: Start, settings: tuple, algorithm: str, re
         warmup = getattr(config, "critic_warmup", 0)
         lower = lower_is_better(reward_args.referee)
         trainer.add_callback(WatchCallback(start.folder.path, config.watch, lower, warmup))
-    return train_between_exams(
-        trainer, exams, start.folder, settings, algorithm, started, lambda: start.origin, token_credit.write
-    )
+    try:
+        return train_between_exams(
+            trainer, exams, start.folder, settings, algorithm, started, lambda: start.origin, token_credit.write
+        )
+    finally:
+        vllm_trainer.close(trainer)
 
 
 def train_between_exams(

@@ -19,7 +19,7 @@ from pipeline.models.adapters import POLICY, copy_adapter
 from pipeline.models.generation import sample_plainly
 from pipeline.models.shared_base import SharesBase
 from pipeline.models.structure import freeze_idle
-from pipeline.rollouts import vllm_server
+from pipeline.rollouts import vllm_trainer
 from pipeline.rollouts.row_prompts import RowPrompts
 from pipeline.rollouts.scoring import check_finite
 from pipeline.rollouts.text_ends import TextEnds
@@ -80,6 +80,11 @@ class Counted(SharesBase, SkipsNonFinite, ResumableRollouts, PushesResults, RowP
 class CountedGRPO(Counted, GRPOTrainer):
     """TRL's GRPOTrainer (Shao et al. 2024, arXiv 2402.03300), counted."""
 
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        vllm_trainer.log_difference(self, batch)
+        return batch
+
 
 class CountedRLOO(Counted, RLOOTrainer):
     """TRL's RLOOTrainer (Ahmadian et al. 2024, arXiv 2402.14740), counted."""
@@ -129,11 +134,11 @@ def run(
         )
     if config.missing_eos_penalty is not None:
         reward_funcs[-1].eos_token_ids = trainer.eos_token_ids
-    vllm_server.send_merged(trainer)
     sample_plainly(trainer.model, trainer.eos_token_ids, start.tokenizer)
     probe.check_adapter(trainer.model)
     probe.check(trainer.model, start.tokenizer, algorithm.upper(), config, writes=True)
     freeze_idle(trainer.model)
+    vllm_trainer.attach(trainer)
     settings = (model_args, data_args, reward_args, config)
     return rl.run_between_exams(
         trainer, start, settings, algorithm, _frozen_start(trainer.model, start.peft_config), started

@@ -23,6 +23,16 @@ PPO = {
     "ratio": "mean over tokens of ρ = π/π_old",
     "ratio/max": "largest ρ",
     "ratio/first": "mean over tokens of abs(ρ - 1) in the first step on a rollout: 0 but for rounding",
+    "sampler/kl": "mean over tokens of r - 1 - log r with r = π_ours/π_sampler, in nats: how far a vLLM server is "
+    "from the trainer's own pass; with `vllm_server` only",
+    "sampler/ratio_max": "largest r, before it is truncated",
+    "sampling/sampling_logp_difference/mean": "mean over tokens of abs(log π_ours - log π_sampler), in nats; "
+    "TRL's, with `vllm_server` only, as the next four",
+    "sampling/sampling_logp_difference/max": "the largest of these",
+    "sampling/importance_sampling_ratio/min": "smallest weight of a token in the loss: π_ours/π_sampler, cut at "
+    "`vllm_importance_sampling_clip_max`",
+    "sampling/importance_sampling_ratio/mean": "mean of these weights",
+    "sampling/importance_sampling_ratio/max": "the largest of these weights",
     "replay/weight": "mean over tokens of earlier rollouts of min(2, π/π_sampled), with `replay` only",
     "explained_variance": "1 - Var(R - V)/Var(R) of the critic before the update",
     "values": "mean over tokens of V before the update",

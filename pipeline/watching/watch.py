@@ -30,6 +30,7 @@ KL_AT_LEAST = 20.0  # nats a completion: a short one may well move by a nat a to
 ENTROPY_LEFT = 0.1  # share of the first entropy; good runs kept 0.44 and more
 REPEATED_MORE = 0.2  # share of trigrams; good runs moved by 0.01
 RATIO_OFF = 0.05  # 16-bit rounding moves a ratio by about 0.01, dropout or another temperature by 0.1 and more
+SAMPLER_KL = 0.02  # nats a token: log-probabilities off by 0.2 (½ · 0.2²); in 16 bits they are by some hundredths
 CRITIC_COLD, CRITIC_LOGS = 20, 30  # logs that a cold critic may take, and how many then decide: they jump about
 SLOW, SLOW_AT_LEAST = 10.0, 1.0  # times the seconds of generation (nine tenths of an update are waiting); seconds
 NO_VERDICT = 0.2  # share of questions to a judge; a 7B model that is told the form has next to none
@@ -128,6 +129,17 @@ def ratio_is_off(seen: Seen) -> str | None:
     )
 
 
+def sampler_differs(seen: Seen) -> str | None:
+    kl, largest = seen.lasting("sampler/kl"), seen.lasting("sampler/ratio_max", 1)
+    if not kl or not largest or min(kl) <= SAMPLER_KL:
+        return None
+    return (
+        f"the vLLM server samples from another policy than the trainer's: KL {kl[-1]:.3f} nats a token, and a token "
+        f"was {largest[0]:.1f} times as likely here as there. Start it with the trainer's base and --dtype, and with "
+        "processed_logprobs; float32 on both sides tells rounding from a mistake."
+    )
+
+
 def over_optimized(seen: Seen) -> str | None:
     for name in (seen.exams[0].get("referee") or {}) if seen.exams else {}:
         rows = [(exam, exam["referee"].get(name)) for exam in seen.exams if exam.get("referee")]
@@ -209,6 +221,7 @@ WATCHERS: dict[str, Callable[[Seen], str | None]] = {
     "variance": scores_do_not_vary,
     "critic": critic_explains_nothing,
     "ratio": ratio_is_off,
+    "sampler": sampler_differs,
     "over-optimization": over_optimized,
     "repetition": repeats_itself,
     "slow rewards": rewards_are_slow,

@@ -61,7 +61,7 @@ def test_traffic_by_pencil():
     rest = TOY.parameters - 3840
     assert scale.sharded(TOY, Precision(weights=2), RANK2, 2) == 0.5 * (2 * (7680 + 3712) + 2 * rest + 3712)
     assert scale.sharded(TOY, Precision(weights=2), RANK2, 2, 3) == 3 * scale.sharded(TOY, Precision(2), RANK2, 2)
-    assert scale.vllm(TOY, Precision(weights=2, bits=4)) == 2 * TOY.parameters
+    assert scale.vllm(TOY, RANK2) == 3712  # 928 numbers of LoRA
 
 
 def test_a_shared_base_by_pencil():
@@ -91,7 +91,7 @@ def test_an_update_is_what_is_computed_and_what_is_sent():
     assert shared["sent"] == 16 * learned + scale.gathered(TOY, Precision(2), plan)
     served = scale.update(TOY, Precision(weights=2), plan, "FSDP, vLLM")
     assert "sampling" not in served
-    assert served["sent"] == 16 * learned + scale.gathered(TOY, Precision(2), plan, True) + 2 * TOY.parameters
+    assert served["sent"] == 16 * learned + scale.gathered(TOY, Precision(2), plan, True) + 3712
 
 
 def test_sampling_reads_the_weights_for_each_token():

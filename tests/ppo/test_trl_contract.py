@@ -240,9 +240,17 @@ def test_hooks_of_trainer_that_resuming_uses():
         says(source.count("torch.load(") == source.count("weights_only=True"), "a checkpoint is read as a pickle.")
 
 
-def test_vllm_takes_its_weights_from_one_place():
-    """pipeline/rollouts/vllm_server.py puts another source there."""
-    from trl.generation.vllm_generation import VLLMGeneration
+def test_where_trl_asks_vllm():
+    """pipeline/rollouts/vllm_trainer.py stands in the place of TRL's own client."""
+    from trl import RLOOTrainer
 
-    source = inspect.getsource(VLLMGeneration.sync_weights)
-    says("self._iter_named_params()" in source, "weights for vLLM no longer come from `_iter_named_params`.")
+    for trainer in (GRPOTrainer, RLOOTrainer):
+        source = inspect.getsource(trainer._generate_single_turn)
+        for words in ("if self.use_vllm:", "!= self._last_loaded_step", "self.vllm_generation.sync_weights()"):
+            says(words in source, f"{trainer.__name__} no longer asks vLLM so: {words}")
+        call = source.partition("self.vllm_generation.generate(")[2].partition(")")[0]
+        for name in ("prompts=prompt_ids", "images=images", "num_generations=num_generations", "profiler="):
+            says(name in call, f"{trainer.__name__} gives vLLM no {name}.")
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    for words in ("(old_per_token_logps - sampling_per_token_logps) * mask", 'output["importance_sampling_ratio"]'):
+        says(words in source, f"GRPOTrainer corrects for vLLM in another way: {words}")

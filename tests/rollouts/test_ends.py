@@ -15,11 +15,10 @@ from conftest import build_model, build_tokenizer
 from datasets import Dataset
 from test_tool_loop import build as build_tool_loop
 from test_tool_loop import tokenizer as calling  # noqa: F401
-from test_vllm_server import serving, without_nccl  # noqa: F401
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, RLOOConfig
-from trl.generation import vllm_client
+from vllm_stand_in import serving
 
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.data import loading as data
@@ -28,6 +27,7 @@ from pipeline.exam.exam import Exam
 from pipeline.ilql import data as ilql_data
 from pipeline.models.ends import end_of_turn, say_stops, stop_token_ids, turn_of, without_end
 from pipeline.models.loading import load_base, load_tokenizer
+from pipeline.ppo.config import PPOStage
 from pipeline.stages import merge, sft
 from pipeline.stages.trl_stage import CountedGRPO, CountedRLOO, MissingEOS
 
@@ -263,16 +263,12 @@ def test_trls_own_trainers_stop_there_too(tmp_path, cls, config):
     assert penalty([], [], asked) == [0.0 if each else -1.0 for each in ended]
 
 
-def test_a_vllm_server_is_told(tmp_path, without_nccl):  # noqa: F811
-    asked = []
-    with serving(base=toy.build_model(seed=9)) as server:
-        complete = server.complete
-        server.complete = lambda prompt, settings: asked.append(settings) or complete(prompt, settings)
-        without_nccl.setattr(vllm_client.VLLMClient, "server", server, raising=False)
-        server_is = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url}
-        trainer = ppo(tmp_path, **server_is)
+def test_a_vllm_server_is_told(tmp_path):
+    with serving(tmp_path, toy.build_model()) as server:
+        trainer = ppo(tmp_path, settings_=PPOStage, vllm_server=server.url)
         trainer.generate(PROMPTS)
-    assert [each["stop_token_ids"] for each in asked] == [[EOS, END]] * len(PROMPTS)
+    asked = [each["stop_token_ids"] for each in server.bodies[-len(PROMPTS) :]]
+    assert asked == [[EOS, END]] * len(PROMPTS)
 
 
 def test_a_text_of_ones_own_ends_as_a_turn(tmp_path):

@@ -1,41 +1,71 @@
-"""Rollouts by a vLLM server: the one setting, what is asked of the server first, and which weights it is sent.
+"""vLLM servers as they are asked: settings, what a server says of itself, adapters, completions, faults.
 
-vLLM and NCCL are not here. TRL's own client talks HTTP to a stand-in that answers as `vllm serve` does and samples
-with transformers; only the way of the weights is another one (a call in place of NCCL).
+vLLM is not here: a stand-in answers in its recorded words and samples with transformers (tests/support/
+vllm_stand_in.py). test_vllm_real.py holds it against the real one.
 """
 
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
 import toy
+from peft import LoraConfig, PromptEncoderConfig, get_peft_model
 from toy import EOS
-from transformers import LlamaForCausalLM
-from trl.generation import vllm_client, vllm_generation
+from vllm_exchanges import ask_all, shape
+from vllm_stand_in import RECORD, serving, vllm_base
 
 from pipeline.config import GRPOStage, RLOOStage
+from pipeline.config.services import addresses
 from pipeline.errors import UserError
-from pipeline.models.adapters import POLICY
-from pipeline.models.quantized import never_repack
+from pipeline.eval.stage import EvalArguments
+from pipeline.ppo import PPOConfig
 from pipeline.ppo.config import PPOStage
-from pipeline.rollouts import vllm_server
+from pipeline.rollouts.vllm_engine import Engine
+from pipeline.rollouts.vllm_server import VllmServer, body_of, completion_of
 
-GOOD = {"weight_transfer_config": {"backend": "nccl"}, "model_config": {"logprobs_mode": "processed_logprobs"}}
 SMALL = {"per_device_train_batch_size": 2, "use_cpu": True, "bf16": False}
+ROWS = [[3, 4, 5], [5], [3, 4, 5], [7, 6, 5, 4]]
+ASKED = {"max_tokens": 8, "stop_token_ids": [EOS]}
 
 
-# ---------------------------------------------------------------- the setting
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Tries follow each other at once."""
+    monkeypatch.setattr(VllmServer, "first_pause", 0.001)
+    monkeypatch.setattr(VllmServer, "pause", 0.01)
+
+
+@pytest.fixture
+def server(tmp_path):
+    with serving(tmp_path) as running:
+        yield running
+
+
+def engine(tmp_path, *servers, **settings) -> Engine:
+    urls = [server if isinstance(server, str) else server.url for server in servers]
+    given = {"vllm_server": urls, "vllm_server_timeout": 0.0} | SMALL | settings
+    return Engine(PPOStage(output_dir=str(tmp_path / "run"), **given), tmp_path / "run")
+
+
+def policy(**changes):
+    return toy.with_sft_adapter(vllm_base(), **changes)
+
+
+def ours(model, prompt: list[int], ids: list[int], temperature: float = 1.0) -> list[float]:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1] / temperature
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+
+
+# ---------------------------------------------------------------- the settings
 @pytest.mark.parametrize("stage", [PPOStage, GRPOStage, RLOOStage])
-def test_one_setting_is_all_that_trl_wants(tmp_path, stage):
+def test_one_address_or_several(tmp_path, stage):
     more = {} if stage is PPOStage else {"num_generations": 2}
     config = stage(output_dir=str(tmp_path), vllm_server="http://10.0.0.2:8000/", **SMALL, **more)
-    assert (config.use_vllm, config.vllm_mode) == (True, "server")
-    assert config.vllm_server_base_url == "http://10.0.0.2:8000"
-    plain = stage(output_dir=str(tmp_path), **SMALL, **more)
-    assert (plain.use_vllm, plain.vllm_server_base_url) == (False, None)
+    assert config.vllm_server == ["http://10.0.0.2:8000"] and config.use_vllm is False
+    assert stage(output_dir=str(tmp_path), **SMALL, **more).vllm_server is None
+    assert addresses(["http://a:1", "https://b/"]) == ["http://a:1", "https://b"]
 
 
 @pytest.mark.parametrize(
@@ -45,10 +75,18 @@ def test_one_setting_is_all_that_trl_wants(tmp_path, stage):
         ({"vllm_server": "http://host:port"}, "give an address such as"),
         ({"vllm_server": "http://"}, "give an address such as"),
         ({"vllm_server": "ftp://host:8000"}, "give an address such as"),
-        ({"vllm_server": ""}, "give an address such as"),
-        ({"vllm_server": "http://a:1", "vllm_server_base_url": "http://b:1"}, "give one of them"),
-        ({"vllm_server": "http://a:1", "use_vllm": True, "vllm_mode": "colocate"}, "set it to server"),
+        ({"vllm_server": ["http://a:1", ""]}, "give an address such as"),
+        ({"vllm_server": ["http://a:1", "http://a:1/"]}, "one address twice"),
+        ({"vllm_server": [3]}, "give an address such as"),
+        ({"vllm_adapters": "/tmp/x"}, "it is for vllm_server, which is not set"),
+        ({"vllm_server": "http://a:1", "vllm_copy": "rsync"}, "set vllm_adapters as well"),
+        ({"vllm_server": "http://a:1", "vllm_at_once": 0}, "vllm_at_once: 0 is not"),
+        ({"vllm_server": "http://a:1", "vllm_request_timeout": 0.0}, "vllm_request_timeout: 0.0 is not"),
         ({"vllm_server": "http://a:1", "use_transformers_continuous_batching": True}, "give one of them"),
+        ({"vllm_server": "http://a:1", "generation_kwargs": {"use_cache": True}}, "is for transformers' generation"),
+        ({"use_vllm": True}, "use_vllm is True.*name a running server in vllm_server"),
+        ({"vllm_server": "http://a:1", "vllm_mode": "server"}, "vllm_mode is 'server'"),
+        ({"vllm_server_base_url": "http://a:1"}, "vllm_server_base_url is"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, settings, words):
@@ -56,204 +94,230 @@ def test_what_makes_no_sense_is_refused(tmp_path, settings, words):
         PPOStage(output_dir=str(tmp_path), **SMALL, **settings)
 
 
-def test_a_runs_own_settings_can_be_given_again(tmp_path):
-    settings = {"vllm_server": "http://a:1", "use_vllm": True, "vllm_mode": "server"}
-    PPOStage(output_dir=str(tmp_path), vllm_server_base_url="http://a:1", **SMALL, **settings)
+def test_in_python_and_for_eval_too(tmp_path):
+    with pytest.raises(UserError, match="use_vllm is True.*vllm_server"):
+        PPOConfig(str(tmp_path), use_vllm=True, **SMALL)
+    with pytest.raises(UserError, match="give an address such as"):
+        EvalArguments(candidates=[{"model": "x"}], dataset="y", vllm_server="z")
 
 
-def test_without_vllm_one_sentence_says_what_to_do(tmp_path, monkeypatch):
-    config = PPOStage(output_dir=str(tmp_path), vllm_server="http://a:1", **SMALL)
-    monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="vLLM is not installed on this machine.*pip install 'trl\\[vllm\\]'"):
-        vllm_server.check(config)
-    monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match="weights go to vLLM from a GPU"):
-        vllm_server.check(config)
-
-
-# ---------------------------------------------------------------- the server
-class Server(ThreadingHTTPServer):
-    """Answers as `vllm serve` does in what TRL's client asks. `base`: a model of transformers, or None."""
-
-    def __init__(self, info=GOOD, base=None):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.info, self.base, self.asked, self.loads = info, base, [], 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def load(self, weights: dict[str, torch.Tensor]) -> None:
-        self.base.load_state_dict(weights, strict=True)
-        self.loads += 1
-
-    @torch.no_grad()
-    def complete(self, prompt: list[int], settings: dict) -> dict:
-        assert (settings["top_p"], settings["top_k"], settings["min_p"], settings["n"]) == (1.0, 0, 0.0, 1)
-        ids, tokens, logprobs = list(prompt), [], []
-        while len(tokens) < settings["max_tokens"] and EOS not in tokens:
-            logits = self.base(input_ids=torch.tensor([ids])).logits[0, -1] / settings["temperature"]
-            token = torch.multinomial(logits.softmax(-1), 1).item()
-            logprobs.append(logits.log_softmax(-1)[token].item())
-            ids.append(token)
-            tokens.append(token)
-        names = [f"token_id:{token}" for token in tokens]
-        tops = [{name: logprob} for name, logprob in zip(names, logprobs, strict=True)]
-        said = {"tokens": names, "token_logprobs": logprobs, "top_logprobs": tops}
-        return {"prompt_token_ids": prompt, "token_ids": tokens, "logprobs": said}
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        self.server.asked.append(path)
-        if path == "/server_info" and self.server.info is None:
-            self.send_error(404)
-            return
-        self.answer(
-            {
-                "/health": {},
-                "/server_info": {"vllm_config": self.server.info},
-                "/v1/models": {"data": [{"id": "toy"}]},
-            }[path]
-        )
-
-    def do_POST(self):
-        settings = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
-        self.server.asked.append(self.path)
-        choices = [self.server.complete(prompt, settings) for prompt in settings.get("prompt", [])]
-        self.answer({"choices": choices, "success": True})
-
-    def answer(self, what: dict) -> None:
-        text = json.dumps(what).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *args):
-        pass
-
-
-@contextmanager
-def serving(*args, **kwargs):
-    with Server(*args, **kwargs) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+# ---------------------------------------------------------------- what a server says of itself
+def test_the_stand_in_speaks_as_the_real_one_did(tmp_path, server):
+    policy().save_pretrained(tmp_path / "adapter")
+    found = ask_all(server.url, str(tmp_path / "adapter"))
+    assert {name: (each["status"], shape(each["answer"])) for name, each in found.items()} == {
+        name: (each["status"], shape(each["answer"])) for name, each in RECORD.items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("info", "words"),
+    ("says", "words"),
     [
-        (GOOD, None),
-        (None, "does not take new weights"),
-        (GOOD | {"weight_transfer_config": None}, "has no engine"),
-        (GOOD | {"model_config": {"logprobs_mode": "raw_logprobs"}}, "gives raw_logprobs"),
-        ({}, "says nothing of its settings"),
+        ({}, None),
+        ({"info": None}, "says nothing of its settings \\(VLLM_SERVER_DEV_MODE=1 is missing"),
+        ({"model_config": {}}, "nothing of its settings that is known of vLLM"),
+        ({"lora_config": None}, "takes no adapters \\(--enable-lora is missing"),
+        ({"model_config": {"logprobs_mode": "raw_logprobs"}}, "gives raw_logprobs"),
+        ({"takes_adapters": False}, "no adapter while it runs \\(VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is missing"),
     ],
 )
-def test_what_the_server_was_started_without_is_said(info, words):
-    with serving(info) as server:
-        said = vllm_server.problem_of(server.url, timeout=0)
-    if words is None:
-        assert said is None
-    else:
-        assert words in said and "VLLM_SERVER_DEV_MODE=1 vllm serve" in said and "\n" not in said
+def test_what_the_server_was_started_without_is_said(tmp_path, says, words):
+    with serving(tmp_path, **says) as running:
+        if words is None:
+            facts = VllmServer(running.url).facts()
+            assert facts == ("base", str(tmp_path / "base"), 64, 16)
+            return
+        with pytest.raises(UserError, match=words) as found:
+            VllmServer(running.url).facts()
+    assert "VLLM_SERVER_DEV_MODE=1 vllm serve" in str(found.value) and "\n" not in str(found.value)
 
 
-def test_a_server_that_is_not_there():
-    with serving() as server:
-        url = server.url
-    assert "is not up after 0 seconds (nothing answers there)" in vllm_server.problem_of(url, timeout=0)
+def test_a_server_that_is_not_there(tmp_path):
+    with serving(tmp_path) as running:
+        url = running.url
+    with pytest.raises(UserError, match="is not up after 0 seconds \\(nothing answers there\\): start it with VLLM_"):
+        VllmServer(url, patience=0).facts()
 
 
-# ---------------------------------------------------------------- the weights
-def test_the_server_gets_the_base_with_the_adapter_added(tmp_path):
-    """Under the names of the base's own files, without the critic's head; by pencil on one weight; the base stays."""
-    trainer = toy.make_trainer(tmp_path, toy.with_sft_adapter())
-    model, base = trainer.model, toy.build_model()
-    before = toy.snapshot(model)
-    sent = dict(vllm_server.named_weights(model))
-    assert set(sent) == {name for name, _ in base.named_parameters()}
-    layer = model.get_base_model().model.layers[1].self_attn.q_proj
-    A, B = (x[POLICY].weight for x in (layer.lora_A, layer.lora_B))  # lora_alpha 4 over rank 2: scale 2
-    expected = base.model.layers[1].self_attn.q_proj.weight + 2.0 * B @ A
-    torch.testing.assert_close(sent["model.layers.1.self_attn.q_proj.weight"], expected)
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]), name
+def test_it_has_to_have_room_and_to_stay_what_it_was(tmp_path, server):
+    asking = engine(tmp_path, server)
+    asking.check_room(64)
+    with pytest.raises(UserError, match="has room for 64 tokens, but prompt and completion may have 65.*-len 65"):
+        asking.check_room(65)
+    server.folder = Path("/another")
+    with pytest.raises(UserError, match="came back as another one"):
+        asking.servers[0].facts()
 
 
-def test_a_16_bit_base_keeps_no_rounding(tmp_path):
-    """TRL adds the adapter in and takes it off again, which moves weights of 16 bits a little at each rollout."""
-    model = toy.with_sft_adapter(toy.build_model().to(torch.bfloat16))
-    before = toy.snapshot(model)
-    sent = dict(vllm_server.named_weights(model))
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert sent["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
-    model.merge_adapter()
-    model.unmerge_adapter()
-    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters())  # so it matters
+# ---------------------------------------------------------------- adapters
+def test_the_adapter_travels_whole_and_its_words_come_back(tmp_path, server):
+    """Two versions under two names: the log-probabilities are those of each version by our own pass."""
+    asking, found = engine(tmp_path, server), []
+    for seed in (1, 2):
+        model = toy.with_sft_adapter(vllm_base(), seed=seed)
+        adapter = asking.load(model, "default")
+        assert {path.name for path in Path(adapter.folder).iterdir()} >= {"adapter_model.safetensors"}
+        completions = asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED | {"temperature": 0.7})
+        for row, (ids, logprobs) in zip(ROWS, completions, strict=True):
+            assert logprobs == pytest.approx(ours(model, row, ids, 0.7), abs=1e-5)
+        assert completions[0].ids != completions[2].ids  # equal prompts, seeds of their own
+        found.append((adapter, [completion.ids for completion in completions]))
+    assert found[0][0].name != found[1][0].name and found[0][1] != found[1][1]
+    assert sorted(body["prompt"] for body in server.bodies) == sorted(ROWS * 2)  # ids as they are, nothing tokenised
+    for adapter, _ in found:
+        asking.unload(adapter)
+    assert not server.adapters and not asking.folder.exists()
 
 
-def test_a_4_bit_base_is_sent_as_what_it_stands_for(tmp_path):
-    from quantizable import build
+def test_what_an_earlier_process_left_is_taken_away(tmp_path, server):
+    asking = engine(tmp_path, server)
+    asking.load(policy(), "default")
+    elsewhere = Engine(PPOStage(str(tmp_path / "b"), vllm_server=server.url, **SMALL), tmp_path / "b")
+    other = elsewhere.load(policy(), "default")
+    engine(tmp_path, server).forget_earlier()
+    assert set(server.adapters) == {other.name} and not list(asking.folder.iterdir())
 
-    model = build(torch.float32, bits=4, folder=tmp_path)
-    never_repack(model)
-    plain = LlamaForCausalLM(model.get_base_model().config)
-    plain.load_state_dict(dict(vllm_server.named_weights(model)))
-    ids = torch.tensor([[3, 4, 5, 6]])
+
+CANNOT = {
+    "DoRA": ({"use_dora": True}, "use_dora"),
+    "biases": ({"bias": "lora_only"}, "bias: lora_only"),
+    "LoRA's own biases": ({"lora_bias": True}, "lora_bias"),
+    "whole modules": ({"modules_to_save": ["norm"]}, "modules_to_save: norm"),
+    "tokens": ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+    "a base that moves": ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa"),
+    "embeddings": ({"target_modules": ["embed_tokens", "q_proj"]}, "embeddings or the output layer"),
+    "the head": ({"target_modules": ["lm_head", "q_proj"]}, "embeddings or the output layer"),
+    "a high rank": ({"r": 17}, "for adapters up to rank 16, and this one has 17.*--max-lora-rank 32 "),
+    "a high rank in one place": ({"rank_pattern": {"q_proj": 64}}, "this one has 64.*--max-lora-rank 64 "),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), CANNOT.values(), ids=CANNOT)
+def test_what_cannot_be_sent_is_refused_by_name(tmp_path, server, settings, words):
+    model = get_peft_model(vllm_base(), toy.lora(**settings))
+    with pytest.raises(UserError, match=words):
+        engine(tmp_path, server).load(model, "default")
+    assert not server.loaded
+
+
+def test_only_lora_is_sent(tmp_path, server):
+    model = get_peft_model(vllm_base(), PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(UserError, match="takes LoRA adapters, and this one is P_TUNING"):
+        engine(tmp_path, server).load(model, "default")
+
+
+def test_patterns_of_rank_and_alpha_are_sent_as_they_are(tmp_path, server):
+    config = LoraConfig(r=2, rank_pattern={"q_proj": 4}, alpha_pattern={"v_proj": 9}, target_modules="all-linear")
+    model = get_peft_model(vllm_base(), config)
+    toy.randomize(model, "default", 1)
+    with engine(tmp_path, server).speaking(model, "default", toy.tokenizer()):
+        pass  # what the server says of the adapter is what the model says
+
+
+def test_a_folder_that_the_server_does_not_see(tmp_path, server):
+    asking = engine(tmp_path, server, vllm_adapters=f"{tmp_path}/here:/there")
+    with pytest.raises(UserError, match="does not see /there/.*vllm_adapters: /shared/adapters.*vllm_copy: rsync"):
+        asking.load(policy(), "default")
+
+
+def test_a_folder_that_is_copied_to_another_name(tmp_path, server):
+    here, there = tmp_path / "here", tmp_path / "there"
+    copy = f"cp -r {here} {there}"
+    asking = engine(tmp_path, server, vllm_adapters=f"{here}:{there}", vllm_copy=copy)
+    adapter = asking.load(policy(), "default")
+    assert adapter.folder == f"{there}/{adapter.name}" and server.adapters[adapter.name][0] == adapter.folder
+    asking = engine(tmp_path, server, vllm_adapters=f"{here}:{there}", vllm_copy="cp /nowhere/at/all /nowhere")
+    with pytest.raises(UserError, match="vllm_copy ended with status 1 .*No such file.*: cp /nowhere"):
+        asking.load(policy(), "default")
+
+
+def test_another_base_is_found_out(tmp_path):
+    with serving(tmp_path, vllm_base(seed=9, initializer_range=0.4)) as other:
+        with pytest.raises(UserError, match="says something else than the base of this run.*Start it with"):
+            with engine(tmp_path, other).speaking(policy(), "default", toy.tokenizer()):
+                pass
+        assert not other.adapters
+    with serving(tmp_path) as running, engine(tmp_path, running).speaking(policy(), None, toy.tokenizer()) as speak:
+        greedy = speak(ROWS, max_new_tokens=4, eos_token_ids=[EOS], temperature=0, seed=0)
     with torch.no_grad():
-        torch.testing.assert_close(plain(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+        assert greedy[1][0] == vllm_base()(input_ids=torch.tensor([ROWS[1]])).logits[0, -1].argmax()
+    assert {body["model"] for body in running.bodies} == {"base"}
 
 
-def test_more_than_plain_lora_cannot_be_sent():
-    with pytest.raises(UserError, match="by more than plain LoRA"):
-        dict(vllm_server.named_weights(toy.with_sft_adapter(use_dora=True)))
+# ---------------------------------------------------------------- faults
+FAULTS = {
+    "too many requests": (429, {"Retry-After": "0"}),
+    "broken": (500, {}),
+    "hangs up": ("drop", {}),
+    "half an answer": ("cut", {}),
+    "no JSON": ("nonsense", {}),
+    "an answer to another question": ("other", {}),
+    "log-probabilities missing": ("short", {}),
+    "goes on behind the limit": ("unended", {}),
+    "two answers": ("two", {}),
+    "restarted without adapters": ("forget", {}),
+}
 
 
-# ---------------------------------------------------------------- all of it
-@pytest.fixture
-def without_nccl(monkeypatch):
-    """TRL's client, to which vLLM seems to be there and weights go by a call."""
-
-    def update(client, metadata, named_params):
-        weights = {name: weight.clone() for name, weight in named_params}
-        assert [(n, str(w.dtype).removeprefix("torch."), list(w.shape)) for n, w in weights.items()] == metadata
-        client.server.load(weights)
-
-    for module in (vllm_client, vllm_generation):
-        monkeypatch.setattr(module, "is_vllm_available", lambda *args: True)
-    monkeypatch.setattr(vllm_client.VLLMClient, "init_communicator", lambda client, device: None)
-    monkeypatch.setattr(vllm_client.VLLMClient, "update_named_params", update)
-    return monkeypatch
+@pytest.mark.parametrize(("fault", "headers"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_that_passes_changes_no_rollout(tmp_path, server, fault, headers):
+    asking, model = engine(tmp_path, server, vllm_server_timeout=20.0), policy()
+    adapter = asking.load(model, "default")
+    expected = asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED)
+    server.fail(fault, headers, times=1 if fault == "forget" else 3)
+    assert asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED) == expected
+    assert server.loaded == [adapter.name] * (2 if fault == "forget" else 1)
 
 
 @pytest.mark.parametrize(
-    "parts", [{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}, {"replay": 1}]
+    ("fault", "words"),
+    [
+        (500, "answers with status 500: as ordered; the run goes on"),
+        (429, "answers with status 429"),
+        ("drop", "cannot be reached"),
+        ("short", "no completion: it has not one log-probability for each token"),
+        ("forget", "answers with status 404: The model `.*` does not exist"),
+    ],
 )
-def test_ppo_samples_at_the_server_from_the_newest_policy(tmp_path, without_nccl, parts):
-    with serving(base=toy.build_model(seed=9)) as server:  # other weights than the policy's, until it is sent those
-        without_nccl.setattr(vllm_client.VLLMClient, "server", server, raising=False)
-        trainer = toy.make_trainer(
-            tmp_path,
-            toy.with_sft_adapter(),
-            prompts=toy.PROMPTS * 2,
-            total_episodes=24,
-            use_vllm=True,
-            vllm_mode="server",
-            vllm_server_base_url=server.url,
-            **parts,
-        )
-        start = toy.learned(trainer)
-        trainer.train()
-    assert server.loads == 3 and server.asked.count("/v1/completions") == 3  # a rollout each
-    # what the server said of its tokens is what the policy says: the weights arrived, those of every update
-    differences = toy.logged(trainer, "sampling/sampling_logp_difference/max")
-    assert len(differences) == 3 and max(differences) < 1e-4
-    assert all(not torch.equal(p, start[n]) for n, p in toy.learned(trainer).items())
+def test_a_fault_that_stays_ends_the_run_in_one_sentence(tmp_path, server, fault, words):
+    asking = engine(tmp_path, server, vllm_server_timeout=20.0)
+    adapter = asking.load(policy(), "default")
+    server.fail(fault, times=1000)
+    with pytest.raises(UserError, match=f"{words}.*--resume") as found:
+        asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED)
+    assert "\n" not in str(found.value) and found.value.__cause__ is None
+
+
+def test_a_slow_server_is_not_waited_for_for_ever(tmp_path, server):
+    asking = engine(tmp_path, server, vllm_request_timeout=0.2, vllm_server_timeout=20.0)
+    server.fail("slow", times=1000)
+    with pytest.raises(UserError, match="did not answer within 0.2 seconds; the run goes on"):
+        asking.sample(ROWS[:1], None, [5], ASKED)
+
+
+def test_what_the_server_refuses_is_not_asked_again(tmp_path, server):
+    with pytest.raises(UserError, match="answers with status 400: max_tokens=600 cannot be greater"):
+        engine(tmp_path, server).sample(ROWS[:1], None, [5], ASKED | {"max_tokens": 600})
+    assert len(server.bodies) == 1
+
+
+def test_prompts_are_shared_out(tmp_path):
+    with serving(tmp_path) as one, serving(tmp_path) as two:
+        asking, alone = engine(tmp_path, one, two), engine(tmp_path, one)
+        adapter = asking.load(policy(), "default")
+        seeds = list(range(4))
+        assert asking.sample(ROWS, adapter, seeds, ASKED) == alone.sample(ROWS, adapter, seeds, ASKED)
+        assert sorted(body["prompt"] for body in two.bodies) == sorted(ROWS[1::2])
+        two.fail(500, times=1000)
+        with pytest.raises(UserError, match=f"vllm_server {two.url} answers with status 500"):
+            asking.sample(ROWS, adapter, seeds, ASKED)
+
+
+@pytest.mark.parametrize("name", ["the base speaks", "the adapter speaks", "stopped"])
+def test_real_answers_are_read(name):
+    answer = RECORD[name]["answer"]
+    stops = list(range(9)) if name == "stopped" else []
+    asked = {"max_tokens": 6, "stop_token_ids": stops}
+    ids, logprobs = completion_of(answer, body_of(answer["model"], [3, 4, 5], asked, 3))
+    assert len(ids) == len(logprobs) == (1 if stops else 6) and max(logprobs) < 0
+    assert json.dumps(answer)  # nothing of it was changed

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -270,6 +271,24 @@ def test_folders_that_are_no_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="config.yaml cannot be read"):
         open_run()
     assert Path("out/notes.txt").read_text() == "mine"
+
+
+def test_a_vllm_server_may_have_another_address(tmp_path, monkeypatch):
+    """The way to sample stays: with a server or without."""
+    monkeypatch.chdir(tmp_path)
+    one, two = ["http://10.0.0.2:8000"], ["http://10.0.0.3:8000", "http://10.0.0.4:8000"]
+
+    def changes(before, now, **settings):
+        RunFolder.create("out").write_config(PPOStage(output_dir="out", use_cpu=True, vllm_server=before))
+        found = resume.compare(Path("out"), (PPOStage(output_dir="out", use_cpu=True, vllm_server=now, **settings),))
+        shutil.rmtree("out")
+        return found
+
+    assert changes(one, two) == ({"vllm_server": [one, two]}, {})
+    assert changes(one, one, vllm_adapters="/shared")[1] == {}
+    assert changes(one, None)[1] == {"vllm_server": [one, None]}
+    assert changes(None, one)[1] == {"vllm_server": [None, one]}
+    assert changes(one, one, vllm_at_once=1)[1] == {"vllm_at_once": [64, 1]}
 
 
 def test_what_may_change_and_what_not(tmp_path, monkeypatch):

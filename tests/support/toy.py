@@ -78,9 +78,17 @@ def letters(prompts, completions, **columns) -> list[float]:
 
 
 def make_trainer(
-    tmp_path, model=None, reward=letters, prompts=PROMPTS, columns=None, tokenizer_=None, cls=PPOTrainer, **config
+    tmp_path,
+    model=None,
+    reward=letters,
+    prompts=PROMPTS,
+    columns=None,
+    tokenizer_=None,
+    cls=PPOTrainer,
+    settings_=PPOConfig,
+    **config,
 ):
-    """A PPOTrainer on the toy. Keywords that are the trainer's go to it, all others are settings."""
+    """A PPOTrainer on the toy. Keywords that are the trainer's go to it, all others are settings (`settings_`)."""
     for_trainer = {name: config.pop(name) for name in ("rollout_func", "eval_dataset", "callbacks") if name in config}
     model = build_model() if model is None else model
     if not hasattr(model, "peft_config"):
@@ -102,7 +110,7 @@ def make_trainer(
     return cls(
         model=model,
         reward_funcs=reward,
-        args=PPOConfig(str(tmp_path), **settings | config),
+        args=settings_(str(tmp_path), **settings | config),
         train_dataset=prompts and Dataset.from_dict({"prompt": list(prompts)} | (columns or {})),
         processing_class=tokenizer_ or tokenizer(),
         **for_trainer,

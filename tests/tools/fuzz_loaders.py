@@ -56,7 +56,7 @@ from pipeline.stages.merge import MergeArguments
 from rewards import Answer, Format, Instructions, Judge, Learned, Math, Perplexity, RewardError, build_rewards
 from rewards.answer import MATCHES
 from rewards.asking import columns_of
-from rewards.chat_server import Reply, _Passing
+from rewards.chat_server import Passing, Reply
 from rewards.reply_cache import ReplyCache, key_of
 from rewards.rubric import Rubric
 
@@ -278,7 +278,7 @@ def load_judge(place: Path) -> None:
     judge = Judge("http://localhost:8000/v1", "m", cache=str(place / "cache.sqlite"))
     try:
         judge.server._read((place / "answer.json").read_bytes(), {"messages": []})
-    except _Passing as error:
+    except Passing as error:
         assert len(error.failure.reason) < 300
     reply = (place / "reply.txt").read_bytes().decode("utf-8", "replace")
     rubric = Rubric([{"name": "right", "description": "no mistakes"}], [1, 5])

@@ -8,7 +8,9 @@ import torch
 import toy
 from datasets import Dataset
 from toy import ANSWERS
+from vllm_stand_in import serving
 
+from pipeline.ppo.config import PPOStage
 from pipeline.watching.journal import repetition
 from pipeline.watching.metrics import PPO as METRICS
 from rewards import build_rewards
@@ -18,8 +20,10 @@ SUMMARY = {"train_runtime", "train_samples_per_second", "train_steps_per_second"
 
 
 def test_metrics_table_and_real_runs_agree(tmp_path):
-    trainer = toy.make_trainer(tmp_path, toy.with_sft_adapter(), total_episodes=16, replay=1)
-    trainer.train()
+    with serving(tmp_path, toy.build_model()) as server:
+        settings = {"total_episodes": 16, "replay": 1, "settings_": PPOStage, "vllm_server": server.url}
+        trainer = toy.make_trainer(tmp_path, toy.with_sft_adapter(), **settings)
+        trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == 2
     names = set().union(*rows) - SUMMARY

@@ -7,10 +7,11 @@ from pathlib import Path
 import shared_runs
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from pipeline.models.adapters import POLICY
 from pipeline.models.structure import trunk_of
-from pipeline.rollouts.vllm_server import named_weights
 
 folder, kinds = Path(sys.argv[1]), sys.argv[2].split(",")
 world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
@@ -63,7 +64,8 @@ for kind in kinds:
     found[kind] = {"start": start, "end": shared_runs.toy.learned(trainer), "seen": seen, "gathered": gathered[0]}
     found[kind]["adapters whole"] = all(n in whole for n, _ in trainer.model.named_parameters() if "lora_" in n)
     found[kind]["log"] = {k: v for k, v in trainer.state.log_history[-2].items() if isinstance(v, float)}
-found["sent"] = dict(named_weights(trainer.model))
+trainer.model.save_pretrained(folder / f"sent{rank}", selected_adapters=[POLICY])
+found["sent"] = load_file(folder / f"sent{rank}" / "adapter_model.safetensors")
 torch.save(found, folder / f"rank{rank}of{world}.pt")
 trainer.accelerator.wait_for_everyone()
 dist.destroy_process_group()

@@ -241,8 +241,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 console.print("(stopped)")
     except KeyboardInterrupt:
         print()
-    except BrokenPipeError:  # the reader has left; nothing more can be said
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -88,7 +88,12 @@ def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:
         raise UserError(
             f"no such flag {flag.split('=')[0]}{_near(key, _names(dataclasses), '--')} (--help lists them)"
         )
-    return tuple(_build(kind, vars(namespace), where) for kind in dataclasses)
+    try:
+        return tuple(_build(kind, vars(namespace), where) for kind in dataclasses)
+    except UserError as error:
+        if path is None and not argv:
+            raise UserError(f"nothing is set: give --config FILE.yaml, or settings ({error})") from None
+        raise
 
 
 def launch(main: Callable[[], Any]) -> None:
@@ -350,8 +355,7 @@ def help_text(parser: Parser, dataclasses: tuple[type, ...], everything: bool = 
     """Our own settings first, then the common ones of the trainer; with `everything` all of them."""
     actions = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
     width = min(shutil.get_terminal_size().columns, 114)
-    usage = f"usage: {parser.prog} [--config FILE.yaml] [--setting VALUE ...] [--debug] [--help | --help-all]"
-    lines = [*textwrap.wrap(usage, width, subsequent_indent="       ", break_on_hyphens=False), ""]
+    lines = [f"usage: {parser.prog} [--config FILE.yaml] [--setting VALUE ...] [--debug] [--help | --help-all]", ""]
     shown = set()
     for kind in dataclasses:
         own = kind.__module__.startswith("pipeline.") and len(fields(kind)) < 60

@@ -12,11 +12,12 @@ import torch
 
 from pipeline.config.machine import leave_busy_cores
 from pipeline.errors import UserError
+from pipeline.safety.commands import Parser
 from pipeline.safety.console import say
 from pipeline.watching.terminal import quiet
 from plumbline import duration, machine, probe
 from plumbline.launching import recipes
-from plumbline.new_recipe import Parser, yamls
+from plumbline.new_recipe import yamls
 
 WIDTH, LEFT, TIMES = 100, 16, 24  # columns
 MAIN = ("base", "sft", "reward", "ppo", "eval")  # of a folder these are added up

@@ -210,7 +210,7 @@ def _eval(values: dict[str, Any], made: Made | None) -> Work:
     named = next(iter(values["candidates"][0].values()))
     asked = _Settings("eval", values, model_of(named, made), rows, made)
     prompt, answer, steps = _lengths(asked)
-    count = min(rows.count, values.get("max_rows") or rows.count)
+    count = min(rows.count, values.get("eval_samples") or rows.count)
     work = asked.work(Batch(16, round(prompt + answer), min(count, 64)))
     models = sum(spec["name"] in BY_MODEL for spec in values["rewards"] or ())
     work.drawn = len(values["candidates"]) * 2 * steps * max(1, count / 64)

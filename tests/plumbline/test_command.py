@@ -117,6 +117,23 @@ def test_a_stages_errors_are_its_own(argv, warm, tmp_path):
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
 
 
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["report"], "error: the following arguments are required: RUN (plumbline report --help)"),
+        (["check"], "error: the following arguments are required: recipe (plumbline check --help)"),
+        (["chat"], "error: the following arguments are required: run (plumbline chat --help)"),
+        (["scale", "--row", "8"], "error: unrecognized arguments: --row (plumbline scale --help)"),
+        (["seeds"], "error: the following arguments are required: recipe, seeds (plumbline seeds --help)"),
+        (["ppo"], "error: nothing is set: give --config FILE.yaml, or settings ("),
+    ],
+)
+def test_what_is_typed_without_what_it_takes_is_refused_in_one_sentence(argv, says, warm, tmp_path):
+    done = warm.run(["-m", "plumbline", *argv], tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(says) and done.stderr.count("\n") == 1
+
+
 def test_launcher_flags_are_taken_out_wherever_they_stand():
     assert _launcher_flags(["--config", "a.yaml"]) == (1, None, ["--config", "a.yaml"])
     assert _launcher_flags(["--nproc=3", "--config", "a", "--hardware", "gpus"]) == (3, "gpus", ["--config", "a"])

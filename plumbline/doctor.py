@@ -73,7 +73,8 @@ def wrapped(line: str, indent: int) -> str:
 def times(files: list[Path], name: str) -> Iterator[str]:
     """Lines about the time of each stage."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = f" on {torch.get_num_threads()} threads" if device == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f" on {count} thread{'' if count == 1 else 's'}" if device == "cpu" else ""
     busy = psutil.cpu_percent(0.2) / 100 * (psutil.cpu_count() or 1)
     rate = probe.flops(torch.float32, device)
     yield f"Products of matrices, measured now: {rate / 1e9:,.0f} GFLOP/s in float32{threads}."
@@ -98,6 +99,8 @@ def times(files: list[Path], name: str) -> Iterator[str]:
         said = f"batches of {work.batch.rows} rows of {work.batch.length} tokens in {dtype}"
         yield f"  {path.stem:<12}{in_words(seconds):>8}  {said}"
         guessed += [guess for guess in work.guessed if guess not in guessed]
+    if len(unknown) == len(files):
+        return  # each has said why
     if len(files) > 1:
         yield f"  {'in all':<12}{in_words(total):>8}" + (f"  without {', '.join(unknown)}" if unknown else "")
     yield "This is rough: expect half of it to twice as much, and more beside other programs."

@@ -96,7 +96,7 @@ def test_pages_open_from_a_disk_without_a_request_and_fit_the_window(site, brows
         page.on("console", lambda message: said.append(message.text))  # noqa: B023
         page.on("pageerror", lambda error: said.append(str(error)))  # noqa: B023
         page.goto((site / f"{name}.html").as_uri())
-        page.wait_for_load_state("networkidle")
+        page.wait_for_load_state("networkidle", timeout=120_000)  # of a busy machine, too
         assert not [url for url in asked if not url.startswith(("file:", "data:"))], name
         assert not said, name
         assert page.evaluate("document.documentElement.scrollWidth") <= window["width"], name

@@ -210,11 +210,18 @@ def test_what_it_says_fits_a_terminal(monkeypatch, capsys):
     ]
 
 
+def test_nothing_is_added_up_where_nothing_is_known(monkeypatch, recipe):
+    monkeypatch.setattr(doctor.probe, "flops", lambda dtype, device: 1e9)
+    said = list(doctor.times([recipe("sft", model_name_or_path="runs/made/base", max_steps=1)], "mine"))
+    assert len(said) == 3 and said[2].split()[:2] == ["sft", "?"]
+
+
 @pytest.mark.parametrize("busy", [0, 90])
-def test_times_that_were_measured_beside_other_programs_say_so(monkeypatch, busy):
+def test_times_that_were_measured_beside_other_programs_say_so(monkeypatch, recipe, busy):
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor.psutil, "cpu_count", lambda: 2)
     monkeypatch.setattr(doctor.psutil, "cpu_percent", lambda seconds: busy)
     monkeypatch.setattr(doctor.probe, "flops", lambda dtype, device: 1e9)
+    monkeypatch.setattr(doctor.probe, "pace", lambda *of, whole: Pace(1.0, 1.0, 1.0, 1.0))
     said = "Other programs kept 1.8 cores busy while it was measured: without them it takes less."
-    assert (said in list(doctor.times([], "mine"))) == (busy > 0)
+    assert (said in list(doctor.times([recipe("sft", max_steps=1)], "mine"))) == (busy > 0)

@@ -184,7 +184,7 @@ def test_the_command_prints_the_machine_and_the_time(warm, recipe, tmp_path):
     assert [line.split()[0] for line in done.stdout.splitlines() if "batches of 8 rows of 30" in line] == ["sft"]
     broken = recipe("ppo", learning_rat=1)
     done = warm.run(["-m", "plumbline", "doctor", str(broken)], tmp_path)
-    assert "no such setting learning_rat, did you mean learning_rate" in done.stdout
+    assert "no such setting learning_rat, did you mean learning_rate" in " ".join(done.stdout.split())
 
 
 def test_a_folder_without_stages_is_no_recipe(tmp_path):

@@ -55,10 +55,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-vllm test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check wheel lint format clean
+.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-vllm test-trackers test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check wheel lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
 
@@ -203,6 +203,9 @@ test-vllm: $(STAMP)  ## rollouts and exams by a real vLLM server on the CPU, in 
 
 test-latest: $(STAMP)  ## the tests with the newest trl, transformers and kin, in .venv-latest; may fail, and says how
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$(PY)" tests/tools/latest.py $(ARGS)
+
+test-trackers: $(STAMP)  ## the tests of trackers against trackio, Weights & Biases and MLflow themselves, in .venv-trackers
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 "$(PY)" tests/tools/trackers.py $(ARGS)
 
 test-cov: $(STAMP)  ## the tests, with the lines that none of them runs; PPO and the rewards must have 95%
 	$(PYTEST) $(TWO) -m "not slow" --cov --cov-report=term-missing $(ARGS)

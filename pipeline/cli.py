@@ -4,6 +4,7 @@ import copy
 import difflib
 import math
 import os
+import shutil
 import sys
 import textwrap
 import types
@@ -22,6 +23,7 @@ from pipeline.config.machine import leave_busy_cores
 from pipeline.errors import UserError, shortened
 from pipeline.runs import mishaps
 from pipeline.runs.stopping import Stopped, farewell
+from pipeline.safety.console import leave_unread
 from pipeline.safety.reading import parse_yaml
 from pipeline.safety.redaction import is_secret, print_redacted, redact
 from pipeline.safety.visible import visible
@@ -75,7 +77,7 @@ def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:
         where = f"{path}: "
         parser.set_defaults_with_config(**checked(_read_yaml(path), dataclasses, path))
     if wanted := [arg for arg in argv if arg in HELP]:
-        print(help_text(parser, dataclasses, everything="--help-all" in wanted))
+        print(help_text(parser, dataclasses, everything="--help-all" in wanted), flush=True)
         raise SystemExit(0)
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -86,7 +88,12 @@ def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:
         raise UserError(
             f"no such flag {flag.split('=')[0]}{_near(key, _names(dataclasses), '--')} (--help lists them)"
         )
-    return tuple(_build(kind, vars(namespace), where) for kind in dataclasses)
+    try:
+        return tuple(_build(kind, vars(namespace), where) for kind in dataclasses)
+    except UserError as error:
+        if path is None and not argv:
+            raise UserError(f"nothing is set: give --config FILE.yaml, or settings ({error})") from None
+        raise
 
 
 def launch(main: Callable[[], Any]) -> None:
@@ -107,6 +114,8 @@ def launch(main: Callable[[], Any]) -> None:
     except Stopped:
         _leave_together()
         raise
+    except BrokenPipeError:  # whoever read what it prints has gone: `--help | head`
+        leave_unread()
     except KeyboardInterrupt:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"\n{farewell()}", file=sys.stderr, flush=True)
@@ -345,6 +354,7 @@ def _describe(hint: Any) -> str:
 def help_text(parser: Parser, dataclasses: tuple[type, ...], everything: bool = False) -> str:
     """Our own settings first, then the common ones of the trainer; with `everything` all of them."""
     actions = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
+    width = min(shutil.get_terminal_size().columns, 114)
     lines = [f"usage: {parser.prog} [--config FILE.yaml] [--setting VALUE ...] [--debug] [--help | --help-all]", ""]
     shown = set()
     for kind in dataclasses:
@@ -362,18 +372,18 @@ def help_text(parser: Parser, dataclasses: tuple[type, ...], everything: bool = 
         names = [name for name in names if name not in shown]
         shown.update(names)
         lines += [f"{(kind.__doc__ or kind.__name__).strip().splitlines()[0]}", ""]
-        lines += [line for name in names for line in _help_entry(actions[name])] + [""]
+        lines += [line for name in names for line in _help_entry(actions[name], width)] + [""]
     rest = len(set(actions) - shown)
     if rest:
         lines.append(f"{rest} more settings of the trainer: --help-all")
     return "\n".join(lines)
 
 
-def _help_entry(action: Any) -> list[str]:
+def _help_entry(action: Any, width: int) -> list[str]:
     default = "" if action.default in (None, [], "") else f" [{action.default}]"
     text = " ".join((action.help or "").replace("%%", "%").split())
     head = f"  --{action.dest}"
-    body = textwrap.wrap(text + default, width=78) or [""]
+    body = textwrap.wrap(text + default, max(width - 36, 40)) or [""]
     if len(head) > 34:
         return [head, *(" " * 36 + line for line in body)]
     return [f"{head:<36}{body[0]}", *(" " * 36 + line for line in body[1:])]

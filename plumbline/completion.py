@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import shtab
 
+from pipeline.safety.commands import Parser
 from plumbline.commands import COMMANDS
-from plumbline.new_recipe import Parser, names
+from plumbline.new_recipe import names
 
 SHELLS = ("bash", "zsh", "tcsh")
 HOW = {

@@ -2,21 +2,24 @@
 
 import contextlib
 import io
+import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from pipeline.config.machine import leave_busy_cores
 from pipeline.errors import UserError
+from pipeline.safety.commands import Parser
 from pipeline.safety.console import say
 from pipeline.watching.terminal import quiet
 from plumbline import duration, machine, probe
 from plumbline.launching import recipes
-from plumbline.new_recipe import Parser, yamls
+from plumbline.new_recipe import yamls
 
-WIDTH, LEFT = 100, 16  # columns
+WIDTH, LEFT, TIMES = 100, 16, 24  # columns
 MAIN = ("base", "sft", "reward", "ppo", "eval")  # of a folder these are added up
 
 
@@ -34,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if not args.no_probe:
         say()
         for line in times(files, args.recipe or "tiny"):
-            say(line)
+            say(wrapped(line, TIMES if line.startswith(" ") else 2))
     return 0
 
 
@@ -58,14 +61,21 @@ def files_of(recipe: str | None) -> list[Path]:
 def show(lines: Iterable[tuple[str, str]]) -> None:
     """Two columns, the second wrapped."""
     for what, value in lines:
-        indent = " " * LEFT
-        say(textwrap.fill(f"{what:<{LEFT}}{value}", WIDTH, subsequent_indent=indent, break_on_hyphens=False))
+        say(wrapped(f"{what:<{LEFT}}{value}", LEFT))
+
+
+def wrapped(line: str, indent: int) -> str:
+    """A line as wide as the terminal, and no wider than WIDTH; what does not fit stands below, indented."""
+    width = min(WIDTH, shutil.get_terminal_size().columns)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False)
 
 
 def times(files: list[Path], name: str) -> Iterator[str]:
     """Lines about the time of each stage."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = f" on {torch.get_num_threads()} threads" if device == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f" on {count} thread{'' if count == 1 else 's'}" if device == "cpu" else ""
+    busy = psutil.cpu_percent(0.2) / 100 * (psutil.cpu_count() or 1)
     rate = probe.flops(torch.float32, device)
     yield f"Products of matrices, measured now: {rate / 1e9:,.0f} GFLOP/s in float32{threads}."
     yield f"How long {name} takes here, roughly:"
@@ -89,9 +99,13 @@ def times(files: list[Path], name: str) -> Iterator[str]:
         said = f"batches of {work.batch.rows} rows of {work.batch.length} tokens in {dtype}"
         yield f"  {path.stem:<12}{in_words(seconds):>8}  {said}"
         guessed += [guess for guess in work.guessed if guess not in guessed]
+    if len(unknown) == len(files):
+        return  # each has said why
     if len(files) > 1:
         yield f"  {'in all':<12}{in_words(total):>8}" + (f"  without {', '.join(unknown)}" if unknown else "")
     yield "This is rough: expect half of it to twice as much, and more beside other programs."
+    if device == "cpu" and busy >= 0.5:
+        yield f"Other programs kept {busy:.1f} cores busy while it was measured: without them it takes less."
     if guessed:
         yield f"Guessed: {'; '.join(guessed)}."
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from pipeline import cli
 from pipeline.config import ModelArguments, steps_per_update
+from pipeline.data.readers import data_suffix, read_file
 from pipeline.errors import UserError, shortened
 from pipeline.eval.stage import EvalArguments
 from pipeline.memory.estimate import Adapter, Architecture
@@ -209,7 +210,7 @@ def _eval(values: dict[str, Any], made: Made | None) -> Work:
     named = next(iter(values["candidates"][0].values()))
     asked = _Settings("eval", values, model_of(named, made), rows, made)
     prompt, answer, steps = _lengths(asked)
-    count = min(rows.count, values.get("max_rows") or rows.count)
+    count = min(rows.count, values.get("eval_samples") or rows.count)
     work = asked.work(Batch(16, round(prompt + answer), min(count, 64)))
     models = sum(spec["name"] in BY_MODEL for spec in values["rewards"] or ())
     work.drawn = len(values["candidates"]) * 2 * steps * max(1, count / 64)
@@ -256,6 +257,9 @@ def rows_of(dataset: str | None, made: Made | None) -> Rows:
     path = Path(str(dataset))
     if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
         return _read(path)
+    if path.is_file() and data_suffix(path):
+        rows = read_file(path)
+        return Rows(len(rows), _bytes(rows.select(range(min(SAMPLE, len(rows)))).to_list()))
     if made and str(dataset).startswith(made.settings.output_dir) and made.settings.data_path is None:
         few = load_world(made.settings.world).make_data(_few(made.settings))
         return Rows(made.settings.rows().get(path.stem, 0), _bytes(few.get(path.stem, [])))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pipeline import __version__
 from pipeline.errors import UserError
+from pipeline.safety.console import leave_unread
 from pipeline.safety.visible import visible
 from plumbline.commands import COMMANDS, Command, usage
 from plumbline.launching import run
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        leave_unread()
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130

@@ -1,15 +1,14 @@
 """`plumbline init my-recipe --like tiny`: a folder of YAMLs of one's own; `plumbline recipes`: what there is."""
 
-import argparse
 import difflib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.safety.commands import Parser
 from pipeline.safety.console import say
 from plumbline.commands import COMMANDS
 from plumbline.launching import recipes
@@ -19,16 +18,6 @@ ORDER = ("base", "sft", "reward", "ppo", "samples", "ilql", "eval")
 # Settings that name what a run reads: it must be there, or be made by an earlier stage.
 READ = ("dataset", "eval_dataset", "data_path", "model_name_or_path")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's, with errors as `UserError` in place of two lines and an exit, and no abbreviated flags."""
-
-    def __init__(self, *args: Any, **settings: Any):
-        super().__init__(*args, **{**settings, "allow_abbrev": False})
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help)")
 
 
 def names() -> list[str]:

@@ -6,7 +6,6 @@ log beside it; what is complete is kept, and a stopped comparison goes on where 
 `summary.json`, `table.md`, `curves.svg` and `curves.png` are written beside them. Other settings go to every run.
 """
 
-import argparse
 import fcntl
 import json
 import os
@@ -20,6 +19,7 @@ from pipeline import cli
 from pipeline.errors import UserError
 from pipeline.runs.checkpoint_files import is_finished
 from pipeline.runs.folder import SUMMARY, UNFINISHED, read_heldout
+from pipeline.safety.commands import Parser
 from pipeline.sweep.comparison import draw, markdown, summarize
 from pipeline.sweep.launching import launch
 from pipeline.worlds import lower_is_better
@@ -112,7 +112,7 @@ def run_all(runs: dict[Path, list[str]], jobs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = Parser("python recipes/compare.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, with one thread each when 2 or more")

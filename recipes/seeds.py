@@ -5,7 +5,6 @@ is kept, so that a stopped run goes on with the stages that are missing. `--last
 of ppo.yaml.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from statistics import mean
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.safety.commands import Parser
 
 STAGES = ("sft", "reward", "ppo")  # of which a recipe has those that it has a YAML for
 
@@ -65,12 +65,12 @@ def main(recipe: Path, seeds: list[int], last: str = "ppo") -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python recipes/seeds.py", description=__doc__.split(":")[0])
+    parser = Parser("python recipes/seeds.py", description=__doc__.split(":")[0])
     parser.add_argument("recipe", type=Path, help="folder of YAMLs")
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--last", default="ppo", metavar="YAML", help="the last stage (default: ppo)")
-    given = parser.parse_args()
     try:
+        given = parser.parse_args()
         main(given.recipe, given.seeds, given.last)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")

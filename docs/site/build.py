@@ -5,6 +5,7 @@ that their links hold, and built by MkDocs: static, searchable, without a reques
 """
 
 import argparse
+import json
 import logging
 import re
 import shutil
@@ -19,11 +20,12 @@ CONFIG = Path(__file__).with_name("mkdocs.yml")
 PAGES = ("README.md", "README.zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "docs/images/*")
 PARTS = ("docs/site/*.css", "docs/site/*.js")
 RESULTS = "recipes/*/RESULTS.md"
+NOTEBOOKS = "notebooks/*.ipynb"  # each becomes a page of the same name, and lies beside it to be saved
 
 
 def pages(root: Path = ROOT) -> list[Path]:
     """The files of the site, relative to the repository."""
-    found = {path for pattern in (*PAGES, *PARTS, RESULTS) for path in root.glob(pattern) if path.is_file()}
+    found = {path for pattern in (*PAGES, *PARTS, RESULTS, NOTEBOOKS) for path in root.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(root) for path in found)
 
 
@@ -54,20 +56,35 @@ def lay_out(folder: Path) -> dict:
     python = next(p["mkdocstrings"] for p in settings["plugins"] if "mkdocstrings" in p)["handlers"]["python"]
     python["paths"] = [str(ROOT)]
     python["options"]["extensions"] = [str(Path(__file__).with_name("docstrings.py"))]
-    nav = navigation(settings["nav"], {str(page) for page in pages()})
-    return settings | {"docs_dir": str(folder), "nav": nav}
+    for notebook in (path for path in pages() if path.suffix == ".ipynb"):
+        (folder / notebook).with_suffix(".md").write_text(page_of(notebook), "utf-8")
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*.md")}
+    return settings | {"docs_dir": str(folder), "nav": navigation(settings["nav"], there)}
+
+
+def page_of(notebook: Path) -> str:
+    """The cells of a notebook as a page; the notebook itself can be saved from it."""
+    texts = []
+    for cell in json.loads((ROOT / notebook).read_text("utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        texts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else with_source(text, notebook))
+    texts.insert(1, f'[Save this notebook]({notebook.name}){{ download="{notebook.name}" }}')
+    return "\n\n".join(texts)
 
 
 def with_source(text: str, page: Path) -> str:
-    """The page with links to files that are no pages (code, tests) as plain text: on the site they lead nowhere."""
+    """The page as it is on the site: links to notebooks lead to their pages, those to files that are no pages (code,
+    tests) are plain text."""
     there = {str(path) for path in pages()}
 
-    def plain(link: re.Match) -> str:
-        path = (ROOT / page.parent / link[2].split("#")[0]).resolve()
-        source = path.exists() and path.is_relative_to(ROOT) and str(path.relative_to(ROOT)) not in there
-        return link[1] if source and path != ROOT / page.parent else link[0]
+    def link(found: re.Match) -> str:
+        path = (ROOT / page.parent / found[2].split("#")[0]).resolve()
+        known = path.exists() and path.is_relative_to(ROOT) and path != ROOT / page.parent
+        if known and str(path.relative_to(ROOT)) not in there:
+            return found[1]
+        return found[0].replace(".ipynb)", ".md)") if known else found[0]
 
-    return re.sub(r"(?<!!)\[([^\[\]]+)\]\((?!https?://)([^)\s]+)\)", plain, text)
+    return re.sub(r"(?<!!)\[([^\[\]]+)\]\((?!https?://)([^)\s]+)\)", link, text)
 
 
 def build(output: Path) -> Path:

@@ -4,12 +4,10 @@ Under each answer stands what every reward of the run says of it, without normal
 Everything is read from the run folder's config.yaml.
 """
 
-import argparse
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -19,6 +17,7 @@ from pipeline import cli
 from pipeline.chat.speakers import Answer, Run, answer, load_run
 from pipeline.config import check
 from pipeline.errors import UserError
+from pipeline.safety.commands import Parser
 from pipeline.watching.terminal import visible
 from rewards import RewardError, log_name_of, text_of
 
@@ -213,13 +212,8 @@ def lines(console: Console) -> Iterator[str]:
             return
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python -m pipeline.chat runs/tiny/ppo; --help says more)")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = _Parser(prog="python -m pipeline.chat", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("python -m pipeline.chat", description=__doc__.splitlines()[0])
     parser.add_argument("run", help="folder of a PPO, GRPO, RLOO or SFT run, or a checkpoint in it")
     parser.add_argument("--temperature", help="0 is greedy; by default as in the training")
     parser.add_argument("--own_code", action="store_true", help="import rewards of your own that the run names")
@@ -241,8 +235,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 console.print("(stopped)")
     except KeyboardInterrupt:
         print()
-    except BrokenPipeError:  # the reader has left; nothing more can be said
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 Exit codes: 0 nothing to warn of, 1 warnings, 2 something does not fit (one line says what).
 """
 
-import argparse
 import math
 import textwrap
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments
 from pipeline.models import loading as models
 from pipeline.models.folders import resolve_model
+from pipeline.safety.commands import Parser
 from pipeline.safety.console import say
 from pipeline.safety.reading import read_yaml
 from rewards import Environment, build_rewards, every_in, text_of
@@ -38,9 +38,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rewards.check", description="What a recipe's rewards pay for right and degenerate completions."
-    )
+    parser = Parser("python -m rewards.check", description="What a recipe's rewards pay for good and bad completions.")
     parser.add_argument("recipe", help="a YAML with dataset and rewards, such as recipes/tiny/ppo.yaml")
     parser.add_argument("--rows", type=int, default=64, help="rows of the training data that are tried (64)")
     parser.add_argument("--references", metavar="COLUMN", help="the column with good completions")

@@ -82,6 +82,8 @@ class DataArguments:
     max_rows: int | None = setting(None, "Use only the first rows of each data set, for a quick look.")
     prompt_template: str | None = setting(None, 'Makes the prompt of other columns, such as "Translate: {source}".')
     completion_template: str | None = setting(None, 'Makes the completion of other columns, such as "{target}".')
+    chosen_template: str | None = setting(None, 'Makes the better of a pair of other columns, such as "{better}".')
+    rejected_template: str | None = setting(None, "Makes the worse of a pair in the same way.")
     as_messages: bool = setting(
         False,
         "Text becomes messages of user and assistant (HH: turn by turn), for the model's chat template.",
@@ -94,7 +96,7 @@ class DataArguments:
         check(
             0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a number from 0 up to, not including, 1"
         )
-        for key in ("prompt_template", "completion_template"):
+        for key in ("prompt_template", "completion_template", "chosen_template", "rejected_template"):
             check(isinstance(getattr(self, key), str | None), key, getattr(self, key), "a text in quotes")
         check(self.max_rows is None or self.max_rows >= 1, "max_rows", self.max_rows, "a whole number from 1 up")
         named = self.eval_dataset or self.eval_split

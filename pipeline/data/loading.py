@@ -24,7 +24,7 @@ from pipeline.data.exact_rows import exact
 from pipeline.data.measured import measured
 from pipeline.data.readers import read, to_dataset
 from pipeline.data.reasoning_tasks import is_task, read_task
-from pipeline.data.row_templates import fill_templates
+from pipeline.data.row_templates import TEMPLATES, fill_templates
 from pipeline.errors import UserError, shortened
 from pipeline.models.ends import without_end
 from pipeline.models.prompts import KWARGS, PICTURES, are_messages, ids, render
@@ -107,7 +107,7 @@ def columns_of(rows: Dataset, kind: str, name: str) -> tuple[str, ...]:
     near = near or difflib.get_close_matches(missing, have, n=1, cutoff=0.6)
     hint = f" Is it {near[0][:100]}? Then rename that column to {missing}" if near else ""
     if hint:
-        template = f'{missing}_template: "{{{near[0][:100]}}}"' if missing in ("prompt", "completion") else ""
+        template = f'{TEMPLATES[missing]}: "{{{near[0][:100]}}}"' if missing in TEMPLATES else ""
         hint += f", or set {template}." if template else "."
     forms = " or ".join("+".join(wanted) for wanted in COLUMNS[kind])
     had = textwrap.shorten(", ".join(have), 300)

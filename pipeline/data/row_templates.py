@@ -1,4 +1,4 @@
-"""Rows of any form to a prompt and a completion: `prompt_template: "Translate: {source}\\n"`.
+"""Rows of any form to a prompt and a completion, or to a pair: `prompt_template: "Translate: {source}\\n"`.
 
 `{name}` in a template stands for the row's column of that name, `{name[0]}` for the first entry of a list. A list of
 texts is written one to a line, a number as it is. Braces around anything else stay as they are, so code and JSON can
@@ -15,12 +15,12 @@ from datasets import Dataset
 from pipeline.errors import UserError
 
 FIELD = re.compile(r"\{([A-Za-z_]\w*)(?:\[(\d+)\])?\}")
-TEMPLATES = {"prompt": "prompt_template", "completion": "completion_template"}
 ROLES = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+TEMPLATES = {column: f"{column}_template" for column in ROLES}
 
 
 def fill_templates(rows: Dataset, args: Any, name: str) -> Dataset:
-    """`rows` with `prompt` and `completion` made by the templates of `args` (a DataArguments), or as they are.
+    """`rows` with the columns that the templates of `args` (a DataArguments) make, or as they are.
 
     A row in which a column of the template is missing (None) gets an empty text, which is dropped and counted later.
 

@@ -1,9 +1,7 @@
 """The tables of docs/scale.md, by the formulas of scale.py: `python -m pipeline.scale 7B 70B --processes 8`."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 from transformers import AutoConfig
 
@@ -12,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.memory import scale
 from pipeline.memory.estimate import Architecture, Precision
 from pipeline.memory.scale import PRECISIONS, SIZES, Plan, of_stage
+from pipeline.safety.commands import Parser
 
 GIB = 2**30
 CARDS = (2, 8, 64)  # of the table of ways
@@ -177,11 +176,6 @@ def _digits(x: float) -> str:
 
 
 # ------------------------------------------------------------ command
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python -m pipeline.scale 0.5B 7B 70B; --help says more)")
-
-
 def architecture(name: str) -> Architecture:
     """Of a size of `SIZES`, or of the config of a folder or Hub name."""
     if name in SIZES:
@@ -196,7 +190,7 @@ def architecture(name: str) -> Architecture:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = _Parser(prog="python -m pipeline.scale", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("python -m pipeline.scale", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help="0.5B, 7B, 70B, a folder or a Hub name (default: those three)")
     for name, value in vars(Plan()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value:g}")

@@ -96,10 +96,11 @@ class Rollouts:
 
     def _generate(self, plain: Callable, *args, generation_config: GenerationConfig | None = None, **inputs):
         bare = not args and inputs.keys() == {"input_ids", "attention_mask"} and generation_config is not None
-        if not bare or generation_config.to_diff_dict().keys() - _KNOWN:
+        if not bare or not _is_plain(generation_config):
             return plain(*args, generation_config=generation_config, **inputs)
         if self._decoder is None or self._decoder.config is not generation_config:
             self._decoder = Decoder(_Generating(plain), generation_config)
+        self._decoder.model = _Generating(plain)
         prompts, pad = inputs["input_ids"], generation_config.pad_token_id
         found = self._decoder(**inputs)
         rows = torch.full((len(found), max(map(len, found))), pad, device=prompts.device)
@@ -115,6 +116,10 @@ class _Generating(NamedTuple):
 # What a generation may be asked for: nothing that counts steps, seconds or processes
 _KNOWN = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
 _KNOWN |= {"pad_token_id", "bos_token_id", "eos_token_id", "disable_compile", "transformers_version"}
+
+
+def _is_plain(config: GenerationConfig) -> bool:
+    return config.eos_token_id is not None and not config.to_diff_dict().keys() - _KNOWN
 
 
 class _Ended(StoppingCriteria):

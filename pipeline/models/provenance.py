@@ -39,7 +39,7 @@ def hardware() -> str:
         return f"{processes} x {torch.accelerator.current_accelerator().type}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     several = f", {processes} processes" if processes > 1 else ""
-    return f"{cores} CPU cores ({platform.machine()}){several}"
+    return f"{cores} CPU core{'' if cores == 1 else 's'} ({platform.machine()}){several}"
 
 
 def shareable(value: Any) -> Any:

@@ -4,23 +4,23 @@ One run: its page, report.html in its folder. Several: one page with their curve
 that holds them; runs that differ only by their seed become one line with a band.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.report.page import write_comparison, write_report
+from pipeline.safety.commands import Parser
 from pipeline.safety.visible import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary, details = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser("python -m pipeline.report", description=summary.split(":")[0], epilog=details)
+    parser = Parser("python -m pipeline.report", description=summary.split(":")[0], epilog=details)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a stage")
     parser.add_argument("--out", type=Path, metavar="PAGE", help="where to write the page")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         several = len({run.absolute() for run in args.runs}) > 1
         page = write_comparison(args.runs, args.out) if several else write_report(args.runs[0], args.out)
         print(visible(str(page)))

@@ -25,6 +25,7 @@ from pipeline.report.verdict import (
     trained_on,
     turns,
 )
+from pipeline.safety.commands import target
 
 BETTER, HOW_MUCH, CHEATED = "Is it better?", "By how much?", "Did it cheat?"
 COST, NEXT = "What did it cost?", "What should I try next?"
@@ -158,13 +159,14 @@ def _greedy(found: Found) -> list[str]:
 
 
 def _how_much(found: Found) -> Answer:
-    said = [_amount(change) for change in found.judged]
+    said = [f"{_amount(change, '95% interval of the change ')}." for change in found.judged]
     if found.judged and (counts := sides(found.rows, found.judged[0])):
         better, worse, same = counts
         of = f"Of {sum(counts)} held-out prompts the answer has a better {found.judged[0].name}"
         said.append(f"{of} on {better}, a worse one on {worse}, the same on {same}.")
     if found.referee and found.rewards:
-        said.append(f"What it was trained on: {'; '.join(_amount(change).rstrip('.') for change in found.rewards)}.")
+        rewards = "; ".join(_amount(change, "") for change in found.rewards)
+        said.append(f"What it was trained on, with the intervals of the changes: {rewards}.")
     verdict = ""
     if found.judged:
         first = found.judged[0]
@@ -172,13 +174,13 @@ def _how_much(found: Found) -> Answer:
     return Answer(HOW_MUCH, verdict or "This run cannot tell.", said, _at("scores", "histograms"))
 
 
-def _amount(change: Change) -> str:
+def _amount(change: Change, what: str) -> str:
     d = decimals_for(change.before, change.after)
     text = f"{change.name} {number(change.before, d)} → {number(change.after, d)}"
     if change.half is None:
-        return f"{text} (no interval)."
+        return f"{text} (no interval)"
     moved = change.after - change.before
-    return f"{text} (95% interval of the change {signed(moved - change.half, d)} to {signed(moved + change.half, d)})."
+    return f"{text} ({what}{signed(moved - change.half, d)} to {signed(moved + change.half, d)})"
 
 
 def _cheated(found: Found) -> Answer:
@@ -242,7 +244,7 @@ def _see_better(found: Found) -> list[tuple[str, str]]:
     """What would make the answers above surer."""
     advice = []
     if not found.referee:
-        text = "Let something judge it that it is not trained on: a referee, or people (make judge)."
+        text = f"Let something judge it that it is not trained on: a referee, or people ({target('judge')})."
         advice.append((text, "samples"))
     open_ = [change for change in found.judged if change.verdict == 0 and change.gain > 0]
     kl = found.run.summary.get("kl")
@@ -266,7 +268,7 @@ def _go_on(found: Found) -> list[tuple[str, str]]:
     """What to do with a run about which nothing is wrong."""
     advice = []
     if any(change.verdict == 1 for change in found.judged):
-        advice.append(("Train other seeds (make seeds): one run may be lucky.", "scores"))
+        advice.append((f"Train other seeds ({target('seeds')}): one run may be lucky.", "scores"))
         if len(found.run.exams) > 3 and not turns(found.run, found.referee):
             last = found.run.exams[-1].get("score")
             scores = [exam.get("score") for exam in found.run.exams]
@@ -285,7 +287,7 @@ def _imitation(run: Run) -> list[Answer]:
     better = Answer(
         BETTER,
         "It predicts held-out rows better." if new < old else "No: it predicts held-out rows no better.",
-        ["Whether its answers are better this stage does not measure; make eval does."],
+        [f"Whether its answers are better this stage does not measure; {target('eval')} does."],
         _at("scores", "stage-1"),
     )
     amount = f"{signed(new - old, d)} nats a token of held-out loss."

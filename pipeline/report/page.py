@@ -26,18 +26,21 @@ from pipeline.report.tokens import token_section
 from pipeline.watching.watch import read_warnings
 
 REPORT, REPORTS = "report.html", "reports.html"
-STAGES = ("sft", "reward")  # the stages before PPO, whose curves its page shows as well
+STAGES = (
+    "sft",
+    "reward",
+)  # the stages before PPO, whose curves its page shows as well, by the names that recipes give them
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Writes the page about the stage in `run_dir` and about the SFT and reward stages beside it, if they are there.
+    """Writes the page about the stage in `run_dir` and about the stages before it that lie beside it.
 
     `out` is the page's path; by default it is `report.html` in `run_dir`. An older page is replaced.
     Raises `UserError` when `run_dir` holds neither metrics nor a summary.
     """
     run = runs.read_run(run_dir, needed=True)
     is_stage = run.name in STAGES or "stage" in run.summary
-    beside = [] if is_stage else [runs.read_run(run.path.parent / name) for name in STAGES]
+    beside = [] if is_stage else [runs.read_run(run.path.parent / name) for name in _before(run)]
     stages = [run, *(stage for stage in beside if stage.rows)]
     alone = [runs.Contestant(run.name, [run])]
     rows = samples.read_samples(run.path)
@@ -97,6 +100,13 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
         groups=curve_groups(of),
     )
     return _write(page, Path(os.path.commonpath([run.path.parent for run in read]), REPORTS) if out is None else out)
+
+
+def _before(run: runs.Run) -> list[str]:
+    """Names of the stages beside a run that led to it: what it started from, where that is written down."""
+    started = run.settings.get("adapter_path")
+    names = [Path(str(started)).name, *STAGES[1:]] if started else STAGES
+    return [name for name in names if name != run.path.name]
 
 
 def sections(run: runs.Run) -> dict[str, Any]:

@@ -4,10 +4,14 @@ In a clone a stage is `make ppo` or `python recipes/ppo.py`; whoever has the whe
 `plumbline ppo`, and has no recipes/.
 """
 
+import argparse
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.errors import UserError
 
 OURS = "plumbline "  # `sys.argv[0]` of a process that was started so begins with it (plumbline/launching.py)
 TYPED = "PLUMBLINE_TYPED"  # what was typed, in processes that Accelerate has started
@@ -28,6 +32,25 @@ def by_plumbline() -> bool:
 def command(name: str) -> str:
     """`python recipes/merge.py`, or `plumbline merge`."""
     return f"{OURS}{name}" if by_plumbline() else f"python recipes/{name}.py"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with errors as `UserError` in place of two lines and an exit, and no abbreviated flags.
+
+    Args: prog: the program; `python ...` is named otherwise where `plumbline ...` was typed.
+    """
+
+    def __init__(self, prog: str, **settings: Any):
+        otherwise = prog.startswith("python ") and sys.argv[0].startswith(OURS)
+        super().__init__(sys.argv[0] if otherwise else prog, **{**settings, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help)")
+
+
+def target(name: str) -> str:
+    """`make seeds`, or `plumbline seeds`."""
+    return f"{OURS}{name}" if by_plumbline() else f"make {name}"
 
 
 def config_of(argv: list[str]) -> str | None:

@@ -1,7 +1,8 @@
 """What a run says in the terminal: from one process, and as text alone."""
 
 import os
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 from pipeline.safety.visible import visible
 
@@ -26,3 +27,9 @@ def say(text: str = "") -> None:
     """Prints on the main process only; what a model, a data set or a folder's name says cannot drive the terminal."""
     if is_main():
         print(visible(text), flush=True)
+
+
+def leave_unread() -> NoReturn:
+    """Ends the program after a BrokenPipeError, as a shell says it (141: SIGPIPE): nobody reads what it prints."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+    raise SystemExit(141)

@@ -44,6 +44,12 @@ def test_messages():
     assert found["rejected"] == [{"role": "assistant", "content": "b"}] and found["chosen"][0]["content"] == "a"
 
 
+def test_pairs_of_columns_with_other_names():
+    row = {"ask": "Say a.", "better": "a", "worse": "b"}
+    templates = {"prompt_template": "{ask}", "chosen_template": "{better}!", "rejected_template": "{worse}"}
+    assert filled([row], **templates) == [row | {"prompt": "Say a.", "chosen": "a!", "rejected": "b"}]
+
+
 def test_a_column_may_be_made_of_itself():
     assert filled([{"prompt": "a"}], prompt_template="Say {prompt}.") == [{"prompt": "Say a."}]
 

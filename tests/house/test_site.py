@@ -2,13 +2,16 @@
 
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 from browser import browser, chromium  # noqa: F401
 from documents import ROOT, pages
 
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-PAGES = "index README.zh docs/settings docs/rewards docs/recipes docs/api/ppo docs/tutorials/own-data".split()
+PAGES = (
+    "index README.zh docs/settings docs/rewards docs/recipes docs/api/ppo docs/tutorials/own-data notebooks/first_run"
+).split()
 
 
 def tool(name: str):
@@ -31,7 +34,8 @@ def names_in(nav) -> list[str]:
 
 def test_every_page_is_in_the_navigation_once(tmp_path):
     names = names_in(tool("build").lay_out(tmp_path)["nav"])
-    assert sorted(names) == sorted(str(page.relative_to(ROOT)) for page in pages())
+    notebooks = [str(path.relative_to(ROOT).with_suffix(".md")) for path in ROOT.glob("notebooks/*.ipynb")]
+    assert sorted(names) == sorted([*(str(page.relative_to(ROOT)) for page in pages()), *notebooks])
 
 
 def test_links_to_code_become_text_and_links_to_pages_stay(tmp_path):
@@ -52,6 +56,16 @@ def test_sections_of_docstrings_become_lists():
     assert docstrings.help_of("field(default=4.0, metadata={'help': 'Weight.'})") == "Weight."
     assert docstrings.default_of("field(default=4.0, metadata={'help': 'Weight.'})") == "4.0"
     assert docstrings.help_of("dict(a=1)") == ""
+
+
+def test_a_notebook_is_a_page_with_its_cells_and_can_be_saved_from_it(tmp_path):
+    tool("build").lay_out(tmp_path)
+    page = (tmp_path / "notebooks/first_run.md").read_text("utf-8")
+    assert page.startswith("# A first run") and "](first_run.ipynb)" in page and "](../docs/metrics.md)" in page
+    assert "```python\nRUN = " in page and "\n## 4. PPO\n" in page
+    assert (tmp_path / "notebooks/first_run.ipynb").read_bytes() == (ROOT / "notebooks/first_run.ipynb").read_bytes()
+    notebook = tool("build").with_source("[n](../notebooks/first_run.ipynb)", Path("docs/ppo.md"))
+    assert notebook == "[n](../notebooks/first_run.md)"
 
 
 @pytest.mark.slow
@@ -82,7 +96,7 @@ def test_pages_open_from_a_disk_without_a_request_and_fit_the_window(site, brows
         page.on("console", lambda message: said.append(message.text))  # noqa: B023
         page.on("pageerror", lambda error: said.append(str(error)))  # noqa: B023
         page.goto((site / f"{name}.html").as_uri())
-        page.wait_for_load_state("networkidle")
+        page.wait_for_load_state("networkidle", timeout=120_000)  # of a busy machine, too
         assert not [url for url in asked if not url.startswith(("file:", "data:"))], name
         assert not said, name
         assert page.evaluate("document.documentElement.scrollWidth") <= window["width"], name

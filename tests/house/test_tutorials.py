@@ -7,16 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from documents import blocks, save_titled
 from house import ROOT
 from rows import write_rows
 from test_docs_commands import logical_lines
 
+from pipeline.worlds import WorldSettings, load_world
+
 TUTORIALS = ROOT / "docs/tutorials"
-SKIPPED = ("make base",)  # the base and the data are there already
+SKIPPED = ("make base", "plumbline base")  # the base and the data are there already
 
 
 @pytest.fixture
@@ -30,6 +34,9 @@ def clone(tmp_path, tiny_model_folder):
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', "utf-8")
     python.chmod(0o755)
+    command = python.with_name("plumbline")
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m plumbline "$@"\n', "utf-8")
+    command.chmod(0o755)
     (folder / ".venv/.plumbline").write_text(f"{folder} [dev,quant,ja]", "utf-8")
     shutil.copytree(tiny_model_folder, folder / "runs/tiny/base")
     (folder / "runs/tiny/data").mkdir()
@@ -42,15 +49,25 @@ def clone(tmp_path, tiny_model_folder):
     return folder
 
 
-def follow(page: Path, folder: Path) -> dict[str, subprocess.CompletedProcess]:
-    """Saves what is to be saved and runs what is to be run, in the order of the page."""
+def in_the_clone(line: str) -> bool:
+    return not line.startswith("plumbline ")
+
+
+def outside_it(line: str) -> bool:
+    return line.startswith(("plumbline ", "python make_orders.py"))
+
+
+def follow(
+    page: Path, folder: Path, typed: Callable[[str], bool] = in_the_clone
+) -> dict[str, subprocess.CompletedProcess]:
+    """Saves what is to be saved and runs what is to be run and `typed`, in the order of the page."""
     save_titled(page, folder)
     path = f"{folder / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = {}
     for block in blocks(page):
         for line in logical_lines(block.text) if block.language == "bash" else ():
-            if not line.startswith(SKIPPED):
+            if typed(line) and not line.startswith(SKIPPED):
                 done[line.split("  #")[0]] = subprocess.run(
                     ["bash", "-c", line], cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
                 )
@@ -79,6 +96,35 @@ def test_your_own_data_leads_to_an_adapter_that_could_be_pushed(clone):
     assert {"sft", "ppo", "ppo-kl0.1", "eval"} <= {path.name for path in (clone / "runs/orders").iterdir()}
     pushed = next(each.stdout for line, each in done.items() if line.startswith("make push"))
     assert "adapter_model.safetensors" in pushed and "account/orders" in pushed
+
+
+@pytest.mark.slow
+def test_your_own_data_leads_there_without_a_clone_too(clone):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "pipeline", "rewards"):
+        (clone / name).unlink()
+    shutil.rmtree(clone / "recipes")
+    save_titled(TUTORIALS / "own-reward.md", clone)
+    done = follow(TUTORIALS / "own-data.md", clone, outside_it)
+    assert len(done) == 8
+    for line, each in done.items():
+        good = (0, 1) if line.startswith("plumbline check") else (0,)
+        assert each.returncode in good, f"{line}\n{each.stdout[-2000:]}\n{each.stderr[-2000:]}"
+    assert (clone / "runs/orders/eval").is_dir() and (clone / "tiny/base.yaml").is_file()
+    pushed = next(each.stdout for line, each in done.items() if line.startswith("plumbline push"))
+    assert "adapter_model.safetensors" in pushed and "account/orders" in pushed
+
+
+@pytest.mark.slow
+def test_what_the_page_says_of_its_reward_is_what_the_check_says(clone):
+    made = yaml.safe_load((ROOT / "recipes/tiny/base.yaml").read_text("utf-8"))
+    settings = WorldSettings(**{key: made[key] for key in made if key in WorldSettings.__dataclass_fields__})
+    rows = load_world(settings.world).make_data(settings)["prompts_train"]
+    write_rows(clone / "runs/tiny/data/prompts_train.jsonl", rows)
+    page = TUTORIALS / "own-reward.md"
+    done = follow(page, clone, lambda line: "rewards.check" in line)
+    [said] = [each.stdout for each in done.values()]
+    [warnings] = [block.text for block in blocks(page) if block.text.startswith("warning: ")]
+    assert said.endswith(f"\n\n{warnings}")
 
 
 @pytest.mark.slow

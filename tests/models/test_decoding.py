@@ -153,10 +153,12 @@ def test_sampled_rows_have_the_models_distribution(monkeypatch):
         assert ((share - p).abs() < 4 * error + 1e-3).all()
 
 
-@pytest.mark.parametrize("more", [{"max_time": 9.0}, {"cache_implementation": "static"}, {"num_beams": 2}])
+@pytest.mark.parametrize(
+    "more", [{"max_time": 9.0}, {"cache_implementation": "static"}, {"num_beams": 2}, {"eos_token_id": None}]
+)
 def test_what_counts_steps_or_seconds_is_left_alone(more, monkeypatch):
     model, inputs = build("llama")
-    config = GenerationConfig(max_new_tokens=MOST, eos_token_id=ENDS, pad_token_id=0, **more)
+    config = GenerationConfig(**{"max_new_tokens": MOST, "eos_token_id": ENDS, "pad_token_id": 0} | more)
     sizes = spy(model, monkeypatch)
     with Rollouts(model).without_ended_rows():
         model.generate(**inputs, generation_config=config)

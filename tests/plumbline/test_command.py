@@ -21,10 +21,8 @@ from plumbline.launching import _hardware_file, _launcher_flags, recipes
 from plumbline.main import main
 
 # Targets of the Makefile that need the clone.
-HOUSE = (
-    "help venv screenshots test test-all test-cov test-deepspeed test-latest mutants torture soak fuzz audit".split()
-)
-HOUSE += "bench bench-gpu gpu-check docs wheel lint format clean".split()
+HOUSE = "help venv screenshots test test-all test-cov test-deepspeed test-latest test-trackers mutants torture".split()
+HOUSE += "soak fuzz audit bench bench-gpu gpu-check docs wheel lint format clean".split()
 
 
 def test_every_stage_of_the_makefile_is_a_command():
@@ -117,6 +115,23 @@ def test_a_stages_errors_are_its_own(argv, warm, tmp_path):
     done = warm.run(["-m", "plumbline", *argv], tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["report"], "error: the following arguments are required: RUN (plumbline report --help)"),
+        (["check"], "error: the following arguments are required: recipe (plumbline check --help)"),
+        (["chat"], "error: the following arguments are required: run (plumbline chat --help)"),
+        (["scale", "--row", "8"], "error: unrecognized arguments: --row (plumbline scale --help)"),
+        (["seeds"], "error: the following arguments are required: recipe, seeds (plumbline seeds --help)"),
+        (["ppo"], "error: nothing is set: give --config FILE.yaml, or settings ("),
+    ],
+)
+def test_what_is_typed_without_what_it_takes_is_refused_in_one_sentence(argv, says, warm, tmp_path):
+    done = warm.run(["-m", "plumbline", *argv], tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(says) and done.stderr.count("\n") == 1
 
 
 def test_launcher_flags_are_taken_out_wherever_they_stand():

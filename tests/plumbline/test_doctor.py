@@ -133,6 +133,8 @@ def test_what_is_not_here_is_guessed_or_said(tmp_path):
         duration.model_of("Qwen/Qwen2.5-0.5B-Instruct", None) is not None
     )  # from the cache, or by the size in its name
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
+    (tmp_path / "mine.csv").write_text("kind,note\nlamp,äh\nrug,b\n", "utf-8")
+    assert duration.rows_of(str(tmp_path / "mine.csv"), None) == duration.Rows(2, {"kind": 3.5, "note": 2.0})
     with pytest.raises(UserError, match="broken.jsonl cannot be read as JSON lines: "):
         duration.rows_of(str(tmp_path / "broken.jsonl"), None)
     with pytest.raises(UserError, match="somebody/model is not on this machine"):
@@ -182,7 +184,7 @@ def test_the_command_prints_the_machine_and_the_time(warm, recipe, tmp_path):
     assert [line.split()[0] for line in done.stdout.splitlines() if "batches of 8 rows of 30" in line] == ["sft"]
     broken = recipe("ppo", learning_rat=1)
     done = warm.run(["-m", "plumbline", "doctor", str(broken)], tmp_path)
-    assert "no such setting learning_rat, did you mean learning_rate" in done.stdout
+    assert "no such setting learning_rat, did you mean learning_rate" in " ".join(done.stdout.split())
 
 
 def test_a_folder_without_stages_is_no_recipe(tmp_path):
@@ -197,3 +199,29 @@ def test_long_values_are_wrapped(capsys):
     assert (
         len(lines) > 1 and all(len(line) <= doctor.WIDTH for line in lines) and lines[1].startswith(" " * doctor.LEFT)
     )
+
+
+def test_what_it_says_fits_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    doctor.show([("packages", "torch 2.13.0, transformers 5.23.0, trl 1.16.0, peft 0.21.0")])
+    assert capsys.readouterr().out.splitlines() == [
+        "packages        torch 2.13.0, transformers 5.23.0, trl",
+        "                1.16.0, peft 0.21.0",
+    ]
+
+
+def test_nothing_is_added_up_where_nothing_is_known(monkeypatch, recipe):
+    monkeypatch.setattr(doctor.probe, "flops", lambda dtype, device: 1e9)
+    said = list(doctor.times([recipe("sft", model_name_or_path="runs/made/base", max_steps=1)], "mine"))
+    assert len(said) == 3 and said[2].split()[:2] == ["sft", "?"]
+
+
+@pytest.mark.parametrize("busy", [0, 90])
+def test_times_that_were_measured_beside_other_programs_say_so(monkeypatch, recipe, busy):
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.psutil, "cpu_count", lambda: 2)
+    monkeypatch.setattr(doctor.psutil, "cpu_percent", lambda seconds: busy)
+    monkeypatch.setattr(doctor.probe, "flops", lambda dtype, device: 1e9)
+    monkeypatch.setattr(doctor.probe, "pace", lambda *of, whole: Pace(1.0, 1.0, 1.0, 1.0))
+    said = "Other programs kept 1.8 cores busy while it was measured: without them it takes less."
+    assert (said in list(doctor.times([recipe("sft", max_steps=1)], "mine"))) == (busy > 0)

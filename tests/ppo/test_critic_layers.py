@@ -64,7 +64,7 @@ def test_training_is_the_same_whether_states_are_kept_or_not(base, tmp_path):
         assert ("critic_states" in trainer._buffered_inputs[0]) is keeps
         ends.append(toy.learned(trainer))
     for name, end in ends[0].items():
-        assert (end - ends[1][name]).norm() < 1e-3 * (end - start[name]).norm(), name
+        assert (end - ends[1][name]).norm() <= 1e-3 * (end - start[name]).norm(), name
 
 
 def test_more_layers_than_there_are(base):

@@ -22,6 +22,17 @@ def alone(folder: Path) -> list[Contestant]:
     return [Contestant("it", [read_run(folder)])]
 
 
+@pytest.mark.parametrize(
+    ("started", "shown"), [("runs/tiny/sft", "sft"), ("runs/tiny/sft-long", "sft-long"), ("elsewhere/x", None)]
+)
+def test_the_stage_before_is_the_one_that_it_started_from(tmp_path, started, shown):
+    ppo = make_run(tmp_path)
+    (ppo / "config.yaml").write_text(f"adapter_path: {started}\n", "utf-8")
+    write_rows(tmp_path / "tiny/sft-long/metrics.jsonl", [{"step": s, "loss": 1 / s} for s in range(1, 6)])
+    text = " ".join(Page(write_report(ppo).read_text("utf-8")).text)
+    assert [name for name in ("sft", "sft-long") if f"Curves: {name} " in f"{text} "] == ([shown] if shown else [])
+
+
 def test_page_holds_what_the_run_says(tmp_path):
     ppo = make_run(tmp_path)
     out = write_report(ppo)

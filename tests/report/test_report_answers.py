@@ -84,7 +84,7 @@ def test_a_change_that_is_more_than_chance(tmp_path):
         "+0.300 gold. gold 0.300 → 0.600 (95% interval of the change +0.187 to +0.413). "
         "Of 4 held-out prompts the answer has a better gold on 4, a worse one on 0, the same on 0."
     )
-    assert "What it was trained on: bleu 0.250 → 0.750" in said(found[HOW_MUCH])
+    assert "What it was trained on, with the intervals of the changes: bleu 0.250 → 0.750 (+" in said(found[HOW_MUCH])
     assert found[CHEATED].verdict == "No sign of it." and "two exams can show no turn" in said(found[CHEATED])
     assert said(found[COST]) == (
         "1 min 35 s on 2 CPU cores. It sampled 640 completions of 12,800 tokens in all. "
@@ -92,6 +92,11 @@ def test_a_change_that_is_more_than_chance(tmp_path):
     )
     assert found[NEXT].verdict == "Take exams in between (--eval_every 2), to see where it was best."
     assert "make seeds" in said(found[NEXT])
+
+
+def test_advice_outside_the_clone_names_the_command_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Train other seeds (plumbline seeds)" in said(asked(policy(tmp_path / "ppo"))[NEXT])
 
 
 def test_a_change_that_may_be_chance_names_the_prompts_that_would_show_it(tmp_path):

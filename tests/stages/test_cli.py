@@ -1,5 +1,7 @@
 """Settings from YAML and flags: strict about names and types, one clear line for an error."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,7 +170,8 @@ def test_flow_mapping():
         flow_mapping("{name: ")
 
 
-def test_help_shows_ours_first_and_all_on_request(capsys):
+def test_help_shows_ours_first_and_all_on_request(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as stop:
         parse(*ALL, argv=["--help"])
     short = capsys.readouterr().out
@@ -179,6 +182,14 @@ def test_help_shows_ours_first_and_all_on_request(capsys):
     with pytest.raises(SystemExit):
         parse(*ALL, argv=["--help-all"])
     assert "--torch_compile_backend" in capsys.readouterr().out
+
+
+def test_help_fits_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse(*ALL, argv=["--help"])
+    _usage, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 def test_help_shows_the_values_of_the_config(tmp_path, capsys):
@@ -203,6 +214,14 @@ def run_main(warm):
         return warm.run(["-c", script, *argv], ROOT)
 
     return run
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    code = "from pipeline import cli, config\ncli.launch(lambda: cli.parse(config.DataArguments))"
+    line = [sys.executable, "-c", code, "--help"]
+    program = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    program.stdout.close()  # before it has said anything
+    assert (program.stderr.read(), program.wait()) == ("", 141)
 
 
 RAISES = "def main():\n    raise UserError('row 3 is empty')"

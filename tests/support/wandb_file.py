@@ -48,6 +48,11 @@ def history(path: Path) -> list[dict]:
     found = []
     for record in records(path):
         if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            found.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+            found.append({})
+            for item in record.history.item:  # of what is no plain number, each part stands by itself
+                *names, last = item.nested_key or [item.key]
+                place = found[-1]
+                for name in names:
+                    place = place.setdefault(name, {})
+                place[last] = json.loads(item.value_json)
     return found

@@ -193,8 +193,8 @@ def estimated(what, rows, checkpointing, autocast, hidden, intermediate, layers,
     config = LlamaConfig(**sizes, num_attention_heads=hidden // 64, vocab_size=words)
     batch = Batch(rows, peak_memory.PROMPT, peak_memory.COMPLETION)
     roles = {
-        "ppo": {"learning": 2, "frozen": 1, "heads": 1, "rollout": batch},
-        "reinforce": {"frozen": 1, "rollout": batch},
+        "ppo": {"learning": 2, "frozen": 1, "heads": 1, "rollout": batch, "entropy": False},
+        "reinforce": {"frozen": 1, "rollout": batch, "entropy": False},
         "sft": {"entropy": False},
     }[what]
     weights, bits = (4, 4) if dtype == "nf4" else (getattr(torch, dtype).itemsize, None)

@@ -31,7 +31,7 @@ def trackers_of(report_to: None | str | list[str]) -> list[str]:
     return names
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ServerSettings:
     """How completions are sampled by vLLM servers, for whatever samples."""
 

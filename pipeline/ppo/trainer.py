@@ -29,11 +29,8 @@ from trl import GRPOTrainer
 from pipeline.hub import PushesResults
 from pipeline.models import probe
 from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
-from pipeline.models.attention import use_short_rows
 from pipeline.models.decoding import Rollouts
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
-from pipeline.models.head import lean_head
-from pipeline.models.lean import lean
 from pipeline.models.lockstep import as_many
 from pipeline.models.sharding import check_launcher
 from pipeline.models.shared_base import SharesBase, share_out
@@ -146,10 +143,7 @@ class PPOTrainer(  # type: ignore[misc]
         put_on_base(self.reward_funcs, model, self.accelerator.autocast)
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         freeze_idle(model)
-        lean(model)
-        if not (args.entropy_coef or args.cast_lm_head_to_fp32):
-            lean_head(model.get_base_model(), self.temperature)
-        use_short_rows(model.get_base_model())
+        setup.shorten(model, args, self.temperature)
         trunk = Trunk(model)
         self._tail, self._a_pass = Tail(trunk), tokens_a_pass(trunk.module, trunk.depth)
         sample_plainly(model, self.eos_token_ids, self._tokenizer)

@@ -356,7 +356,9 @@ def test_sft_and_ppo_leave_a_card(tmp_path, tiny_model_folder, monkeypatch):
     ppo.run(model, data, rewards, config)
     text = Path("runs/x/ppo/README.md").read_text()
     found = valid(Path("runs/x/ppo/README.md"))
-    assert is_ours(text) and "ppo" in found["tags"] and "CPU cores" in text and str(tmp_path) not in text
+    assert (
+        is_ours(text) and "ppo" in found["tags"] and re.search(r"\d CPU cores?\b", text) and str(tmp_path) not in text
+    )
     assert {metric["type"] for metric in found["model-index"][0]["results"][0]["metrics"]} >= {"keyword", "kl"}
     summary = read_run("runs/x/ppo").summary
     assert summary["base"] == str(tiny_model_folder) and summary["started_from"] == "runs/x/sft"

@@ -21,8 +21,8 @@ from plumbline.launching import _hardware_file, _launcher_flags, recipes
 from plumbline.main import main
 
 # Targets of the Makefile that need the clone.
-HOUSE = "help venv screenshots test test-all test-cov test-deepspeed test-latest test-trackers mutants torture".split()
-HOUSE += "soak fuzz audit bench bench-gpu gpu-check docs wheel lint format clean".split()
+HOUSE = "help venv screenshots test test-all test-cov test-deepspeed test-latest test-trackers test-vllm".split()
+HOUSE += "mutants torture soak fuzz audit bench bench-gpu gpu-check docs wheel lint format clean".split()
 
 
 def test_every_stage_of_the_makefile_is_a_command():

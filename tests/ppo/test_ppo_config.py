@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.ppo import PPOConfig
 
 NOT_THE_DEFAULT = {
+    "use_vllm": True,
     "beta": 0.1,
     "loss_type": "grpo",
     "scale_rewards": "batch",

@@ -191,6 +191,7 @@ CHANGES = {
     "advantage": None,  # test_advantage.py
     "algorithm": "reinforce",
     "baseline": None,  # test_algorithms.py
+    "vllm_importance_sampling_mode": None,  # test_vllm_training.py
     "num_generations": 2,
     "num_generations_eval": None,  # evaluation only: test_ppo_trainer.py
     "num_iterations": 1,

@@ -183,9 +183,11 @@ def test_only_tokens_that_the_template_writes_count(place):
 def test_the_evaluation_says_which_candidate_has_no_template(place):
     common = {"dataset": "prompts.jsonl", "max_completion_length": 4, "use_cpu": True, "dtype": "float32"}
     with pytest.raises(UserError, match="candidate base: the data are messages, but .* set chat_template_path"):
-        evaluation_stage.run(evaluation_stage.EvalArguments([{"base": "base"}], output_dir="eval", **common))
+        evaluation_stage.run(
+            evaluation_stage.EvalArguments(candidates=[{"base": "base"}], output_dir="eval", **common)
+        )
     args = evaluation_stage.EvalArguments(
-        [{"base": "base"}], output_dir="eval", chat_template_path="same-tokens", eval_samples=2, **common
+        candidates=[{"base": "base"}], output_dir="eval", chat_template_path="same-tokens", eval_samples=2, **common
     )
     assert evaluation_stage.run(args)["prompts"] == 2
 

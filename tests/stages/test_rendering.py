@@ -342,7 +342,9 @@ def test_every_stage_reads_the_prompts_that_ppo_trained_on(tmp_path, base, read,
     common = {"max_completion_length": 4, "use_cpu": True, "dtype": "float32", "dataset": rows}
     read.clear()
     candidates = [{"base": str(base)}, {"ppo": str(folder)}]
-    evaluation_stage.run(evaluation_stage.EvalArguments(candidates, output_dir=str(tmp_path / "eval"), **common))
+    evaluation_stage.run(
+        evaluation_stage.EvalArguments(candidates=candidates, output_dir=str(tmp_path / "eval"), **common)
+    )
     read.begin_with(BEGINS)
     read.clear()
     sampling.run(sampling.SampleArguments(str(folder), output=str(tmp_path / "samples.jsonl"), **common))
@@ -363,7 +365,9 @@ def test_candidates_that_were_trained_on_different_prompts_want_a_word(tmp_path,
     candidates = [{"base": str(base)}, *({name: str(tmp_path / name)} for name in ("one", "two"))]
     rows = written(tmp_path, [{"prompt": asked("w1")}])
     with pytest.raises(UserError, match="candidate one was trained with chat_template_kwargs .*, and two with"):
-        evaluation_stage.run(evaluation_stage.EvalArguments(candidates, dataset=rows, output_dir=str(tmp_path / "x")))
+        evaluation_stage.run(
+            evaluation_stage.EvalArguments(candidates=candidates, dataset=rows, output_dir=str(tmp_path / "x"))
+        )
 
 
 def test_held_out_prompts_count_for_the_room_in_the_context(tmp_path, base):

@@ -64,7 +64,7 @@ def test_the_best_is_the_best_within_the_kl_limit(tmp_path, capsys):
         ["0.9", "–", "–", "0", "–", "failed: the loss is not finite: lower learning_rate \\| at once"],
     ]
     said = capsys.readouterr().out
-    assert "stopped early" not in said and "To run it: plumbline ppo --config" in said
+    assert "stopped early" not in said and "To run it: python recipes/ppo.py --config" in said
     study = Study(plan(settings))
     for name in ("a.svg", "b.svg", "c.png"):
         draw(study, study.trials(), tmp_path / name)

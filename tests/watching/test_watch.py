@@ -37,9 +37,9 @@ def hacked(tmp_path_factory):
         reward=many_a,
         peft_config=toy.lora(r=4, lora_alpha=8),
         kl_coef=0.0,
-        learning_rate=5e-2,
+        learning_rate=2e-2,
         max_completion_length=24,
-        total_episodes=12 * 8,
+        total_episodes=18 * 8,
     )
     rows = [{"prompt": prompt} for prompt in toy.PROMPTS]
     exam = Exam(trainer, None, rows, {"a": many_a}, {"a": 1.0}, letters_used)

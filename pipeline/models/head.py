@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 from trl.trainer.utils import FusedCausalLMOutput
 
 LOGITS_AT_ONCE = 6 * 2**20  # what a processor's cache holds
+_SHAPES = 64  # rows are a multiple of it: oneDNN keeps memory for every shape that it has met
 
 
 class _LogProbs(torch.autograd.Function):
@@ -33,10 +35,11 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature):
         rows = max(1, LOGITS_AT_ONCE // len(weight))
-        found = [
-            _some(*part, weight, temperature, ctx.needs_input_grad[0]) for part in _in_parts(rows, hidden, targets)
-        ]
-        logprobs, entropy, is_top1, slope = (torch.cat(x) for x in zip(*found, strict=True))
+        more = -len(hidden) % min(rows, _SHAPES)
+        parts = (F.pad(hidden, (0, 0, 0, more)).split(rows), F.pad(targets, (0, more)).split(rows))
+        learning = ctx.needs_input_grad[0]
+        found = [_some(*part, weight, temperature, learning) for part in zip(*parts, strict=True)]
+        logprobs, entropy, is_top1, slope = (torch.cat(x)[: len(hidden)] for x in zip(*found, strict=True))
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy, is_top1)
         return logprobs, entropy, is_top1
@@ -45,10 +48,6 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx, grad, *_):
         (slope,) = ctx.saved_tensors
         return (slope * grad[:, None]).to(slope.dtype), None, None, None
-
-
-def _in_parts(rows: int, hidden: Tensor, targets: Tensor):
-    return zip(hidden.split(rows), targets.split(rows), strict=True)
 
 
 def _some(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, learning: bool):

@@ -45,6 +45,14 @@ def test_the_figures_of_the_readme_are_those_of_the_results():
     pairs = re.findall(r"(\d\.\d{3}) to (\d\.\d{3})", prose(ENGLISH))
     assert len(pairs) == 4  # the picture, and three seeds
     assert all(f"{before} → {after}" in results for before, after in pairs)
+    real = (ROOT / "recipes/smollm2/RESULTS.md").read_text("utf-8")
+    shares = re.search(
+        r"by (0\.\d{3}) of the answers\s+before, (0\.\d{3}) after SFT, (0\.\d{3}) after PPO", prose(ENGLISH)
+    )
+    assert all(
+        re.search(rf"^\| {name}\b.*\b{share}\b", real, re.M)
+        for name, share in zip(("base", "SFT", "PPO"), shares.groups(), strict=False)
+    )
     for pair in re.findall(r"SFT  (.+)  gold ([\d.]+)\n  PPO  (.+)  gold ([\d.]+)", blocks(ENGLISH)[1].text):
         first_run = (ROOT / "docs/tutorials/first-run.md").read_text("utf-8")
         assert all(part in first_run for part in pair)

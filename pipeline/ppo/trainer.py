@@ -28,7 +28,7 @@ from trl import GRPOTrainer
 
 from pipeline.hub import PushesResults
 from pipeline.models import probe
-from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, copy_adapter, train_only
+from pipeline.models.adapters import CRITIC, POLICY, REFERENCE, base_of, copy_adapter, train_only
 from pipeline.models.decoding import Rollouts
 from pipeline.models.generation import count_positions_from_the_mask, sample_plainly
 from pipeline.models.lockstep import as_many
@@ -147,7 +147,7 @@ class PPOTrainer(  # type: ignore[misc]
         trunk = Trunk(model)
         self._tail, self._a_pass = Tail(trunk), tokens_a_pass(trunk.module, trunk.depth)
         sample_plainly(model, self.eos_token_ids, self._tokenizer)
-        self._rollouts = Rollouts(model.get_base_model())
+        self._rollouts = Rollouts(base_of(model))
         count_positions_from_the_mask(model)
         vllm_trainer.attach(self)
         self.kl_coef = args.kl_coef

@@ -19,9 +19,6 @@ from pipeline.config import on_gpu
 from pipeline.errors import UserError
 from pipeline.models.adapter_files import check_settings
 from pipeline.models.adapters import CRITIC, POLICY, base_of, checkpoint_contexts
-from pipeline.models.attention import use_short_rows
-from pipeline.models.head import lean_head
-from pipeline.models.lean import lean
 from pipeline.models.quantized import never_repack
 from pipeline.models.structure import name_trunk
 from pipeline.ppo import math
@@ -29,14 +26,6 @@ from pipeline.safety.weights import ADAPTER_CONFIG
 from rewards.processor import suited
 
 Settings = TypeVar("Settings", bound=TrainingArguments)
-
-
-def shorten(model: PeftModel, args: GRPOConfig, temperature: float) -> None:
-    """Gives layers, head and attention their short forms: the same numbers up to rounding."""
-    lean(model)
-    if not (args.entropy_coef or args.cast_lm_head_to_fp32):  # it has no gradient of the entropy
-        lean_head(model.get_base_model(), temperature)
-    use_short_rows(model.get_base_model())
 
 
 def with_policy_adapter(

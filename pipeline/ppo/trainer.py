@@ -34,6 +34,7 @@ from pipeline.models.generation import count_positions_from_the_mask, sample_pla
 from pipeline.models.lockstep import as_many
 from pipeline.models.sharding import check_launcher
 from pipeline.models.shared_base import SharesBase, share_out
+from pipeline.models.short_forms import take_short_forms
 from pipeline.models.structure import freeze_idle
 from pipeline.models.trunk import Tail, Trunk
 from pipeline.ppo import baseline, checkpoint, logs, math, setup
@@ -143,7 +144,7 @@ class PPOTrainer(  # type: ignore[misc]
         put_on_base(self.reward_funcs, model, self.accelerator.autocast)
         train_only(model, [POLICY], extra=self.critic.learned() if self.critic else [])
         freeze_idle(model)
-        setup.shorten(model, args, self.temperature)
+        take_short_forms(model, self.temperature, head=not (args.entropy_coef or args.cast_lm_head_to_fp32))
         trunk = Trunk(model)
         self._tail, self._a_pass = Tail(trunk), tokens_a_pass(trunk.module, trunk.depth)
         sample_plainly(model, self.eos_token_ids, self._tokenizer)

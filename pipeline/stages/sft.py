@@ -23,10 +23,8 @@ from pipeline.memory import report as memory_report
 from pipeline.models import chat_templates, precision, probe, prompts
 from pipeline.models import loading as models
 from pipeline.models.adapter_files import check_output_layer
-from pipeline.models.attention import use_short_rows
 from pipeline.models.ends import stop_token_ids
-from pipeline.models.head import lean_head
-from pipeline.models.lean import lean
+from pipeline.models.short_forms import take_short_forms
 from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
 from pipeline.runs.resumable_trainer import Resumable
@@ -95,9 +93,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: SFTStage) 
     check_start(trainer)
     precision.train_in_float32(trainer.model)
     if model_args.use_peft:
-        lean(trainer.model)
-        lean_head(trainer.model.get_base_model())
-        use_short_rows(trainer.model.get_base_model())
+        take_short_forms(trainer.model)
         probe.check_adapter(trainer.model)
     freeze_idle(trainer.model)
     if not model_args.use_peft:  # saved with the model, for whoever lets it answer

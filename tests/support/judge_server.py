@@ -14,8 +14,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from faulty_http import FaultyHandler, running
 
 from rewards import Judge
 from rewards.chat_server import ChatServer
@@ -44,8 +46,7 @@ class JudgeServer:
         return [body for body in self.bodies if "Say 2." not in body["messages"][1]["content"]]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(FaultyHandler):
     server_: JudgeServer
 
     def do_POST(self) -> None:
@@ -72,16 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, {"error": {"message": "no such page"}})
         if fault is None and "response_format" in body and not server.takes_schema:
             return self._send(422, {"detail": "Unexpected fields in the request: {'response_format'}"})
-        if isinstance(fault, int):
-            secret = self.headers.get("Authorization", "")
-            return self._send(fault, {"error": {"message": f"as ordered; you sent {secret}"}}, headers)
-        if fault == "drop":
-            return self._hang_up()
-        if fault == "slow":
-            server.over.wait(30)
-            return self._hang_up()
-        if fault == "nonsense":
-            return self._send(200, "<html>It works!</html>")
+        secret = self.headers.get("Authorization", "")
+        if self._fails(fault, headers, server.over, f"as ordered; you sent {secret}"):
+            return
         if fault == "shape":
             return self._send(200, {"choices": [{"message": {"content": [1]}}]})
         answer = {
@@ -90,12 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if fault == "uncounted":
             del answer["usage"]
-        content = json.dumps(answer).encode()
         if fault == "cut":
-            self._head(200, len(content), headers)
-            self.wfile.write(content[: len(content) // 2])
-            return self._hang_up()
+            return self._send_half(200, answer, headers)
         if fault == "drops":  # a byte at a time, each in time and all together not
+            content = json.dumps(answer).encode()
             self._head(200, len(content), headers)
             for i in range(len(content)):
                 if server.over.wait(0.05):
@@ -103,23 +95,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(content[i : i + 1])
             return self._hang_up()
         self._send(200, answer, headers)
-
-    def _send(self, status: int, answer: Any, headers: dict | None = None) -> None:
-        content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-        self._head(status, len(content), headers or {})
-        self.wfile.write(content)
-
-    def _head(self, status: int, length: int, headers: dict) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(length), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-
-    def log_message(self, *args) -> None:
-        pass
 
 
 @contextmanager
@@ -129,15 +104,8 @@ def serving(reply: Callable[[dict], str]) -> Iterator[JudgeServer]:
     server.handle_error = lambda *args: None  # who hangs up on us has done so on purpose
     server.daemon_threads = True
     state.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with running(server, state.over):
         yield state
-    finally:
-        state.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def block(body: dict, name: str = "ANSWER") -> str:
@@ -162,8 +130,8 @@ def quick(monkeypatch, tmp_path) -> Iterator[JudgeServer]:
     monkeypatch.setattr(ChatServer, "first_pause", 0.001)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("JUDGE_API_KEY", raising=False)
-    with serving(by_length) as running:
-        yield running
+    with serving(by_length) as server:
+        yield server
 
 
 def make(server: JudgeServer, **options) -> Judge:

@@ -13,12 +13,13 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
 import toy
+from faulty_http import FaultyHandler, running
 from peft import PeftModel
 from vllm_exchanges import MISSING, RECORDED
 
@@ -129,8 +130,7 @@ def said(name: str, **others: str) -> tuple[int, Any]:
     return record["status"], json.loads(text)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(FaultyHandler):
     server: StandIn
 
     def do_GET(self) -> None:
@@ -157,14 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(*change(body))
 
     def _complete(self, body: dict, fault: Any, headers: dict) -> None:
-        if isinstance(fault, int):
-            return self._send(fault, {"error": {"message": "as ordered"}}, headers)
-        if fault == "slow":
-            self.server.over.wait(30)
-        if fault in ("drop", "slow"):
-            return self._hang_up()
-        if fault == "nonsense":
-            return self._send(200, "<html>It works!</html>")
+        if self._fails(fault, headers, self.server.over):
+            return
         if fault == "forget":
             self.server.adapters.clear()
         status, answer = self.server.complete(body | ({"prompt": [*body["prompt"], 3]} if fault == "other" else {}))
@@ -176,40 +170,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "two":
             answer["choices"] *= 2
         if fault == "cut":
-            content = json.dumps(answer).encode()
-            self._head(status, len(content), {})
-            self.wfile.write(content[: len(content) // 2])
-            return self._hang_up()
+            return self._send_half(status, answer, {})
         return self._send(status, answer)
-
-    def _send(self, status: int, answer: Any, headers: dict | None = None) -> None:
-        content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-        self._head(status, len(content), headers or {})
-        self.wfile.write(content)
-
-    def _head(self, status: int, length: int, headers: dict) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(length), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-
-    def log_message(self, *args) -> None:
-        pass
 
 
 @contextmanager
 def serving(folder: Path, base: toy.LlamaForCausalLM | None = None, **says) -> Iterator[StandIn]:
     """A stand-in on `base`, whose folder is `folder`/base as far as anybody is told."""
     server = StandIn(folder / "base", vllm_base() if base is None else base, **says)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with running(server, server.over):
         yield server
-    finally:
-        server.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()

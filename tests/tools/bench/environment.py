@@ -1,9 +1,9 @@
 """The environment of the baseline: TRL 1.12, the last with a PPO, and else the project's own pins."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.tools.environments import environment, pip
 
 ROOT = Path(__file__).resolve().parents[3]
 TRL = "1.12.0"
@@ -22,22 +22,11 @@ def python(folder: Path) -> Path:
         SystemExit: when `folder` holds something else, or when pip cannot install it; pip's reason stands above.
     """
     wanted = pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
-    interpreter, stamp = folder / "bin" / "python", folder / ".baseline"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and _runs(interpreter):
-        return interpreter
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
-        raise SystemExit(f"bench: {folder} exists and is not a virtual environment; name another with --trl-env.")
-    print(f"Making {folder.name} with TRL {TRL} for the comparison (a few minutes the first time)", flush=True)
-    stamp.unlink(missing_ok=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    constraints = folder / "constraints.txt"
-    constraints.write_text(wanted, encoding="utf-8")
-    pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints]
-    if subprocess.run([*pip, "trl", *LIBRARIES]).returncode:
-        raise SystemExit(f"bench: TRL {TRL} does not install into {folder}; pip's reason stands above.")
-    stamp.write_text(wanted, encoding="utf-8")
-    return interpreter
 
+    def install(folder: Path) -> None:
+        print(f"Making {folder.name} with TRL {TRL} for the comparison (a few minutes the first time)", flush=True)
+        constraints = folder / "constraints.txt"
+        constraints.write_text(wanted, encoding="utf-8")
+        pip(folder, "-c", constraints, *LIBRARIES, "trl")
 
-def _runs(interpreter: Path) -> bool:
-    return interpreter.exists() and subprocess.run([interpreter, "-c", ""]).returncode == 0
+    return environment(folder, wanted, "python", "name another with --trl-env", install)

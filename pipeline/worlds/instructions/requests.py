@@ -120,3 +120,50 @@ def draw_request(rng: random.Random, held_out: bool, closed: bool = False) -> Re
     topic = rng.choice(topics(held_out))
     kind = "closed" if closed else rng.choice([name for name in TEXTS if name != "closed"])
     return Request(rng.choice(TEXTS[kind]).format(topic=topic), topic, closed)
+
+
+# Requests in other languages, without any instruction: a model that is shown English alone takes that for a rule
+FOREIGN = (
+    # Spanish
+    "¿Por qué es importante dormir bien?",
+    "Escribe una carta corta a una amiga.",
+    "Describe una ciudad que te gusta.",
+    "¿Qué se puede cocinar con arroz y verduras?",
+    "Cuéntame una historia breve para niños.",
+    "¿Cómo se aprende a tocar la guitarra?",
+    "Explica qué es la energía solar.",
+    "Da algunos consejos para un viaje en tren.",
+    # French
+    "Pourquoi faut-il protéger les forêts ?",
+    "Écris une courte lettre à ton voisin.",
+    "Décris une journée d'hiver à la campagne.",
+    "Quels sont les avantages du vélo ?",
+    "Raconte une histoire courte sur un chat.",
+    "Comment prépare-t-on une bonne soupe ?",
+    "Explique ce qu'est un volcan.",
+    "Que faire un dimanche de pluie ?",
+    # German
+    "Warum ist frische Luft gesund?",
+    "Schreibe einen kurzen Brief an deine Oma.",
+    "Beschreibe einen Tag am Meer.",
+    "Welche Vorteile hat ein kleiner Garten?",
+    "Erzähle eine kurze Geschichte von einem Hund.",
+    "Wie lernt man eine neue Sprache?",
+    "Erkläre, was ein Regenbogen ist.",
+    "Was kann man am Wochenende unternehmen?",
+    # Italian
+    "Perché la musica piace a tutti?",
+    "Scrivi una breve lettera a un amico.",
+    "Descrivi una piazza italiana.",
+    "Che cosa si può fare in montagna?",
+    "Racconta una breve storia di un pescatore.",
+    "Come si prepara un buon caffè?",
+    "Spiega che cos'è un terremoto.",
+    "Quali sono i vantaggi di una vita semplice?",
+)
+
+
+def draw_foreign(rng: random.Random, count: int) -> list[str]:
+    """`count` requests in Spanish, French, German and Italian, each about as often."""
+    rounds = -(-count // len(FOREIGN))
+    return [request for _ in range(rounds) for request in rng.sample(FOREIGN, len(FOREIGN))][:count]

@@ -24,6 +24,7 @@ from pipeline.safety.redaction import is_secret
 CONFIG, METRICS, SUMMARY, HELDOUT = "config.yaml", "metrics.jsonl", "summary.json", "heldout.jsonl"
 RESUMED = "resumed.jsonl"  # a row each time that the run went on: from where, and what was changed
 UNFINISHED = ".unfinished"  # lies in the folder of a stage until it has come to its end
+KEPT_LOGS = 1000  # rows of a trainer's `state.log_history`
 _PROBE = ".probe-"
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
 # Where this process ran, not what was asked for; and what was asked for this time alone.
@@ -139,9 +140,21 @@ class MetricsCallback(claim.Trained):
         self.silent = False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        shorten(state.log_history)
         if not state.is_world_process_zero or not logs or self.silent:
             return
         append_line(self.path, {"step": state.global_step, "epoch": state.epoch, **logs})
+
+
+def shorten(log_history: list[dict[str, Any]]) -> None:
+    """Leaves the last `KEPT_LOGS` rows, and before them the first with an `eval_loss`, which a summary reads.
+
+    Each takes kilobytes in memory and in every checkpoint; `metrics.jsonl` has them all.
+    """
+    if len(log_history) > KEPT_LOGS:
+        first = next((row for row in log_history if "eval_loss" in row), None)
+        last = log_history[-KEPT_LOGS:]
+        log_history[:] = last if first is None or first in last else [first, *last]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState
 from pipeline.cli import parse
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.errors import UserError
-from pipeline.runs.folder import RunFolder, read_metrics
+from pipeline.runs.folder import KEPT_LOGS, RunFolder, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = (ModelArguments, DataArguments, SFTStage)
@@ -116,3 +116,14 @@ def test_other_ranks_write_nothing(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "x")], env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout == "" and not (tmp_path / "x").exists()
+
+
+def test_a_long_run_keeps_its_logs_in_the_file_and_the_last_ones_in_memory(tmp_path):
+    metrics, state = RunFolder(tmp_path).metrics_callback(), TrainerState(is_world_process_zero=True)
+    for step in range(KEPT_LOGS + 30):
+        logs = {"eval_loss": 2.0} if step in (1, 40) else {"loss": 1.0}
+        state.global_step = step
+        state.log_history.append(logs | {"step": step})
+        metrics.on_log(None, state, TrainerControl(), logs=logs)
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(KEPT_LOGS + 30))
+    assert [row["step"] for row in state.log_history] == [1, *range(30, KEPT_LOGS + 30)]

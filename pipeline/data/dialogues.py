@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from pipeline.data.exact_rows import from_rows
 from pipeline.errors import UserError
 
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -49,19 +50,25 @@ def as_messages(rows: Dataset, kind: str, name: str, log: Callable[[str], Any]) 
             f"dataset {name}: as_messages reads texts in the columns chosen and rejected (it has "
             f"{', '.join(rows.column_names)}); leave it out for other data"
         )
-    found = []
-    for row in rows.select_columns(list(columns)):
-        chosen, rejected = (messages_of(row[column] or "") for column in columns)
-        if chosen and rejected and len(chosen) > 1 and chosen[:-1] == rejected[:-1]:
-            if chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
-                found.append({"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]})
-    if not found:
+    pairs = (pair for row in rows.select_columns(list(columns)) if (pair := _pair(row)))
+    found = from_rows(pairs)
+    if found is None:
         raise UserError(f"dataset {name}: no row is a pair of dialogues of the form {FORM} with one prompt")
     if len(found) < len(rows):
         log(f"{name}: {len(rows) - len(found):,} rows dropped: no two dialogues with one prompt")
-    if kind == "sft":
-        # An answer of nothing teaches nothing
-        found = [{"messages": row["prompt"] + row["chosen"]} for row in found if row["chosen"][0]["content"]]
-    elif kind == "prompts":
-        found = [{"prompt": row["prompt"]} for row in found]
-    return Dataset.from_list(found)
+    if kind == "sft":  # an answer of nothing teaches nothing
+        taught = from_rows({"messages": row["prompt"] + row["chosen"]} for row in found if row["chosen"][0]["content"])
+        if taught is None:
+            raise UserError(f"dataset {name}: every chosen answer is empty, so there is nothing to learn from")
+        return taught
+    return found.select_columns(["prompt"]) if kind == "prompts" else found
+
+
+def _pair(row: dict[str, Any]) -> dict[str, list[dict[str, str]]] | None:
+    """Prompt and last turns of two dialogues that share all but the last turn, which is the assistant's."""
+    chosen, rejected = (messages_of(row[column] or "") for column in ("chosen", "rejected"))
+    if not chosen or not rejected or len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+        return None
+    if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
+        return None
+    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}

@@ -6,13 +6,16 @@ Arrow would change so is kept as JSON, in the type that datasets has for it; all
 """
 
 import importlib
+import itertools
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow
-from datasets import Dataset, Features, Json, Value
+from datasets import Dataset, Features, Json, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+PIECE = 10_000  # rows of a large data set that stand in memory as Python's objects at one time
 MISFITS = (pyarrow.ArrowException, TypeError, ValueError, OverflowError)  # what datasets raises for values of no type
 
 
@@ -28,6 +31,29 @@ def exact_rows(rows: list[dict[str, Any]]) -> Dataset:
     """`exact` of rows; a column that a row lacks is None there."""
     names = dict.fromkeys(name for row in rows for name in row)
     return exact({name: [row.get(name) for row in rows] for name in names})
+
+
+def from_rows(rows: Iterable[dict[str, Any]]) -> Dataset | None:
+    """The rows that an iterator gives, of which a piece at a time stands in memory as Python's objects.
+
+    None without a row, or where a column has another type later (it is not exactly one type) or none at first.
+    Raises one of `MISFITS` as `exact` does.
+    """
+    rest, pieces = iter(rows), []
+    while piece := list(itertools.islice(rest, PIECE)):
+        pieces.append(exact_rows(piece))
+        if pieces[-1].features != pieces[0].features:
+            return None
+    return concatenate_datasets(pieces) if pieces else None
+
+
+def in_pieces(rows: Dataset, change: Callable[[Dataset], Dataset]) -> Dataset:
+    """`change`, which looks at each row by itself, of all rows; a piece at a time, as Python's objects are large."""
+    starts = range(0, len(rows), PIECE)
+    pieces = [change(rows.select(range(first, min(first + PIECE, len(rows))))) for first in starts]
+    if any(piece.features != pieces[0].features for piece in pieces):
+        return change(rows)
+    return concatenate_datasets(pieces)
 
 
 def _type(values: list[Any]) -> Any:

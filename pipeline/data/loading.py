@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import DataArguments, mapping
 from pipeline.data import dialogues
-from pipeline.data.exact_rows import exact
+from pipeline.data.exact_rows import exact, in_pieces
 from pipeline.data.measured import measured
 from pipeline.data.readers import read, to_dataset
 from pipeline.data.reasoning_tasks import is_task, read_task
@@ -244,18 +244,8 @@ def split_dialogues(rows: Dataset, kind: str, name: str, notes: list[str]) -> Da
     first = rows[0]["chosen"]
     if isinstance(first, list):
         return _split_messages(rows, kind)
-    prompts, good = [], []
-    for index, row in enumerate(rows.select_columns(["chosen", "rejected"])):
-        end = row["chosen"].rfind(ANSWER) + len(ANSWER)
-        shared = row["chosen"][:end]
-        same = (
-            end >= len(ANSWER)
-            and row["rejected"].startswith(shared)
-            and row["rejected"].rfind(ANSWER) + len(ANSWER) == end
-        )
-        prompts.append(shared if same else "")
-        if same:
-            good.append(index)
+    pairs = ((row["chosen"], row["rejected"]) for row in rows.select_columns(["chosen", "rejected"]))
+    good = [index for index, pair in enumerate(pairs) if _shared_prompt(*pair)]
     if kind == "prompts":
         if not good:
             raise UserError(
@@ -263,14 +253,29 @@ def split_dialogues(rows: Dataset, kind: str, name: str, notes: list[str]) -> Da
             )
         if len(good) < len(rows):
             notes.append(f"{name}: {len(rows) - len(good):,} rows dropped: the two dialogues share no prompt")
-        return exact({"prompt": [prompts[index] for index in good]})
+        return in_pieces(rows.select(good), lambda piece: exact({"prompt": _shared_prompts(piece)}))
     if not good:
         return rows
     notes.append(f"{name}: prompt taken from the dialogue in {len(good):,} of {len(rows):,} rows")
-    taken = rows.to_dict()
-    taken["chosen"] = [text[len(prompt) :] for text, prompt in zip(taken["chosen"], prompts, strict=True)]
-    taken["rejected"] = [text[len(prompt) :] for text, prompt in zip(taken["rejected"], prompts, strict=True)]
-    return exact({"prompt": prompts, **taken})
+    return in_pieces(rows, _with_prompts)
+
+
+def _shared_prompt(chosen: str, rejected: str) -> str:
+    """What two dialogues share up to the start of the last answer; "" where that is not at the same place."""
+    end = chosen.rfind(ANSWER) + len(ANSWER)
+    shared = end >= len(ANSWER) and rejected.rfind(ANSWER) + len(ANSWER) == end and rejected.startswith(chosen[:end])
+    return chosen[:end] if shared else ""
+
+
+def _shared_prompts(rows: Dataset) -> list[str]:
+    return [_shared_prompt(*pair) for pair in zip(rows["chosen"], rows["rejected"], strict=True)]
+
+
+def _with_prompts(rows: Dataset) -> Dataset:
+    prompts, columns = _shared_prompts(rows), rows.to_dict()
+    for column in ("chosen", "rejected"):
+        columns[column] = [text[len(prompt) :] for text, prompt in zip(columns[column], prompts, strict=True)]
+    return exact({"prompt": prompts, **columns})
 
 
 def _split_messages(rows: Dataset, kind: str) -> Dataset:

@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict
 
-from pipeline.data.exact_rows import MISFITS, exact, exact_rows
+from pipeline.data.exact_rows import MISFITS, exact, exact_rows, from_rows
 from pipeline.data.parallel_text import pair_of, read_pair
 from pipeline.errors import UserError
 from pipeline.models.folders import is_hub_name
@@ -60,27 +62,33 @@ def read_file(path: Path) -> Dataset:
         raise UserError(f"dataset {path}: there is no such file{_beside(path)}")
     if suffix is None:
         raise UserError(f"dataset {path}: unknown kind of file; wants one of {' '.join(SUFFIXES)}, also with .gz")
+    if suffix == ".jsonl":
+        return _read_jsonl(path)
+    if suffix == ".parquet" and path.suffix.lower() != ".gz" and path.stat().st_size:
+        return _read_parquet(path, str(path))
     content = _content(path)
     if not content.strip():
         raise UserError(f"dataset {path} is empty")
     if suffix == ".parquet":
-        try:
-            return Dataset(pyarrow.parquet.read_table(io.BytesIO(content)))
-        except (pyarrow.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(
-                f"dataset {path} is not a readable Parquet file: {reason}; copy or download it again"
-            ) from None
+        return _read_parquet(path, io.BytesIO(content))
     text = _text(content, path)
     if suffix in (".csv", ".tsv"):
         rows = list(_csv_rows(text, path, "\t" if suffix == ".tsv" else ","))
-    elif suffix == ".json":
-        rows = _json_rows(text, path)
     else:
-        rows = list(_jsonl_rows(text, path))
+        rows = _json_rows(text, path)
     if not rows:
         raise UserError(f"dataset {path} has no rows")
     return to_dataset(rows, str(path))
+
+
+def _read_parquet(path: Path, source: str | io.BytesIO) -> Dataset:
+    try:
+        return Dataset(pyarrow.parquet.read_table(source))
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"dataset {path} is not a readable Parquet file: {reason}; copy or download it again"
+        ) from None
 
 
 def to_dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
@@ -127,16 +135,19 @@ def _kind(value: Any) -> str:
 
 
 def _content(path: Path) -> bytes:
+    with _readable(path), gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        return file.read()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
+        yield
     except (gzip.BadGzipFile, EOFError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         whole = "; is the file whole? Copy or download it again" if path.suffix.lower() == ".gz" else ""
         raise UserError(f"dataset {path} cannot be read: {reason}{whole}") from None
-    except Exception as error:  # zlib.error has no public base class
+    except zlib.error as error:
         raise UserError(f"dataset {path} cannot be unpacked: {error}; copy or download it again") from None
 
 
@@ -144,13 +155,37 @@ def _text(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"dataset {path}, line {line} is not UTF-8 text: save the file as UTF-8") from None
+        raise _no_utf8(path, content.count(b"\n", 0, error.start) + 1) from None
 
 
-def _jsonl_rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    # Not splitlines(), which would also split at the separators that JSON allows inside text.
-    for number, line in enumerate(text.split("\n"), start=1):
+def _no_utf8(path: Path, line: int) -> UserError:
+    return UserError(f"dataset {path}, line {line} is not UTF-8 text: save the file as UTF-8")
+
+
+def _read_jsonl(path: Path) -> Dataset:
+    """Rows of a JSON-lines file; where its columns are not of one type throughout, all rows have to be looked at."""
+    try:
+        found = from_rows(_jsonl_rows(_lines(path), path))
+    except MISFITS:
+        found = None  # named by `to_dataset`
+    rows = [] if found is not None else list(_jsonl_rows(_lines(path), path))
+    if found is None and not rows:
+        raise UserError(f"dataset {path} is empty")
+    return to_dataset(rows, str(path)) if found is None else found
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, plain or gzipped, one at a time; not split where JSON allows a separator in a text."""
+    with _readable(path), gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise _no_utf8(path, number) from None
+
+
+def _jsonl_rows(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             yield _object(_json(line, f"dataset {path}, line {number}"), f"dataset {path}, line {number}")
 
@@ -160,7 +195,7 @@ def _json_rows(text: str, path: Path) -> list[dict[str, Any]]:
         try:
             whole = json.loads(text)
         except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
-            return list(_jsonl_rows(text, path))
+            return list(_jsonl_rows(text.split("\n"), path))
         if not isinstance(whole.get("data"), list):
             return [whole]
         whole = whole["data"]

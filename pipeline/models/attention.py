@@ -8,7 +8,7 @@ Everything else goes through transformers' `sdpa` as before.
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 SHORT_ROWS = "sdpa_short_rows"
@@ -28,9 +28,10 @@ def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Te
     special = any(x is not None for name, x in kwargs.items() if name not in _PLAIN)
     if not plain or special or query.shape[2] * key.shape[2] > _LONGEST:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(-1, -2)
+    B, H, Tq, D = query.shape
+    grouped = (B, key.shape[1], -1)  # the queries that share a head's keys lie behind each other: no key is repeated
+    query = query * (D**-0.5 if scaling is None else scaling)
+    scores = (query.reshape(*grouped, D) @ key.transpose(-1, -2)).view(B, H, Tq, -1)
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None and is_causal and query.shape[2] > 1:
@@ -40,7 +41,8 @@ def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Te
             scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
         else:
             scores = scores + attention_mask
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
+    out = scores.softmax(dim=-1).view(*grouped, scores.shape[-1]) @ value
+    return out.view(B, H, Tq, D).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(SHORT_ROWS, attend)

@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 from conftest import build_model, build_tokenizer
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from toy import lora
 
 from pipeline.config import DataArguments, ModelArguments, SFTStage
+from pipeline.data import exact_rows as exact_rows_module
 from pipeline.data import loading as data
+from pipeline.data.dialogues import as_messages
 from pipeline.data.exact_rows import exact, exact_rows
+from pipeline.data.loading import clean
 from pipeline.data.readers import read
 from pipeline.errors import UserError
 from pipeline.ilql import data as ilql_data
@@ -214,3 +217,41 @@ def test_what_is_no_message_is_still_refused(tmp_path):
     rows = [{"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}]
     with pytest.raises(UserError, match="row 1: messages is list, but wants text or messages"):
         data.load(DataArguments(dataset=file_of(tmp_path, rows)), "sft")
+
+
+def test_a_file_longer_than_a_piece_reads_as_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(exact_rows_module, "PIECE", 3)
+    same = [{"prompt": f"p {i}", "n": i, "call": {f"key{i % 2}": i}} for i in range(8)]
+    later = [{"prompt": "a", "n": 1} for _ in range(4)] + [{"prompt": "b", "n": 0.5, "more": None}]
+    for name, rows in (("same", same), ("later", later)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert [{k: v for k, v in row.items() if k in rows[0]} for row in read(str(path))] == [
+            {k: row[k] for k in rows[0]} for row in rows
+        ]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps({"prompt": "a" if i < 5 else 5}) + "\n" for i in range(8)))
+    with pytest.raises(UserError, match="row 6: column prompt is a number, but text before"):
+        read(str(mixed))
+
+
+def test_a_dialogue_file_longer_than_a_piece_keeps_its_rows(monkeypatch):
+    monkeypatch.setattr(exact_rows_module, "PIECE", 2)
+    rows = [
+        {
+            "chosen": f"\n\nHuman: {i}?\n\nAssistant: yes",
+            "rejected": f"\n\nHuman: {i if i != 3 else 'x'}?\n\nAssistant: no",
+        }
+        for i in range(5)
+    ]
+    pairs, notes = clean(Dataset.from_list(rows), "preference")
+    assert notes == ["data: prompt taken from the dialogue in 4 of 5 rows"]
+    assert pairs["prompt"][:] == [f"\n\nHuman: {i}?\n\nAssistant:" if i != 3 else "" for i in range(5)]
+    assert pairs["chosen"][:] == [" yes", " yes", " yes", rows[3]["chosen"], " yes"]
+    assert pairs["rejected"][:] == [" no", " no", " no", rows[3]["rejected"], " no"]
+    said = []
+    messages = as_messages(Dataset.from_list(rows), "sft", "data", said.append)
+    assert said == ["data: 1 rows dropped: no two dialogues with one prompt"]
+    assert messages["messages"][:] == [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "yes"}] for i in (0, 1, 2, 4)
+    ]

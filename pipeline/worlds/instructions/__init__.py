@@ -35,7 +35,7 @@ KINDS: tuple[Kind, ...] = (*forms.KINDS, *contents.KINDS, *counts.KINDS)
 MOST = 3  # instructions of a prompt
 _FORMS = 4  # SFT rows written from one answer of the base, each with other instructions
 # Of the answers to prompts with instructions (`_TRIED`) only those that meet them become rows
-_PLAIN, _FOREIGN, _TRIED = 1 / 6, 1 / 20, 1 / 3  # answers of the base for each SFT row
+_PLAIN, _FOREIGN, _TRIED = 1 / 6, 1 / 25, 1 / 4  # answers of the base for each SFT row
 _NO_INSTRUCTIONS: dict[str, list] = {"instruction_id_list": [], "kwargs": []}
 _NUMBER = ((1, 2, MOST), (45, 35, 20))  # how many instructions, and how often so many
 # What SFT needs more rows of: the first words of an answer decide these forms, and the base hardly knows any of them

@@ -13,7 +13,7 @@ from rewards.processor import has_units
 
 from ..base import progress
 
-LONGEST = 160  # tokens of an answer; where that was too few, what was begun behind its last whole sentence is left out
+LONGEST = 128  # tokens of an answer; where that was too few, what was begun behind its last whole sentence is left out
 BATCH = 64
 
 

@@ -36,14 +36,11 @@ def exact_rows(rows: list[dict[str, Any]]) -> Dataset:
 def from_rows(rows: Iterable[dict[str, Any]]) -> Dataset | None:
     """The rows that an iterator gives, of which a piece at a time stands in memory as Python's objects.
 
-    None without a row, or where a column has another type later (it is not exactly one type) or none at first.
-    Raises one of `MISFITS` as `exact` does.
+    None without a row. Raises one of `MISFITS` for a column that is not of one type throughout.
     """
     rest, pieces = iter(rows), []
     while piece := list(itertools.islice(rest, PIECE)):
         pieces.append(exact_rows(piece))
-        if pieces[-1].features != pieces[0].features:
-            return None
     return concatenate_datasets(pieces) if pieces else None
 
 
@@ -51,9 +48,10 @@ def in_pieces(rows: Dataset, change: Callable[[Dataset], Dataset]) -> Dataset:
     """`change`, which looks at each row by itself, of all rows; a piece at a time, as Python's objects are large."""
     starts = range(0, len(rows), PIECE)
     pieces = [change(rows.select(range(first, min(first + PIECE, len(rows))))) for first in starts]
-    if any(piece.features != pieces[0].features for piece in pieces):
+    try:
+        return concatenate_datasets(pieces)
+    except MISFITS:  # a column that has another type in a later piece
         return change(rows)
-    return concatenate_datasets(pieces)
 
 
 def _type(values: list[Any]) -> Any:

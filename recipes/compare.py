@@ -1,5 +1,5 @@
 """PPO against TRL's GRPO and RLOO on the same base, rewards and number of completions, several seeds each:
-`python recipes/compare.py recipes/tiny --seeds 0 1 2 --jobs 2 [--only ppo-instant grpo] [--setting value ...]`.
+`python recipes/compare.py recipes/tiny --seeds 0 1 2 --jobs 2 [--only ppo grpo] [--setting value ...]`.
 
 The contestants stand in the folder's compare.yaml. Each run has a folder `runs/<recipe>/compare/<name>-seed<n>` and a
 log beside it; what is complete is kept, and a stopped comparison goes on where it was. Then

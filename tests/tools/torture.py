@@ -46,6 +46,7 @@ CHANGES = {
         **{"dataset": "prompts.jsonl", "eval_dataset": None, "eval_fraction": 0.25, "eval_samples": 4},
         **{"eval_every": 2, "referee": None, "total_episodes": 32, "per_device_train_batch_size": 2},
         **{"gradient_accumulation_steps": 2, "num_mini_batches": 2, "num_iterations": 2, "replay": 1},
+        **{"num_generations": 1, "baseline": "none"},  # replay has none
         **{"max_completion_length": 8, "kl_target": 0.05, "kl_horizon": 40, "critic_learning_rate": 3e-3},
         "rewards": [
             {"name": "keyword", "column": "facts", "instant": True},

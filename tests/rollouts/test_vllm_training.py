@@ -158,10 +158,15 @@ def test_a_run_goes_on_at_a_server_that_was_gone(tmp_path, server):
 SCRIPT = ROOT / "tests/support/distributed/served.py"
 
 
-def test_two_processes_are_sampled_for_by_one(warm, tmp_path, server):
-    for done in warm.ranks(2, [SCRIPT, tmp_path, server.url], tmp_path):
+def served_by_two(warm, tmp_path, server, *flags) -> list[dict]:
+    """What two processes have learned, of which one asks the server."""
+    for done in warm.ranks(2, [SCRIPT, tmp_path, server.url, *flags], tmp_path):
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_processes_are_sampled_for_by_one(warm, tmp_path, server):
+    one, two = served_by_two(warm, tmp_path, server)
     assert all(torch.equal(p, two["learned"][n]) for n, p in one["learned"].items())
     assert len(server.loaded) == 4 and not server.adapters and one["ratio"] == pytest.approx(1, abs=1e-5)
     assert len({body["seed"] for body in server.bodies if body["stop_token_ids"]}) == 24

@@ -290,6 +290,17 @@ def test_a_fault_that_passes_changes_no_rollout(tmp_path, server, fault, headers
     assert server.loaded == [adapter.name] * (2 if fault == "forget" else 1)
 
 
+def test_what_was_answered_is_not_asked_again(tmp_path, server):
+    asking = engine(tmp_path, server, vllm_server_timeout=20.0, vllm_at_once=1)
+    adapter = asking.load(policy(), "default")
+    expected = asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED)
+    server.bodies.clear()
+    server.fail(None)  # the first is answered
+    server.fail("forget")
+    assert asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED) == expected
+    assert [body["seed"] for body in server.bodies] == [5, 6, 6, 7, 8]
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

@@ -368,7 +368,8 @@ class PPOStage(RolloutDefaults, PPOConfig):  # type: ignore[misc]  # none of a d
     def __post_init__(self) -> None:
         check(self.rollout_ahead in (0, 1), "rollout_ahead", self.rollout_ahead, "0 or 1")
         if self.rollout_ahead:
-            check(self.vllm_server, "rollout_ahead", 1, "a vLLM server samples beside the training: set vllm_server")
+            beside = "a vLLM server samples beside the training: set vllm_server"
+            check(bool(self.vllm_server), "rollout_ahead", 1, beside)
             weighed = "what an older policy has sampled must be weighed: leave vllm_importance_sampling_correction on"
             check(self.vllm_importance_sampling_correction, "rollout_ahead", 1, weighed)
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ from pipeline.rollouts import vllm_trainer
 from pipeline.rollouts.vllm_server import VllmServer
 from pipeline.runs.folder import read_heldout, read_metrics
 from pipeline.stages import ppo
+from rewards import Judge
 
 pytestmark = pytest.mark.slow
 NATS = 1e-4  # between vLLM's kernels and transformers', in float32
@@ -209,7 +210,7 @@ def test_ppo_on_field_notes_learns_as_with_transformers(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- a real model
-def test_three_updates_on_smollm2(tmp_path):
+def test_three_updates_on_smollm2_and_a_verdict_of_the_same_server(tmp_path):
     base = smollm2.folder()
     rows = [
         {"prompt": [{"role": "user", "content": f"Say something about {x}."}]} for x in "tea rain cats bread".split()
@@ -227,6 +228,9 @@ def test_three_updates_on_smollm2(tmp_path):
                 use_cpu=True, bf16=False, disable_tqdm=True, vllm_server=server.url,
             ),
         )  # fmt: skip
+        judge = Judge(f"{server.url}/v1", "base", reasons=False, answer_tokens=24, cache=False, timeout=PATIENCE)
+        [verdict] = judge(["Say something about tea."], ["Tea is a warm drink that many people like."])
+    assert 0 <= verdict <= 1
     logs = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
     assert len(logs) == 3 and max(row["ratio/first"] for row in logs) < 1e-3
     assert max(row["sampler/ratio_max"] for row in logs) < 1 + 1e-3

@@ -193,9 +193,10 @@ def base_server(tmp_path, folder):
         yield running
 
 
-def test_ppo_and_its_exams_by_a_server(tmp_path, tiny_model_folder):
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_ppo_and_its_exams_by_a_server(tmp_path, tiny_model_folder, ahead):
     with base_server(tmp_path, tiny_model_folder) as server:
-        where = {"vllm_server": server.url}
+        where = {"vllm_server": server.url, "rollout_ahead": ahead}
         summary = run_ppo(tmp_path / "run", tiny_model_folder, prompts_file(tmp_path), KEYWORD, 1, **where)
         assert not server.adapters
     assert len(read_heldout(tmp_path / "run")) == 4 and summary["heldout"] == 3
@@ -204,7 +205,8 @@ def test_ppo_and_its_exams_by_a_server(tmp_path, tiny_model_folder):
     # 12 in training, 3 rows each in four exams, greedy, and what is tried first of each adapter: two rows
     assert len(server.bodies) == 12 + 4 * 3 + 2 * 3 + 2 * (1 + 4)
     assert not (tmp_path / "run" / "adapters").exists()
-    assert all(row["sampler/ratio_max"] < 1.001 for row in read_metrics(tmp_path / "run") if "loss" in row)
+    first, *further = [row["sampler/ratio_max"] for row in read_metrics(tmp_path / "run") if "loss" in row]
+    assert first < 1.001 and all((ratio > 1.001) == bool(ahead) for ratio in further)
     base_alone = [body for body in server.bodies if body["model"] == "base"]
     assert len(base_alone) == 2 * 3 + 2  # the policy starts as the base: so does the first exam
 

@@ -51,7 +51,8 @@ class ServerGeneration:
         """Sends the policy as it is now; the version before the last one goes."""
 
         def send(engine: Engine) -> None:
-            self._wait()
+            if self.ahead is not None:
+                self.ahead.wait()  # no version goes while it is sampled from
             while len(self.versions) >= KEPT:
                 engine.unload(self.versions.pop(0))
             self.versions.append(engine.load(self.model, POLICY))
@@ -103,15 +104,9 @@ class ServerGeneration:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
     def close(self) -> None:
-        """The servers forget what they had of this run."""
-        self._wait()
+        """The servers forget what they had of this run; nothing that is still being sampled is waited for."""
         while self.engine is not None and self.versions:
             self.engine.unload(self.versions.pop())
-
-    def _wait(self) -> None:
-        """A version that is sampled from must not go."""
-        if self.ahead is not None:
-            self.ahead.wait()
 
     def _by_main(self, call: Callable[[Engine], Any]) -> Any:
         """What `call` returns on the main process, on every process; what it raises as well."""

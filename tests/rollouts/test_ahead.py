@@ -155,8 +155,8 @@ def test_no_version_goes_while_it_is_sampled_from(tmp_path, server, monkeypatch)
     monkeypatch.setattr(generation.engine, "unload", lambda adapter: order.append(adapter.name))
     generation.sync_weights()
     assert order == ["waited", "old"]
-    generation.close()
-    assert order[2] == "waited" and set(order[3:]) == {"new", server.loaded[-1]}
+    generation.close()  # as after a second Ctrl-C: it waits for nothing
+    assert order[2:] == [server.loaded[-1], "new"]
 
 
 def test_a_rollout_that_is_made_again_is_sampled_in_its_turn(tmp_path, server, models):

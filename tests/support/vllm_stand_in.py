@@ -182,7 +182,8 @@ class _Handler(FaultyHandler):
             answer["choices"][0]["token_ids"] = [3] * (body["max_tokens"] + 1)
             answer["choices"][0]["logprobs"]["token_logprobs"] = [-1.0] * (body["max_tokens"] + 1)
         if fault == "two":
-            answer["choices"] *= 2
+            answer["choices"].insert(0, copy.deepcopy(answer["choices"][0]))
+            answer["choices"][0]["logprobs"]["token_logprobs"][0] -= 1  # the first is not the right one
         if fault == "cut":
             return self._send_half(status, answer, {})
         return self._send(status, answer)

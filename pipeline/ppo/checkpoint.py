@@ -1,5 +1,6 @@
 """What a checkpoint of PPO holds besides Trainer's files and those of pipeline/runs/resumable_trainer.py: policy,
-critic, KL coefficient, baseline, rewards' running statistics, and the rollouts that are kept for replay.
+critic, KL coefficient, baseline, rewards' running statistics, the rollouts that are kept for replay, and the one that
+a vLLM server has sampled ahead.
 
 A run that is stopped after N optimizer steps and resumed from there does the same as one that was never stopped.
 """
@@ -19,6 +20,7 @@ from pipeline.ppo.baseline import LeaveOneOut, MovingAverage
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.critic import Critic
 from pipeline.ppo.replay import Replay
+from pipeline.rollouts import vllm_trainer
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_WEIGHTS
 from rewards import RewardFunction, WeightedReward
@@ -47,6 +49,7 @@ def save(trainer: Trained, folder: Path) -> None:
         # never empty: there is a number for the file to hold before the first rollout as well
         tensors = {"kept": torch.tensor(len(trainer.replay.kept))} | trainer.replay.state()
         save_file({n: x.cpu().contiguous().clone() for n, x in tensors.items()}, _replay_file(trainer, folder))
+    vllm_trainer.save_ahead(trainer, folder)
     if trainer.args.should_save:
         state = {
             "kl_coef": trainer.kl_coef,
@@ -89,6 +92,7 @@ def load(trainer: Trained, folder: Path) -> None:
     if trainer.critic is not None:
         trainer.critic.resumable &= state.get("critic_resumable", True)  # what long rows had shown by then
     load_state((WeightedReward(reward, 1.0) for reward in trainer.reward_funcs), state["rewards"])
+    vllm_trainer.load_ahead(trainer, folder)
     if trainer.args.replay and _replay_file(trainer, folder).exists():
         tensors = load_file(_replay_file(trainer, folder))
         trainer.replay.load_state({n: x.to(trainer.args.device) for n, x in tensors.items() if n != "kept"})

@@ -5,7 +5,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from pipeline.config import RolloutDefaults, settle_bf16, settle_mixed_precision, steps_for
+from pipeline.config import RolloutDefaults, check, setting, settle_bf16, settle_mixed_precision, steps_for
 from pipeline.errors import UserError
 from pipeline.ppo.math import KL_ESTIMATORS
 from pipeline.ppo.setup import advantage_estimator
@@ -360,3 +360,16 @@ class PPOConfig(GRPOConfig):
 @dataclass
 class PPOStage(RolloutDefaults, PPOConfig):  # type: ignore[misc]  # none of a default is filled in by __post_init__
     """Settings of the PPO stage: TRL's `GRPOConfig` and PPO's own, with our defaults."""
+
+    rollout_ahead: int = setting(
+        0, "1: a vLLM server samples the next rollout while this one is learned from, by the policy of one update ago."
+    )
+
+    def __post_init__(self) -> None:
+        check(self.rollout_ahead in (0, 1), "rollout_ahead", self.rollout_ahead, "0 or 1")
+        if self.rollout_ahead:
+            beside = "a vLLM server samples beside the training: set vllm_server"
+            check(bool(self.vllm_server), "rollout_ahead", 1, beside)
+            weighed = "what an older policy has sampled must be weighed: leave vllm_importance_sampling_correction on"
+            check(self.vllm_importance_sampling_correction, "rollout_ahead", 1, weighed)
+        super().__post_init__()  # type: ignore[no-untyped-call]

@@ -38,6 +38,14 @@ class RowPrompts:
             rows = with_kwargs([{"prompt": prompt} for prompt in prompts], self.chat_template_kwargs)
         return tokenize_prompts(self.processing_class, rows), None, {}
 
+    def prompt_ids_of(self, inputs: list[dict[str, Any]]) -> list[list[int]]:
+        """Token ids of the prompts of rows, as in a rollout that is made of them."""
+        kept, self._rows = self._rows, with_kwargs(inputs, self.chat_template_kwargs)
+        try:
+            return self._tokenize_prompts([row["prompt"] for row in inputs])[0]
+        finally:
+            self._rows = kept
+
     def _calculate_rewards(
         self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
     ) -> Any:

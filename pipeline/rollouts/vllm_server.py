@@ -7,6 +7,7 @@ adapters). Tried with 0.32 (tests/rollouts/test_vllm_real.py).
 
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ COMMAND = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 VLLM_SERVER_DEV_MODE=1 vllm serve {base} --enable-lora --max-lora-rank {rank} "
     "--max-loras 2 --logprobs-mode processed_logprobs"
 )
+KEY_VARIABLE = "VLLM_API_KEY"  # of the environment; vLLM itself reads the same one where it is started
 TRIES = 3  # of a share of a rollout, through a server that goes away and comes back
 _ADVICE = "the run goes on from its last checkpoint with --resume once the server is well"
 
@@ -52,7 +54,7 @@ class _Lost(Exception):
 
 
 class VllmServer(JsonServer[Completion]):
-    """A server that runs already.
+    """A server that runs already; where it wants a key, that is in the environment variable VLLM_API_KEY.
 
     Args:
         url: such as http://10.0.0.2:8000.
@@ -66,7 +68,10 @@ class VllmServer(JsonServer[Completion]):
     pause = 2.0  # seconds between two looks at a server that is not up yet
 
     def __init__(self, url: str, at_once: int = 64, timeout: float = 600.0, patience: float = 240.0):
-        super().__init__(url, None, at_once, timeout, retries=3)
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"the key in {KEY_VARIABLE} has characters that no key has")
+        super().__init__(url, key or None, at_once, timeout, retries=3)
         self.patience = patience
         self.known: Facts | None = None  # what it was when it was first asked
 
@@ -84,16 +89,16 @@ class VllmServer(JsonServer[Completion]):
         self.wait()
         start = f"start it with {COMMAND.format(base='<the base>', rank='<the rank of the adapter>')}"
         status, found = self._ask("GET", "/server_info?config_format=json")
-        if status in (401, 403):
-            raise UserError(
-                f"{self} asks for a key, and none is sent: start it without --api-key, where only you reach it"
-            )
+        refused, models = self._ask("GET", "/v1/models")  # in vLLM 0.32 this one wants the key, the other does not
+        if {status, refused} & {401, 403}:
+            known = f"does not take the key in {KEY_VARIABLE}" if self._key else "asks for a key"
+            raise UserError(f"{self} {known}: put its --api-key into the environment variable {KEY_VARIABLE}")
         if status != 200:
             raise UserError(f"{self} says nothing of its settings (VLLM_SERVER_DEV_MODE=1 is missing): {start}")
         try:
             config = found["vllm_config"]
             lora, logprobs = config["lora_config"], config["model_config"]["logprobs_mode"]
-            base = next(model for model in self._ask("GET", "/v1/models")[1]["data"] if model["parent"] is None)
+            base = next(model for model in models["data"] if model["parent"] is None)
             facts = Facts(base["id"], base["root"], base["max_model_len"], lora["max_lora_rank"] if lora else 0)
         except (KeyError, TypeError, StopIteration):
             raise UserError(f"{self} says nothing of its settings that is known of vLLM 0.32: {start}") from None

@@ -7,8 +7,11 @@ rollout are the trainer's own pass, and π_ours/π_sampler, truncated (Espeholt 
 a weight in the loss.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +22,15 @@ from pipeline.config import ServerSettings
 from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY
 from pipeline.models.lockstep import in_lockstep
+from pipeline.rollouts.ahead import SHAPE, Ahead
 from pipeline.rollouts.vllm_engine import SEEDS, Engine, Speaker
-from pipeline.rollouts.vllm_server import Adapter
+from pipeline.rollouts.vllm_server import Adapter, Completion
 from pipeline.safety.console import from_main
+from pipeline.safety.reading import read_json
 
 # What shapes the distribution, by TRL's names and vLLM's
-_SHAPE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SHAPING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+AHEAD = "ahead.json"  # in a checkpoint: the rollout that was sampled before its turn
 KEPT = 2  # versions of the policy on the servers: the newest, and the one before
 
 
@@ -39,11 +45,14 @@ class ServerGeneration:
     def __init__(self, trainer: Any, engine: Engine | None):
         self.trainer, self.engine = trainer, engine
         self.versions: list[Adapter] = []  # of the policy, the newest last
+        self.ahead = Ahead(trainer) if engine and getattr(trainer.args, "rollout_ahead", 0) else None
 
     def sync_weights(self) -> None:
         """Sends the policy as it is now; the version before the last one goes."""
 
         def send(engine: Engine) -> None:
+            if self.ahead is not None:
+                self.ahead.wait()  # no version goes while it is sampled from
             while len(self.versions) >= KEPT:
                 engine.unload(self.versions.pop(0))
             self.versions.append(engine.load(self.model, POLICY))
@@ -64,18 +73,25 @@ class ServerGeneration:
             raise UserError("vllm_server samples from text alone: leave vllm_server out for prompts with images")
         everyone = gather_object(prompts)
         with profiler or nullcontext():
-            completions = self._by_main(lambda engine: self._sample(engine, everyone))
+            completions = self._by_main(lambda engine: self._completions(engine, everyone))
         start = self.trainer.accelerator.process_index * len(prompts)
         mine = completions[start : start + len(prompts)]
         return prompts, [ids for ids, _ in mine], [[[x] for x in logprobs] for _, logprobs in mine], None
 
-    def _sample(self, engine: Engine, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]]:
+    def _completions(self, engine: Engine, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]]:
+        ask = partial(self._question, engine)
+        in_turn = self.trainer.is_in_train and self.trainer.model.training  # no exam, no call of `generate` by hand
+        found = self.ahead.completions(prompts, ask) if self.ahead and in_turn else ask(prompts)()
+        return [tuple(completion) for completion in found]
+
+    def _question(self, engine: Engine, prompts: list[list[int]]) -> Callable[[], list[Completion]]:
+        """A call that asks for completions of the newest version of the policy."""
         trainer = self.trainer
-        settings = {key: x for key in _SHAPE if (x := getattr(trainer, key)) is not None}
+        settings = {key: x for key in _SHAPING if (x := getattr(trainer, key)) is not None}
         settings |= {"max_tokens": trainer.max_completion_length, "stop_token_ids": list(trainer.eos_token_ids)}
         # from the generator that a checkpoint keeps: a resumed run asks with the same seeds
         seeds = torch.randint(SEEDS, (len(prompts),)).tolist()
-        return [tuple(completion) for completion in engine.sample(prompts, self.versions[-1], seeds, settings)]
+        return partial(engine.sample, prompts, self.versions[-1], seeds, settings)
 
     @contextmanager
     def speaking(self, adapter: str | None) -> Iterator[Speaker]:
@@ -88,7 +104,7 @@ class ServerGeneration:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
     def close(self) -> None:
-        """The servers forget what they had of this run."""
+        """The servers forget what they had of this run; nothing that is still being sampled is waited for."""
         while self.engine is not None and self.versions:
             self.engine.unload(self.versions.pop())
 
@@ -121,7 +137,7 @@ def attach(trainer: Any) -> None:
     with in_lockstep(trainer.model):
         if trainer.accelerator.is_main_process:
             try:
-                generation.engine = Engine(trainer.args, trainer.args.output_dir)
+                generation = ServerGeneration(trainer, Engine(trainer.args, trainer.args.output_dir))
                 generation.engine.forget_earlier()
                 with generation.speaking(POLICY):
                     pass
@@ -158,6 +174,23 @@ def close(trainer: Any) -> None:
     generation = getattr(trainer, "vllm_generation", None)
     if isinstance(generation, ServerGeneration):
         generation.close()
+
+
+def save_ahead(trainer: Any, folder: Path) -> None:
+    """Writes the rollout that is sampled ahead into a checkpoint, once it is there; on the main process."""
+    if (ahead := _ahead_of(trainer)) is not None and (state := ahead.state()) is not None:
+        (folder / AHEAD).write_text(json.dumps(state), encoding="utf-8")
+
+
+def load_ahead(trainer: Any, folder: Path) -> None:
+    """Takes it back; where there is none, the next rollout is sampled in its turn."""
+    if (ahead := _ahead_of(trainer)) is not None and (folder / AHEAD).exists():
+        ahead.load_state(read_json(folder / AHEAD, SHAPE))
+
+
+def _ahead_of(trainer: Any) -> Ahead | None:
+    generation = getattr(trainer, "vllm_generation", None)
+    return generation.ahead if isinstance(generation, ServerGeneration) else None
 
 
 @contextmanager

@@ -24,7 +24,7 @@ PPO = {
     "ratio/max": "largest ρ",
     "ratio/first": "mean over tokens of abs(ρ - 1) in the first step on a rollout: 0 but for rounding",
     "sampler/kl": "mean over tokens of r - 1 - log r with r = π_ours/π_sampler, in nats: how far a vLLM server is "
-    "from the trainer's own pass; with `vllm_server` only",
+    "from the trainer's own pass (with `rollout_ahead` an update lies between them); with `vllm_server` only",
     "sampler/ratio_max": "largest r, before it is truncated",
     "sampling/sampling_logp_difference/mean": "mean over tokens of abs(log π_ours - log π_sampler), in nats; "
     "TRL's, with `vllm_server` only, as the next four",

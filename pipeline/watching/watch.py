@@ -136,7 +136,8 @@ def sampler_differs(seen: Seen) -> str | None:
     return (
         f"the vLLM server samples from another policy than the trainer's: KL {kl[-1]:.3f} nats a token, and a token "
         f"was {largest[0]:.1f} times as likely here as there. Start it with the trainer's base and --dtype, and with "
-        "processed_logprobs; float32 on both sides tells rounding from a mistake."
+        "processed_logprobs; float32 on both sides tells rounding from a mistake. With rollout_ahead an update lies "
+        "between them as well: lower learning_rate or num_iterations."
     )
 
 

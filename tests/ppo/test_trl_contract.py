@@ -165,8 +165,8 @@ def test_our_training_step_does_what_trls_does(tmp_path, algorithm):
 
 def test_order_of_the_prompts(trainer):
     order = trainer._get_train_sampler()
-    for name in ("shuffle", "num_samples", "generator"):
-        says(hasattr(order, name), f"the sampler has no {name} any more; resuming in a later epoch relies on it.")
+    for name in ("shuffle", "num_samples", "generator", "repeat_count"):
+        says(hasattr(order, name), f"the sampler has no {name} any more; resuming and rollout_ahead rely on it.")
     says(len(order) == 8 * 2 * 2, "the sampler no longer repeats prompts iterations x steps_per_generation times.")
     expected = torch.randperm(8, generator=torch.Generator().manual_seed(trainer.args.seed)).tolist()
     says(list(order)[:8] == expected, "the order of the prompts is no longer torch.randperm of the seed.")
@@ -186,6 +186,7 @@ def test_attributes(trainer):
     says(
         torch.equal(trainer.reward_weights, torch.ones(1)), "reward_weights is no tensor of ones by default any more."
     )
+    says(trainer.is_in_train is False, "Trainer no longer says whether it trains; rollout_ahead asks it.")
     says(trainer.loss_is_scaled_for_ga is True, "loss_is_scaled_for_ga is not True: the loss would be divided again.")
     for name in "epsilon_low epsilon_high entropy_coef temperature aux_loss_enabled num_iterations _tokenizer".split():
         says(hasattr(trainer, name), f"GRPOTrainer has no {name} any more.")

@@ -11,17 +11,20 @@ import smollm2
 import torch
 import toy
 from test_vllm_server import ASKED, ROWS, engine, ours, policy
-from test_vllm_training import make
+from test_vllm_training import make, served_by_two
 from vllm_exchanges import RECORDED, ask_all, shape
 from vllm_real import PATIENCE, serving
 from vllm_stand_in import vllm_base
 
 from pipeline.config import DataArguments, ModelArguments
+from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments
 from pipeline.ppo.config import PPOStage
+from pipeline.rollouts import vllm_trainer
 from pipeline.rollouts.vllm_server import VllmServer
 from pipeline.runs.folder import read_heldout, read_metrics
 from pipeline.stages import ppo
+from rewards import Judge
 
 pytestmark = pytest.mark.slow
 NATS = 1e-4  # between vLLM's kernels and transformers', in float32
@@ -77,6 +80,43 @@ def test_the_server_refuses_what_we_refuse(tmp_path, real, settings, words):
 def test_the_server_does_not_see_the_folder(tmp_path, real):
     with pytest.raises(ValueError, match="does not see /there/"):
         engine(tmp_path, real, vllm_adapters=f"{tmp_path}/here:/there").load(policy(), "default")
+
+
+def test_two_servers_to_which_the_adapter_is_copied(tmp_path, real):
+    here, there, model = tmp_path / "here", tmp_path / "there", policy()
+    where = {"vllm_adapters": f"{here}:{there}", "vllm_copy": f"cp -r {here}/. {there}"}
+    with serving(real.base, tmp_path / "log") as second:
+        asking = engine(tmp_path, real, second, **where)
+        adapter = asking.load(model, "default")
+        assert [adapter.name in server.names() for server in asking.servers] == [True, True]
+        assert adapter.folder == f"{there}/{adapter.name}"
+        completions = asking.sample(ROWS * 4, adapter, list(range(16)), ASKED)
+        asking.unload(adapter)
+    assert (tmp_path / "log").read_text().count('POST /v1/completions HTTP/1.1" 200') == 8
+    for row, (ids, logprobs) in zip(ROWS * 4, completions, strict=True):
+        assert logprobs == pytest.approx(ours(model, row, ids), abs=NATS)
+
+
+def test_two_processes(warm, tmp_path, real):
+    before = VllmServer(real.url).names()
+    one, two = served_by_two(warm, tmp_path, real)
+    assert all(torch.equal(p, two["learned"][n]) for n, p in one["learned"].items())
+    assert one["ratio"] < 1 + 1e-3 and VllmServer(real.url).names() == before
+
+
+def test_a_rollout_ahead_is_weighed_and_kept_through_a_stop(tmp_path, real):
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "rollout_ahead": 1, **ALONE}
+    before = VllmServer(real.url).names()
+    whole = make(tmp_path, real, "whole", **settings)
+    whole.train()
+    first, *further = toy.logged(whole, "sampler/ratio_max")
+    assert first < 1 + 1e-3 < min(further)  # those were sampled by the policy of one update ago
+    again = make(tmp_path, real, "again", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    assert all(torch.equal(again.model.get_parameter(n), x) for n, x in toy.learned(whole).items())
+    for trainer in (whole, again):
+        vllm_trainer.close(trainer)
+    assert VllmServer(real.url).names() == before
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits_with_one_request_at_a_time(tmp_path, real):
@@ -144,10 +184,16 @@ def late(rows: list[dict]) -> float:
     return statistics.mean(row["score"] for row in rows[UPDATES // 2 :])
 
 
-def test_ppo_on_field_notes_learns_as_with_transformers(tmp_path):
-    """The run by the server lies where a fourth run by transformers would, by the prediction interval of three."""
+def test_ppo_on_field_notes_learns_as_with_transformers(tmp_path, monkeypatch):
+    """The run by the server lies where a fourth run by transformers would, by the prediction interval of three. The
+    server wants a key."""
     place = notes.folder()
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret")  # the server inherits it
     with serving(place / "base", tmp_path / "log") as server:
+        with monkeypatch.context() as without:
+            without.delenv("VLLM_API_KEY")
+            with pytest.raises(UserError, match="asks for a key"):
+                VllmServer(server.url).facts()
         rows = train_notes(place, tmp_path / "vllm", 0, vllm_server=server.url)
         assert VllmServer(server.url).names() == ["base"]
     plain = [train_notes(place, tmp_path / f"plain{seed}", seed) for seed in (0, 1, 2)]
@@ -166,7 +212,7 @@ def test_ppo_on_field_notes_learns_as_with_transformers(tmp_path):
 
 
 # ---------------------------------------------------------------- a real model
-def test_three_updates_on_smollm2(tmp_path):
+def test_three_updates_on_smollm2_and_a_verdict_of_the_same_server(tmp_path):
     base = smollm2.folder()
     rows = [
         {"prompt": [{"role": "user", "content": f"Say something about {x}."}]} for x in "tea rain cats bread".split()
@@ -184,6 +230,9 @@ def test_three_updates_on_smollm2(tmp_path):
                 use_cpu=True, bf16=False, disable_tqdm=True, vllm_server=server.url,
             ),
         )  # fmt: skip
+        judge = Judge(f"{server.url}/v1", "base", reasons=False, answer_tokens=24, cache=False, timeout=PATIENCE)
+        [verdict] = judge(["Say something about tea."], ["Tea is a warm drink that many people like."])
+    assert 0 <= verdict <= 1
     logs = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
     assert len(logs) == 3 and max(row["ratio/first"] for row in logs) < 1e-3
     assert max(row["sampler/ratio_max"] for row in logs) < 1 + 1e-3

@@ -149,6 +149,27 @@ def test_it_has_to_have_room_and_to_stay_what_it_was(tmp_path, server):
         asking.servers[0].facts()
 
 
+def test_a_key_comes_from_the_environment_and_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    with serving(tmp_path, key="s3cret") as guarded:
+        with pytest.raises(UserError, match="asks for a key: put its --api-key into the .* VLLM_API_KEY"):
+            engine(tmp_path, guarded)
+        monkeypatch.setenv("VLLM_API_KEY", "wr0ng")
+        with pytest.raises(UserError, match="does not take the key in VLLM_API_KEY") as found:
+            engine(tmp_path, guarded)
+        assert "wr0ng" not in str(found.value)
+        monkeypatch.setenv("VLLM_API_KEY", " s3cret\n")
+        asking = engine(tmp_path, guarded)
+        adapter = asking.load(policy(), "default")
+        assert len(asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED)) == 4
+        guarded.complete = lambda body: (403, {"error": "no s3cret here"})
+        with pytest.raises(UserError, match="answers with status 403: no \\*\\*\\* here"):
+            asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED)
+    monkeypatch.setenv("VLLM_API_KEY", "schlüssel")
+    with pytest.raises(UserError, match="characters that no key has"):
+        VllmServer("http://127.0.0.1:9")
+
+
 # ---------------------------------------------------------------- adapters
 def test_the_adapter_travels_whole_and_its_words_come_back(tmp_path, server):
     """Two versions under two names: the log-probabilities are those of each version by our own pass."""
@@ -267,6 +288,17 @@ def test_a_fault_that_passes_changes_no_rollout(tmp_path, server, fault, headers
     server.fail(fault, headers, times=1 if fault == "forget" else 3)
     assert asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED) == expected
     assert server.loaded == [adapter.name] * (2 if fault == "forget" else 1)
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path, server):
+    asking = engine(tmp_path, server, vllm_server_timeout=20.0, vllm_at_once=1)
+    adapter = asking.load(policy(), "default")
+    expected = asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED)
+    server.bodies.clear()
+    server.fail(None)  # the first is answered
+    server.fail("forget")
+    assert asking.sample(ROWS, adapter, [5, 6, 7, 8], ASKED) == expected
+    assert [body["seed"] for body in server.bodies] == [5, 6, 6, 7, 8]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_each_rollout_is_sampled_by_the_newest_policy(tmp_path, server, parts):
 @pytest.mark.parametrize(("off", "weight"), [(0.5, math.exp(0.5)), (-1.0, math.exp(-1.0)), (2.0, 3.0)])
 def test_a_sampler_that_differs_is_weighed_and_told(tmp_path, server, off, weight):
     """π_ours/π_sampler of every token is e^off, which TRL truncates at 3; KL by k3 is e^off - off - 1."""
-    trainer = make(tmp_path, server, total_episodes=8, num_iterations=1)
+    trainer = make(tmp_path, server, total_episodes=8, num_iterations=1, whiten_advantages=False)
     complete = server.complete
 
     def shifted(body):
@@ -83,7 +84,7 @@ def test_a_sampler_that_differs_is_weighed_and_told(tmp_path, server, off, weigh
     # ratio 1 before anything is learned: the loss is -weight · advantage, a mean over tokens
     advantages = torch.cat([x["advantages"][x["loss_mask"].bool()] for x in seen])
     expected = -weight * advantages.mean().item()
-    assert toy.logged(trainer, "loss/policy") == [pytest.approx(expected, abs=1e-4)]
+    assert toy.logged(trainer, "loss/policy") == [pytest.approx(expected, rel=1e-3)] and abs(expected) > 0.01
 
 
 def test_the_weight_is_one_where_both_sides_are_the_same(tmp_path, server):
@@ -158,10 +159,15 @@ def test_a_run_goes_on_at_a_server_that_was_gone(tmp_path, server):
 SCRIPT = ROOT / "tests/support/distributed/served.py"
 
 
-def test_two_processes_are_sampled_for_by_one(warm, tmp_path, server):
-    for done in warm.ranks(2, [SCRIPT, tmp_path, server.url], tmp_path):
+def served_by_two(warm, tmp_path, server, *flags) -> list[dict]:
+    """What two processes have learned, of which one asks the server."""
+    for done in warm.ranks(2, [SCRIPT, tmp_path, server.url, *flags], tmp_path):
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_processes_are_sampled_for_by_one(warm, tmp_path, server):
+    one, two = served_by_two(warm, tmp_path, server)
     assert all(torch.equal(p, two["learned"][n]) for n, p in one["learned"].items())
     assert len(server.loaded) == 4 and not server.adapters and one["ratio"] == pytest.approx(1, abs=1e-5)
     assert len({body["seed"] for body in server.bodies if body["stop_token_ids"]}) == 24
@@ -188,9 +194,10 @@ def base_server(tmp_path, folder):
         yield running
 
 
-def test_ppo_and_its_exams_by_a_server(tmp_path, tiny_model_folder):
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_ppo_and_its_exams_by_a_server(tmp_path, tiny_model_folder, ahead):
     with base_server(tmp_path, tiny_model_folder) as server:
-        where = {"vllm_server": server.url}
+        where = {"vllm_server": server.url, "rollout_ahead": ahead}
         summary = run_ppo(tmp_path / "run", tiny_model_folder, prompts_file(tmp_path), KEYWORD, 1, **where)
         assert not server.adapters
     assert len(read_heldout(tmp_path / "run")) == 4 and summary["heldout"] == 3
@@ -200,6 +207,8 @@ def test_ppo_and_its_exams_by_a_server(tmp_path, tiny_model_folder):
     assert len(server.bodies) == 12 + 4 * 3 + 2 * 3 + 2 * (1 + 4)
     assert not (tmp_path / "run" / "adapters").exists()
     assert all(row["sampler/ratio_max"] < 1.001 for row in read_metrics(tmp_path / "run") if "loss" in row)
+    asked = Counter(body["model"] for body in server.bodies)  # exams ask for 5 or 8 of one version
+    assert sorted(asked.values()).count(4) == (1 if ahead else 3)  # one policy sampled the first two rollouts
     base_alone = [body for body in server.bodies if body["model"] == "base"]
     assert len(base_alone) == 2 * 3 + 2  # the policy starts as the base: so does the first exam
 

@@ -32,14 +32,15 @@ def vllm_base(**changes) -> toy.LlamaForCausalLM:
 
 
 class StandIn(ThreadingHTTPServer):
-    """`says`: changes of what /server_info says: name of a part -> its settings or None, or None for no such page."""
+    """`says`: changes of what /server_info says: name of a part -> its settings or None, or None for no such page.
+    `key`: what it was started with as --api-key."""
 
     daemon_threads = True
 
     def __init__(self, folder: Path, base: toy.LlamaForCausalLM, port: int = 0, **says):
         super().__init__(("127.0.0.1", port), _Handler)
         self.folder, self.base = folder, base.eval()
-        self.takes_adapters = says.pop("takes_adapters", True)
+        self.takes_adapters, self.key = says.pop("takes_adapters", True), says.pop("key", None)
         self.says = copy.deepcopy(RECORD["server_info"]["answer"]["vllm_config"])
         self.says = None if says.get("info", 0) is None else self.says | says
         self.faults: deque[tuple[Any, dict]] = deque()
@@ -69,7 +70,8 @@ class StandIn(ThreadingHTTPServer):
             return said("load again", one=name)
         if not Path(folder, "adapter_config.json").is_file():
             return said("load unseen", **{"unseen": name, MISSING: folder})
-        model = PeftModel.from_pretrained(copy.deepcopy(self.base), folder).eval()
+        with torch.random.fork_rng(devices=[]):  # PEFT draws weights before it reads them; the trainer is in here, too
+            model = PeftModel.from_pretrained(copy.deepcopy(self.base), folder).eval()
         self.adapters[name] = (folder, model)
         self.loaded.append(name)
         self.most = max(self.most, len(self.adapters))
@@ -138,6 +140,8 @@ class _Handler(FaultyHandler):
         self.server.asked.append(path)
         if path == "/health":
             return self._send(*said("health"))
+        if self._refused(path):
+            return None
         if path == "/server_info" and self.server.says is not None:
             return self._send(200, {"vllm_config": self.server.says})
         return self._send(*(self.server.models() if path == "/v1/models" else said("no such page")))
@@ -146,6 +150,8 @@ class _Handler(FaultyHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
         server.asked.append(self.path)
+        if self._refused(self.path):
+            return None
         if self.path == "/v1/completions":
             with server.lock:
                 server.bodies.append(body)
@@ -155,6 +161,14 @@ class _Handler(FaultyHandler):
         if change is None or not server.takes_adapters:
             return self._send(*said("no such page"))
         return self._send(*change(body))
+
+    def _refused(self, path: str) -> bool:
+        """vLLM guards what lies under /v1 (entrypoints/serve/middleware/authenticate.py), and these are its words."""
+        key = self.server.key
+        if key is None or not path.startswith("/v1") or self.headers.get("Authorization") == f"Bearer {key}":
+            return False
+        self._send(401, {"error": "Unauthorized"})
+        return True
 
     def _complete(self, body: dict, fault: Any, headers: dict) -> None:
         if self._fails(fault, headers, self.server.over):
@@ -168,7 +182,8 @@ class _Handler(FaultyHandler):
             answer["choices"][0]["token_ids"] = [3] * (body["max_tokens"] + 1)
             answer["choices"][0]["logprobs"]["token_logprobs"] = [-1.0] * (body["max_tokens"] + 1)
         if fault == "two":
-            answer["choices"] *= 2
+            answer["choices"].insert(0, copy.deepcopy(answer["choices"][0]))
+            answer["choices"][0]["logprobs"]["token_logprobs"][0] -= 1  # the first is not the right one
         if fault == "cut":
             return self._send_half(status, answer, {})
         return self._send(status, answer)

@@ -1,5 +1,5 @@
-"""Run by test_vllm_training.py on two processes: three updates of PPO, sampled by the vLLM server at an address. Each
-process writes the adapter that it ended with."""
+"""Run by test_vllm_training.py and test_ahead.py on two processes: three updates of PPO, sampled by the vLLM server at
+an address, with --rollout_ahead one update early. Each process writes the adapter that it ended with."""
 
 import os
 import sys
@@ -12,7 +12,8 @@ from vllm_stand_in import vllm_base
 from pipeline.ppo.config import PPOStage
 from pipeline.rollouts import vllm_trainer
 
-folder, url = Path(sys.argv[1]), sys.argv[2]
+folder, url, *flags = sys.argv[1:]
+folder = Path(folder)
 trainer = toy.make_trainer(
     folder / "run",
     toy.with_sft_adapter(vllm_base()),
@@ -21,6 +22,7 @@ trainer = toy.make_trainer(
     gradient_accumulation_steps=1,
     settings_=PPOStage,
     vllm_server=url,
+    rollout_ahead=int("--rollout_ahead" in flags),
 )
 trainer.train()
 vllm_trainer.close(trainer)

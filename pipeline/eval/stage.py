@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
 from pipeline.config import (
@@ -27,12 +26,13 @@ from pipeline.config import (
     settle_dtype,
 )
 from pipeline.errors import UserError
+from pipeline.eval import best_of
+from pipeline.eval.answering import DECODINGS, GREEDY, SAMPLED, answer, load
 from pipeline.eval.candidates import (
     Candidate,
     active_adapter,
     adapter_name,
     by_base,
-    load_group,
     read_candidates,
     template_kwargs,
 )
@@ -41,11 +41,8 @@ from pipeline.eval.judges import read_judges
 from pipeline.eval.measures import Answers, measures_of
 from pipeline.eval.rows import check_outputs, load_rows, write_outputs
 from pipeline.eval.tables import TABLE, markdown, show
-from pipeline.exam.evaluation import ScoredAnswers, answer_and_score, logprobs
-from pipeline.exam.exam import random_state_kept
+from pipeline.exam.evaluation import ScoredAnswers, logprobs
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
-from pipeline.models.ends import stop_token_ids
-from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.rollouts.vllm_engine import Engine, engine_of, speaker_of
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder
@@ -57,7 +54,6 @@ from rewards import Perplexity, build_rewards, every_in, log_name_of, prepare, r
 from rewards.asking import guarded
 
 ROWS = "rows.jsonl"
-GREEDY, SAMPLED = DECODINGS = ("greedy", "sampled")
 _WAIT = timedelta(days=7)  # what other processes give the main one
 
 
@@ -89,12 +85,19 @@ class EvalArguments(ServerSettings):
         "Only write the greedy answers of the one candidate into this file, nothing is judged: a line each, or JSON "
         "lines with prompt and completion where it ends in .jsonl.",
     )
-    rewards: list[dict] = setting([], "Rewards that score the answers, written as for PPO; unweighted here.")
+    rewards: list[dict] = setting(
+        [], "Rewards that score the answers, written as for PPO; weights count for best_of alone."
+    )
     referee: str | None = setting(None, "A world's own judgement of completions (e2e, dialogue, ...).")
     judges: list[dict] = setting(
         [],
         "Who says which of two answers wins: mymodule:function(prompts, completions_a, completions_b, **columns), or "
         "a language model, '{name: judge, url: http://localhost:8000/v1, model: name}'.",
+    )
+    best_of: int | None = setting(
+        None,
+        "Samples of the reference for each prompt, of which the weighted rewards choose: best-of-n up to this n as a "
+        "baseline, e.g. 16; none: no baseline.",
     )
     max_completion_length: int = setting(256, "Longest completion in tokens.")
     temperature: float = setting(1.0, "Of the sampled answers; 1 is the policy's own distribution.")
@@ -117,6 +120,9 @@ class EvalArguments(ServerSettings):
         for key in ("eval_samples", "max_completion_length", "eval_batch_size"):
             value = getattr(self, key)
             check((value is None and key == "eval_samples") or value >= 1, key, value, "a whole number from 1 up")
+        count = self.best_of
+        check(count is None or count >= 2, "best_of", count, "a whole number from 2 up, such as 16")
+        check(count is None or bool(self.rewards), "best_of", count, "it wants rewards, which choose the best")
 
     def model_arguments(self) -> ModelArguments:
         return ModelArguments(
@@ -167,7 +173,7 @@ def write_greedy(args: EvalArguments, candidate: Candidate, rows: list[dict], fi
     model = load([candidate], rows, args, engine)
     adapter = adapter_name(0) if candidate.stage.adapter else None
     with active_adapter(model, adapter), speaker_of(engine, model, adapter, candidate.tokenizer) as speaker:
-        answers = answer(model, candidate, rows, args, GREEDY, speaker=speaker)
+        answers = answer(model, candidate, rows, args, 0, GREEDY, speaker=speaker)
     write_outputs(file, answers.completions, rows, args.as_messages)
     say(f"{candidate.name}: {len(rows):,} greedy answers lie in {file}.")
 
@@ -177,6 +183,7 @@ class Evaluation:
 
     Attributes:
         answers: candidate -> decoding -> its answers, by `answer_all`.
+        best: the samples for best-of-n, if they were asked for.
         higher_wins: score -> whether the higher one is the better one; other scores have no winner.
         judges: name -> function that says which of two answers wins.
     """
@@ -189,14 +196,17 @@ class Evaluation:
         if self.reference not in self.candidates:
             known = ", ".join(self.candidates)
             raise UserError(f"reference is {args.reference}, which is no candidate; choose one of {known}")
-        built = [reward for reward, _ in build_rewards(args.rewards)]
+        weighted = build_rewards(args.rewards)
+        built = [reward for reward, _ in weighted]
         prepare(part for reward in built for part in every_in(reward) if isinstance(part, LanguageModel))
         self.rewards = {log_name_of(reward): guarded(raw(reward)) for reward in built}
+        self.weights = {log_name_of(reward): weight for reward, weight in weighted}
         self.judges = read_judges(args.judges, [key for key in rows[0] if key != "prompt"])
         world = load_world(args.referee) if args.referee else None
         self.referee = world.referee if world else None
         self.higher_wins = dict.fromkeys(self.rewards, True) | (world.HIGHER_IS_BETTER if world else {})
         self.answers: dict[str, dict[str, Answers]] = {}
+        self.best: best_of.BestOf | None = None
 
     def answer_all(self, engine: Engine | None = None) -> None:
         """Every candidate answers every prompt, by the servers of `engine` where there is one. Bases are loaded one
@@ -213,9 +223,12 @@ class Evaluation:
                 with active_adapter(model, adapter):
                     with speaker_of(engine, model, adapter, candidate.tokenizer) as speaker:
                         for decoding in DECODINGS:
-                            said[candidate.name][decoding] = answer(
-                                model, candidate, self.rows, self.args, decoding, self.rewards, self.referee, speaker
+                            temperature = self.args.temperature if decoding == SAMPLED else 0
+                            said[candidate.name][decoding] = self._answer(
+                                model, candidate, self.rows, temperature, decoding, speaker
                             )
+                        if candidate.name == self.reference and self.args.best_of:
+                            self.best = self._sample_for_best(model, candidate, speaker)
                     own[candidate.name] = self._logprobs(model, candidate, said[candidate.name][SAMPLED])
                 seconds = time.perf_counter() - since
                 say(f"{candidate.name}: {len(self.rows):,} prompts answered, greedy and sampled, in {seconds:.0f} s")
@@ -236,6 +249,8 @@ class Evaluation:
     def write(self, folder: RunFolder, started: float) -> dict:
         """Everything that the stage writes; returns the summary. `started`: time.perf_counter() at the start."""
         self._write_rows(folder.path / ROWS)
+        if self.best:
+            best_of.write_samples(self.best, [row["prompt"] for row in self.rows], folder.path / best_of.SAMPLES)
         references = [row.get("references") for row in self.rows]
         measures = {
             name: {decoding: measures_of(answers, references) for decoding, answers in by_decoding.items()}
@@ -262,6 +277,7 @@ class Evaluation:
                 for name, by_decoding in measures.items()
             },
             "comparisons": comparisons,
+            **self._best_of(),
             "seconds": round(time.perf_counter() - started, 1),
         }
         folder.write_config(args)
@@ -270,6 +286,21 @@ class Evaluation:
         show(summary)
         say(f"The result lies in {folder.path}: {TABLE}, {SUMMARY} with all figures, {ROWS} with every answer.")
         return summary
+
+    def _answer(self, model, candidate: Candidate, rows: list[dict], temperature, what: str, speaker) -> ScoredAnswers:
+        return answer(model, candidate, rows, self.args, temperature, what, self.rewards, self.referee, speaker)
+
+    def _sample_for_best(self, model, candidate: Candidate, speaker) -> best_of.BestOf:
+        count = self.args.best_of
+        rows = best_of.repeated(self.rows, count)
+        answers = self._answer(model, candidate, rows, self.args.temperature, f"{count} samples of each", speaker)
+        return best_of.BestOf(candidate.name, count, answers, list(self.rewards), self.weights)
+
+    def _best_of(self) -> dict[str, dict]:
+        if self.best is None:
+            return {}
+        others = {name: found[SAMPLED].scored for name, found in self.answers.items() if name != self.reference}
+        return {"best_of": best_of.summary(self.best, others, self.higher_wins, self.args.seed)}
 
     def _logprobs(self, model, candidate: Candidate, scored: ScoredAnswers) -> list[float]:
         """log π of each completion, nats, summed over its tokens."""
@@ -298,51 +329,6 @@ class Evaluation:
                     for name, by_decoding in self.answers.items()
                 }
                 file.write(json.dumps({"prompt": row["prompt"], "candidates": said}, ensure_ascii=False) + "\n")
-
-
-def load(
-    group: list[Candidate], rows: list[dict], args: EvalArguments, engine: Engine | None = None
-) -> torch.nn.Module:
-    """`load_group`, or a `UserError` where a prompt and its completion may not fit into the context."""
-    model = load_group(group, args.model_arguments())
-    for candidate in group:
-        who = f"candidate {candidate.name}: "
-        try:
-            longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
-        except UserError as error:
-            raise UserError(f"{who}{error}") from None
-        check_room(model, longest, args.max_completion_length, who)
-        if engine is not None:
-            engine.check_room(longest + args.max_completion_length)
-    return model
-
-
-def answer(
-    model,
-    candidate: Candidate,
-    rows: list[dict],
-    args: EvalArguments,
-    decoding: str,
-    rewards=None,
-    referee=None,
-    speaker=None,
-) -> ScoredAnswers:
-    """What `model` says to each row as it is, and its scores. The same seed for every candidate."""
-    with random_state_kept(), counting(f"{candidate.name}, {decoding}", len(rows)) as answered:
-        return answer_and_score(
-            model,
-            candidate.tokenizer,
-            rows,
-            rewards or {},
-            referee,
-            max_new_tokens=args.max_completion_length,
-            eos_token_ids=stop_token_ids(model, candidate.tokenizer),
-            temperature=args.temperature if decoding == SAMPLED else 0,
-            batch_size=args.eval_batch_size,
-            seed=args.seed,
-            answered=answered,
-            speaker=speaker,
-        )
 
 
 def _note_on_form(rows: list[dict], candidates: list[Candidate]) -> str | None:

@@ -36,7 +36,7 @@ def blocks(summary: dict, short: bool = False) -> list[Block]:
         head = ["judge", "of", "first wins", "same in both orders", "missing"]
         rows = [[c["measure"], f"{c['candidate']}, {c['decoding']}", *_order(c["order"])] for c in judged]
         found.append(("does the order count", [head, *rows]))
-    return found
+    return found + (_best_of(summary["best_of"], short) if "best_of" in summary else [])
 
 
 def legend(summary: dict) -> str:
@@ -55,6 +55,11 @@ def legend(summary: dict) -> str:
     if any(c.get("order") for c in summary["comparisons"]):
         words.append(
             "first wins: share of a judge's verdicts for the answer shown first; 50%: the order does not count."
+        )
+    if best := summary.get("best_of"):
+        formula = " + ".join(f"{number(weight, 2)} {name}" for name, weight in best["weights"].items())
+        words.append(
+            f"score: {formula}, which chooses the best of n. kl at most: log n - (n-1)/n nats a completion, a bound."
         )
     return " ".join(words)
 
@@ -96,6 +101,32 @@ def fit(cells: Sequence[Sequence[str]], width: int) -> list[list[list[str]]]:
             groups.append([])
         groups[-1].append(place)
     return [[[row[i] for i in (0, *group)] for row in cells] for group in groups]
+
+
+def samples(worth: float | None, most: int) -> str:
+    """How many samples something is worth, of at most `most`."""
+    return f">{most}" if worth is None else "<1" if worth < 1 else number(worth, 1)
+
+
+def _best_of(best: dict, short: bool) -> list[Block]:
+    """The curve of best-of-n, and what the candidates are worth on it."""
+
+    def flat(row: dict) -> dict:
+        return {"score": row["score"], **row["rewards"], **row["referee"]}
+
+    curve = best["curve"]
+    rows = [[f"{p['n']}", number(p["kl"], 2), *(_figure(x, short) for x in flat(p).values())] for p in curve]
+    blocks = [
+        (f"best of n of {best['candidate']}", [["n", "kl at most", *flat(curve[0])], *rows]),
+    ]
+    if best["worth"]:
+        names = list(next(iter(best["worth"].values()))["referee"])
+        of = [
+            [who, *(samples(x["samples"], best["samples"]) for x in (found["score"], *found["referee"].values()))]
+            for who, found in best["worth"].items()
+        ]
+        blocks.append((f"worth so many samples of {best['candidate']}", [["by", "score", *names], *of]))
+    return blocks
 
 
 def number(value: float | None, decimals: int = 3) -> str:

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.eval.sharpened import in_words
+
 TABLE = "table.md"
 WIDTH, GAP = 80, 2
 Block = tuple[str, list[list[str]]]  # title; rows of cells, the first of them the head
@@ -18,20 +20,19 @@ def blocks(summary: dict, short: bool = False) -> list[Block]:
     Args:
         short: the ends of the candidates' intervals have one decimal less, so that three fit side by side.
     """
-    names = list(summary["candidates"])
-    found = []
+    found: list[Block] = []
     for decoding in ("greedy", "sampled"):
-        columns = [summary["candidates"][name][decoding] for name in names]
-        measures = dict.fromkeys(measure for column in columns for measure in column)
-        rows = [[measure, *(_figure(column.get(measure), short) for column in columns)] for measure in measures]
-        found.append((f"{decoding}, {summary['prompts']} prompts", [["", *names], *rows]))
-    for name in names:
-        for decoding in ("greedy", "sampled"):
-            mine = [c for c in summary["comparisons"] if (c["candidate"], c["decoding"]) == (name, decoding)]
-            if mine:
-                head = ["", "difference", "p", "p (Holm)", "wins"]
-                rows = [[c["measure"], _difference(c), _p(c["p"]), _p(c["p_holm"]), _wins(c["wins"])] for c in mine]
-                found.append((f"{name} against {summary['reference']}, {decoding}", [head, *rows]))
+        columns = {name: figures[decoding] for name, figures in summary["candidates"].items() if decoding in figures}
+        measures = dict.fromkeys(measure for column in columns.values() for measure in column)
+        rows = [[name, *(_figure(column.get(name), short) for column in columns.values())] for name in measures]
+        found.append((f"{decoding}, {summary['prompts']} prompts", [["", *columns], *rows]))
+    pairs: dict[tuple[str, ...], list[dict]] = {}
+    for c in summary["comparisons"]:
+        pairs.setdefault((c["candidate"], c["against"], c["decoding"]), []).append(c)
+    for (name, against, decoding), mine in pairs.items():
+        head = ["", "difference", "p", "p (Holm)", "wins"]
+        rows = [[c["measure"], _difference(c), _p(c["p"]), _p(c["p_holm"]), _wins(c["wins"])] for c in mine]
+        found.append((f"{name} against {against}, {decoding}", [head, *rows]))
     if judged := [c for c in summary["comparisons"] if c.get("order")]:
         head = ["judge", "of", "first wins", "same in both orders", "missing"]
         rows = [[c["measure"], f"{c['candidate']}, {c['decoding']}", *_order(c["order"])] for c in judged]
@@ -56,6 +57,7 @@ def legend(summary: dict) -> str:
         words.append(
             "first wins: share of a judge's verdicts for the answer shown first; 50%: the order does not count."
         )
+    words += [in_words(policy, summary["reference"], it) for policy, it in summary.get("sharpened", {}).items()]
     if best := summary.get("best_of"):
         formula = " + ".join(f"{number(weight, 2)} {name}" for name, weight in best["weights"].items())
         words.append(

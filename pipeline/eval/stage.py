@@ -32,6 +32,7 @@ from pipeline.eval.settings import EvalArguments
 from pipeline.eval.tables import TABLE, markdown, show
 from pipeline.exam.evaluation import ScoredAnswers, entropies, logprobs
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
+from pipeline.report import write_report
 from pipeline.rollouts.vllm_engine import Engine, engine_of, speaker_of
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder
@@ -211,6 +212,7 @@ class Evaluation:
         (folder.path / TABLE).write_text(markdown(summary), encoding="utf-8")
         folder.write_summary(summary)
         show(summary)
+        write_report(folder.path)
         say(f"The result lies in {folder.path}: {TABLE}, {SUMMARY} with all figures, {ROWS} with every answer.")
         return summary
 

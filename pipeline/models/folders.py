@@ -14,7 +14,8 @@ from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, fingerpri
 _LONGEST_HUB_NAME = 193  # owner and name of 96 characters each
 _MOST_LAYERS = 10_000  # a config with more would be built for hours
 
-_STAGES = ("sft", "ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")  # that leave the adapter of a language model
+# that leave the adapter of a language model
+_STAGES = ("sft", "ppo", "a2c", "reinforce", "grpo", "rloo", "ilql", "dpo")
 
 
 class Stage(NamedTuple):

@@ -149,7 +149,8 @@ def x_axis(of: Sequence[Contestant]) -> str:
 
 def metric_meanings(algorithms: Collection[str]) -> dict[str, str]:
     """What the trainers of these algorithms log, by name."""
-    return (metrics.ILQL if "ilql" in algorithms else {}) | (metrics.PPO if set(PPO) & set(algorithms) else {})
+    offline = (metrics.ILQL if "ilql" in algorithms else {}) | (metrics.DPO if "dpo" in algorithms else {})
+    return offline | (metrics.PPO if set(PPO) & set(algorithms) else {})
 
 
 def meaning_of(name: str, meanings: dict[str, str]) -> str:

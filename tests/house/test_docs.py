@@ -26,7 +26,7 @@ from pipeline.watching.metrics import PPO as METRICS
 from rewards import build_rewards
 from rewards.build import REGISTRY
 
-STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql")
+STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql", "dpo")
 KINDS = {kind for stage in STAGES for kind in settings_for(stage)} | {EvalArguments, SampleArguments}
 SETTINGS = {field.name for kind in KINDS for field in dataclasses.fields(kind)}
 SWEEP = {field.name for field in dataclasses.fields(SweepSettings)}

@@ -137,7 +137,8 @@ def test_the_table_of_settings_names_settings_and_their_defaults():
     text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.*?) ?\| (`.+?) \| (.*?) ?\| .+ \|$", text, re.MULTILINE)
     assert len(rows) > 25
-    stage, defaults = "", {"SFT, reward": (SFTStage,), "PPO": settings_for("ppo"), "ILQL": settings_for("ilql")}
+    stage, defaults = "", {"SFT, reward": (SFTStage,), "PPO": settings_for("ppo")}
+    defaults |= {"DPO": settings_for("dpo"), "ILQL": settings_for("ilql")}
     for named, names, values in rows:
         stage = named or stage
         kinds = defaults.get(stage, settings_for("ppo"))

@@ -142,12 +142,16 @@ class RewardStage(StageDefaults, RewardConfig):
     center_rewards_coefficient: float | None = setting(
         0.01, "Weight of the pull that keeps the mean score near 0 (arXiv 2312.09244, Eq. 2)."
     )
+    ensemble: int = setting(
+        1, "Reward models to train, each on pairs drawn anew; `learned` can then take off what they disagree about."
+    )
     ddp_find_unused_parameters: bool | None = setting(False, "Every LoRA weight is used in every step.")
 
     def __post_init__(self):
         check(
             self.max_length is None or self.max_length >= 2, "max_length", self.max_length, "a whole number from 2 up"
         )
+        check(self.ensemble >= 1, "ensemble", self.ensemble, "a whole number from 1 up, such as 4")
         coefficient = self.center_rewards_coefficient
         check(coefficient is None or coefficient >= 0, "center_rewards_coefficient", coefficient, "a number from 0 up")
         super().__post_init__()

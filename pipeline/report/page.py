@@ -20,7 +20,7 @@ from pipeline.report import charts, exams, runs, samples, tables
 from pipeline.report.answers import five_answers
 from pipeline.report.baselines import baselines_section
 from pipeline.report.beside import side_by_side
-from pipeline.report.curves import curve_groups, x_axis
+from pipeline.report.curves import curve_groups, spread_curves, x_axis
 from pipeline.report.numbers import number, signed
 from pipeline.report.reward_model import reward_model_section
 from pipeline.report.tokens import token_section
@@ -65,6 +65,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         score_charts=drawn,
         plots=plots,
         few_exams=exams.few_exams(alone),
+        spreads=spread_curves(run),
         stages=[
             {
                 "name": stage.name,

@@ -19,7 +19,7 @@ from recipe_files import settings_for
 from pipeline.cli import parse
 from pipeline.config import SFTStage
 from pipeline.eval.sampling import SampleArguments
-from pipeline.eval.stage import EvalArguments
+from pipeline.eval.settings import EvalArguments
 from pipeline.ppo.config import ALGORITHMS, BASELINES
 from pipeline.sweep import SweepSettings
 from pipeline.watching.metrics import PPO as METRICS
@@ -138,7 +138,7 @@ def test_the_table_of_settings_names_settings_and_their_defaults():
     rows = re.findall(r"^\| (.*?) ?\| (`.+?) \| (.*?) ?\| .+ \|$", text, re.MULTILINE)
     assert len(rows) > 25
     stage, defaults = "", {"SFT, reward": (SFTStage,), "PPO": settings_for("ppo")}
-    defaults |= {"DPO": settings_for("dpo"), "ILQL": settings_for("ilql")}
+    defaults |= {"reward": settings_for("reward"), "DPO": settings_for("dpo"), "ILQL": settings_for("ilql")}
     for named, names, values in rows:
         stage = named or stage
         kinds = defaults.get(stage, settings_for("ppo"))

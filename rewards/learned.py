@@ -91,11 +91,7 @@ class Learned(ModelBased):
         self.include_prompt = include_prompt
         self.append_eos = choice(append_eos, "append_eos", ("auto", True, False), log_name)
         self.template = template
-        if pessimism:
-            raise self.error(
-                f"pessimism is for an ensemble, and '{path}' is one reward model; train several with ensemble: 4 in "
-                "reward.yaml."
-            )
+        self.pessimism = pessimism
 
     @classmethod
     def made(cls, **options: Any) -> Reward:
@@ -157,6 +153,11 @@ class Learned(ModelBased):
         return load_scorer(path, self.__name__, self.dtype)
 
     def _settle(self) -> None:
+        if self.pessimism:
+            raise self.error(
+                f"pessimism is for an ensemble, and '{self.path}' is one reward model; train several with ensemble: 4 "
+                "in reward.yaml."
+            )
         config, tokenizer = self._model.config, self._tokenizer
         labels = {int(i): name for i, name in (getattr(config, "id2label", None) or {}).items()}
         count = getattr(config, "num_labels", len(labels))

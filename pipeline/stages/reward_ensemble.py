@@ -10,9 +10,7 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import Dataset
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.report import write_report
@@ -25,8 +23,15 @@ from pipeline.stages import reward_model
 from rewards.ensemble import pessimistic
 
 
+@claim.ends_with
 def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStage) -> dict:
-    """Trains the members one after the other, and returns the summary of all together. See `reward_model.run`."""
+    """Runs the stage: one reward model, or with `ensemble` its members one after the other; returns the summary.
+
+    Raises:
+        UserError: for whatever does not fit; nothing that existed before is touched.
+    """
+    if config.ensemble == 1:
+        return reward_model.run(model_args, data_args, config)
     started = time.perf_counter()
     check(not config.push_to_hub, "push_to_hub", True, "an ensemble is several folders; push its members one by one")
     given = config.resume_from_checkpoint
@@ -58,12 +63,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     )
     folder.finish()
     return summary
-
-
-def drawn(pairs: Dataset, number: int, seed: int) -> Dataset:
-    """As many rows as there are, with replacement: those of the member `number`."""
-    rows = np.random.default_rng([seed, number]).integers(len(pairs), size=len(pairs))
-    return pairs.select(rows.tolist())
 
 
 def together(folder: Path, summaries: list[dict]) -> dict:

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl import RewardTrainer
 
-from pipeline.config import DataArguments, ModelArguments, RewardStage
+from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.data import loading as data
 from pipeline.data.exact_rows import begin_once
 from pipeline.data.grouping import GroupsByLength
@@ -78,23 +80,18 @@ def run(
 ) -> dict:
     """Runs the stage and returns the summary that it writes into `config.output_dir`.
 
-    Args: member: of an ensemble that this is; None: a reward model alone, or all of `config.ensemble`.
+    Args: member: of an ensemble that this is; None: a reward model alone.
 
     Raises:
         UserError: for whatever does not fit; nothing that existed before is touched.
     """
-    if config.ensemble > 1:
-        from pipeline.stages import reward_ensemble  # which runs this stage for each member
-
-        return reward_ensemble.run(model_args, data_args, config)
+    check(config.ensemble == 1, "ensemble", config.ensemble, "several are trained by pipeline.stages.reward_ensemble")
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
     stage, tokenizer = frame.begin("The reward-model stage", model_args, config, for_scores=True)
     reads_end = auto_class.reads_end(models.load_config(model_args, stage.base))
     train, heldout = load_pairs(data_args, config.seed if member is None else member.seed, tokenizer)
     if member is not None:
-        from pipeline.stages.reward_ensemble import drawn
-
         train = drawn(train, member.number, member.seed)
     reader = tokenizer if reads_end else auto_class.without_end(tokenizer)
     longest = data.show_examples(train, heldout, reader, "preference", config.max_length, data_args.dataset, say)
@@ -172,6 +169,12 @@ def load_pairs(data_args: DataArguments, seed: int, tokenizer: PreTrainedTokeniz
         begin_once(rows.select_columns([c for c in kept if c in rows.column_names]), tokenizer)
         for rows in (train, heldout)
     )
+
+
+def drawn(pairs: Dataset, number: int, seed: int) -> Dataset:
+    """As many rows as there are, with replacement: those of the member `number` of an ensemble."""
+    rows = np.random.default_rng([seed, number]).integers(len(pairs), size=len(pairs))
+    return pairs.select(rows.tolist())
 
 
 def _check_margins(rows, name: str) -> None:

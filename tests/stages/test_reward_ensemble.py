@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.models.folders import resolve_stage
 from pipeline.report import write_report
 from pipeline.runs.folder import read_metrics
-from pipeline.stages.reward_ensemble import drawn
+from pipeline.stages.reward_model import drawn
 from rewards import Learned, RewardError, build_rewards
 from rewards.ensemble import Ensemble, members_of, pessimistic
 from rewards.tokens import token_ends
@@ -156,7 +156,7 @@ def test_what_wants_one_reward_model_says_so(trained, tiny_model_folder, tmp_pat
     with pytest.raises(RewardError, match="is an ensemble; give one of its reward models, such as .*member_1"):
         Learned(path=str(folder), device="cpu")(PROMPTS, COMPLETIONS)
     with pytest.raises(RewardError, match="pessimism is for an ensemble, and '.*member_1' is one reward model"):
-        build_rewards([{"name": "learned", "path": str(folder / "member_1"), "pessimism": 0.5}])
+        build_rewards([{"name": "learned", "path": str(folder / "member_1"), "pessimism": 0.5}])[0].reward.prepare()
     with pytest.raises(UserError, match="ensemble: 0 is not valid"):
         RewardStage(output_dir=str(tmp_path), ensemble=0, use_cpu=True)
     run = runner(tmp_path, tiny_model_folder, monkeypatch)

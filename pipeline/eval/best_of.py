@@ -126,7 +126,7 @@ def summary(best: BestOf, others: Mapping[str, ScoredAnswers], higher_wins: Mapp
             line = [measure.value() for measure in curves[key]]
             n = math.inf if figure["value"] is None else worth(line, figure["value"], wins[key])
             each[key] = figure | {"samples": None if math.isinf(n) else n}
-        found[name] = _nested(each)
+        found[name] = {key: it for key, it in _nested(each).items() if key != "rewards"}
     own = {"candidate": best.candidate, "samples": best.samples, "weights": dict(best.weights)}
     return own | {"curve": points, "worth": found}
 

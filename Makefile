@@ -3,7 +3,7 @@
 #   RECIPE=recipes/e2e                a folder of YAMLs, one for each stage (default: recipes/tiny)
 #   RUNS="runs/a runs/b"              what report, judge, chat, merge and push are about (default: runs/<recipe>/ppo)
 #   ARGS="--learning_rate 1e-4"       settings for the stage, over those of the YAML
-#   RESUME=1                          sft, reward, ppo, a2c, reinforce, grpo, rloo, ilql go on where they were stopped
+#   RESUME=1                          sft, reward, ppo, a2c, reinforce, grpo, rloo, dpo, ilql go on where they were stopped
 #   NPROC=2                           that many processes: CPU unless HARDWARE says otherwise
 #   HARDWARE=gpus                     recipes/accelerate/gpus.yaml; without it, one plain process
 #   VENV=.venv  PYTHON=python3.12  EXTRAS=dev,quant,ja
@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@printf '%s' "$(INSTALLED)" > "$(STAMP)"
 
-.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-vllm test-trackers test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check wheel lint format clean
+.PHONY: help venv docs base sft reward ppo a2c reinforce grpo rloo dpo samples ilql seeds compare sweep report eval judge chat merge push screenshots test test-all test-cov test-deepspeed test-vllm test-trackers test-latest mutants torture soak fuzz audit bench bench-gpu gpu-check wheel lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,7 +79,7 @@ else
 LAUNCH := "$(PY)"
 endif
 
-STAGES := sft sft_4bit sft_1_5b reward reward_4bit reward_1_5b reward_cpu reward_referee ppo ppo_stuffing ppo_4bit ppo_coverage ppo_1_5b a2c reinforce grpo rloo ilql compare sweep eval
+STAGES := sft sft_4bit sft_1_5b reward reward_4bit reward_1_5b reward_cpu reward_referee ppo ppo_stuffing ppo_4bit ppo_coverage ppo_1_5b a2c reinforce grpo rloo dpo ilql compare sweep eval
 GO_ON  := $(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 # A recipe with a base.yaml has its base model and data made on the spot, once; the others name a model.
@@ -117,6 +117,9 @@ grpo rloo: $(STAMP) | $(BASE)
 	$(LAUNCH) recipes/$@.py --config $(RECIPE_)/$@.yaml $(ARGS) $(GO_ON)
 grpo:  ## TRL's own GRPO on the same data and rewards, gives runs/<recipe>/grpo
 rloo:  ## TRL's own RLOO on the same data and rewards, gives runs/<recipe>/rloo
+
+dpo: $(STAMP) | $(BASE)  ## TRL's own DPO on the preference pairs, gives runs/<recipe>/dpo
+	$(LAUNCH) recipes/dpo.py --config $(RECIPE_)/dpo.yaml $(ARGS) $(GO_ON)
 
 # Completions of the SFT model, several of each prompt, made once: the data that Q-learning learns from.
 SAMPLES := $(if $(wildcard $(RECIPE_)/sample.yaml),$(RUN)/samples.jsonl)
@@ -170,10 +173,10 @@ screenshots: $(STAMP)  ## pictures of the report for the README; needs Chromium
 # Asked for together, they run in this order, however they were typed.
 AFTER := report eval judge chat merge push screenshots
 ifneq ($(filter sft,$(MAKECMDGOALS)),)
-reward ppo a2c reinforce grpo rloo ilql compare sweep $(RUN)/samples.jsonl $(AFTER): | sft
+reward ppo a2c reinforce grpo rloo dpo ilql compare sweep $(RUN)/samples.jsonl $(AFTER): | sft
 endif
 ifneq ($(filter reward,$(MAKECMDGOALS)),)
-ppo a2c reinforce grpo rloo ilql compare sweep $(AFTER): | reward
+ppo a2c reinforce grpo rloo dpo ilql compare sweep $(AFTER): | reward
 endif
 ifneq ($(filter ppo,$(MAKECMDGOALS)),)
 $(AFTER): | ppo

@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "reinforce": Command("ppo.py", "the same trainer without a critic", launched=True),
         "grpo": Command("grpo.py", "TRL's own GRPO on the same data and rewards", launched=True),
         "rloo": Command("rloo.py", "TRL's own RLOO on the same data and rewards", launched=True),
+        "dpo": Command("dpo.py", "TRL's own DPO on the preference pairs", launched=True),
         "samples": Command("sample.py", "completions of the SFT model as offline data"),
         "ilql": Command("ilql.py", "Q-learning on these completions, nothing is sampled", launched=True),
     },

@@ -17,7 +17,7 @@ from pipeline import cli
 from pipeline.config import ModelArguments, steps_per_update
 from pipeline.data.readers import data_suffix, read_file
 from pipeline.errors import UserError, shortened
-from pipeline.eval.stage import EvalArguments
+from pipeline.eval.settings import EvalArguments
 from pipeline.memory.estimate import Adapter, Architecture
 from pipeline.memory.scale import SIZES, learning
 from pipeline.models.precision import resolve_dtype

@@ -2,11 +2,11 @@
 
 from pipeline import cli
 from pipeline.config import DataArguments, ModelArguments, RewardStage
-from pipeline.stages import reward_model
+from pipeline.stages import reward_ensemble
 
 
 def main() -> None:
-    reward_model.run(*cli.parse(ModelArguments, DataArguments, RewardStage))
+    reward_ensemble.run(*cli.parse(ModelArguments, DataArguments, RewardStage))
 
 
 if __name__ == "__main__":

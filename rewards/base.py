@@ -72,6 +72,11 @@ class Reward:
         return None
 
     @classmethod
+    def made(cls, **options: Any) -> "Reward":
+        """The reward that a spec in YAML names, with its options; a subclass may let another one stand for it."""
+        return cls(**options)
+
+    @classmethod
     def further_options(cls, **fixed: Any) -> list[str]:
         """Names of options beside the parameters of `__init__`, where what its `**options` take depends on `fixed`."""
         return []

@@ -235,7 +235,7 @@ def _from_registry(name: Any, options: dict[str, Any]) -> Reward:
     real = [key for key in takes if key not in cls.python_only and key not in fixed and key != "log_name"]
     _check_options(name, options, real)
     _check_required(name, cls, fixed | options)
-    return cls(**fixed, **options)
+    return cls.made(**fixed, **options)
 
 
 def _import(name: str, options: dict[str, Any]) -> RewardFunction:

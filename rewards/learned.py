@@ -9,7 +9,8 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
-from .base import RewardError, choice, nearest
+from .base import Reward, RewardError, choice, nearest
+from .ensemble import Ensemble, members_of
 from .foreign import ADAPTER_WEIGHTS
 from .model_based import (
     ModelBased,
@@ -48,6 +49,8 @@ class Learned(ModelBased):
             puts it. `auto` does so for reward models that read the last token.
         template (none): a chat template, or a file with one, in place of the tokenizer's own.
         max_length (the model's): the longest text in tokens; of a longer one the beginning is left out.
+        pessimism (0): of an ensemble (`make reward` with `ensemble: k`), how many times the spread between its members
+            is taken off their mean (`rewards.ensemble`).
         batch_size (32): texts scored at once.
         device (this process's), dtype ("auto", as saved; float32 where the
             processor has no units for 16 bits).
@@ -81,12 +84,24 @@ class Learned(ModelBased):
         model: Any = None,
         tokenizer: Any = None,
         log_name: str = "learned",
+        pessimism: float = 0.0,
     ):
         super().__init__(path, model, tokenizer, max_length, batch_size, device, dtype, log_name)
         self.label = label
         self.include_prompt = include_prompt
         self.append_eos = choice(append_eos, "append_eos", ("auto", True, False), log_name)
         self.template = template
+        self.pessimism = pessimism
+
+    @classmethod
+    def made(cls, **options: Any) -> Reward:
+        """A folder with several reward models makes an `Ensemble` of them."""
+        members = members_of(options.get("path"))
+        if not members:
+            return cls(**options)
+        pessimism = options.pop("pessimism", 0.0)
+        each = [cls(**options | {"path": str(member), "log_name": member.name}) for member in members]
+        return Ensemble(each, pessimism)
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         rows = enumerate(zip(prompts, completions, strict=True))
@@ -138,6 +153,11 @@ class Learned(ModelBased):
         return load_scorer(path, self.__name__, self.dtype)
 
     def _settle(self) -> None:
+        if self.pessimism:
+            raise self.error(
+                f"pessimism is for an ensemble, and '{self.path}' is one reward model; train several with ensemble: 4 "
+                "in reward.yaml."
+            )
         config, tokenizer = self._model.config, self._tokenizer
         labels = {int(i): name for i, name in (getattr(config, "id2label", None) or {}).items()}
         count = getattr(config, "num_labels", len(labels))
@@ -194,6 +214,11 @@ def load_scorer(path: str, name: str = "learned", dtype: str = "auto") -> tuple[
         RewardError: nothing loadable there, or a model whose score head is missing, so that scores would be random.
     """
     options = load_options(dtype)
+    if members := members_of(path):
+        raise RewardError(
+            f"Reward '{name}': '{path}' is an ensemble; give one of its reward models, such as {members[0]}, or build "
+            "it from a spec (build_rewards)."
+        )
     with loading(path, name):
         adapter = adapter_config(path)
         if adapter is not None:

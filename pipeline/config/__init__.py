@@ -26,6 +26,7 @@ from pipeline.config.checks import (
 from pipeline.config.machine import on_gpu, settle_bf16, settle_dtype, settle_mixed_precision, tell_cost
 from pipeline.config.services import ServerSettings, check_vllm_server, trackers_of
 from pipeline.config.stages import (
+    DPOStage,
     GroupStage,
     GRPOStage,
     RewardStage,
@@ -60,6 +61,7 @@ __all__ = [
     "trackers_of",
     "ServerSettings",
     "check_vllm_server",
+    "DPOStage",
     "GRPOStage",
     "GroupStage",
     "RLOOStage",

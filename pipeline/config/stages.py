@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from pipeline.config.checks import SELECTIVE, WATCH, check, games, is_selective, setting, steps_for, steps_per_update
 from pipeline.config.machine import gpu_asked_for, on_gpu, settle_bf16, settle_mixed_precision
@@ -142,14 +142,36 @@ class RewardStage(StageDefaults, RewardConfig):
     center_rewards_coefficient: float | None = setting(
         0.01, "Weight of the pull that keeps the mean score near 0 (arXiv 2312.09244, Eq. 2)."
     )
+    ensemble: int = setting(
+        1, "Reward models to train, each on pairs drawn anew; `learned` can then take off what they disagree about."
+    )
     ddp_find_unused_parameters: bool | None = setting(False, "Every LoRA weight is used in every step.")
 
     def __post_init__(self):
         check(
             self.max_length is None or self.max_length >= 2, "max_length", self.max_length, "a whole number from 2 up"
         )
+        check(self.ensemble >= 1, "ensemble", self.ensemble, "a whole number from 1 up, such as 4")
         coefficient = self.center_rewards_coefficient
         check(coefficient is None or coefficient >= 0, "center_rewards_coefficient", coefficient, "a number from 0 up")
+        super().__post_init__()
+
+
+@dataclass
+class DPOStage(StageDefaults, DPOConfig):
+    """Settings of DPO: TRL's `DPOConfig` with our defaults."""
+
+    learning_rate: float = setting(1e-5, "Learning rate of AdamW.")
+    max_completion_length: int = setting(256, "Longest answer to a held-out prompt, tokens.")
+    temperature: float = setting(1.0, "Of the sampled answers to held-out prompts.")
+    ddp_find_unused_parameters: bool | None = setting(False, "Every LoRA weight is used in every step.")
+
+    def __post_init__(self):
+        length, longest = self.max_length, self.max_completion_length
+        check(length is None or length >= 2, "max_length", length, "a whole number from 2 up")
+        check(longest >= 1, "max_completion_length", longest, "a whole number from 1 up")
+        check(self.temperature > 0, "temperature", self.temperature, "a number above 0; greedy answers come besides")
+        check(self.beta > 0, "beta", self.beta, "a number above 0")
         super().__post_init__()
 
 

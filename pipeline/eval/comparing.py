@@ -21,7 +21,8 @@ def figures(measures: dict[str, Measure | float], seed: int) -> dict[str, dict]:
 
 
 def compare(evaluation, measures: dict[str, dict[str, dict[str, Measure | float]]]) -> list[dict]:
-    """Every candidate against the reference, decoding by decoding and figure by figure.
+    """Every candidate against the reference, and every policy against the reference made as sharp as it is, decoding
+    by decoding and figure by figure. Judges are asked about the candidates and the reference alone.
 
     Args:
         evaluation: the stage's `Evaluation`, with all answers.
@@ -29,20 +30,23 @@ def compare(evaluation, measures: dict[str, dict[str, dict[str, Measure | float]
     """
     found, reference = [], evaluation.reference
     seed = evaluation.args.seed
-    for candidate in measures:
-        if candidate == reference:
-            continue
+    controls = {policy: control.name for policy, control in evaluation.controls.items() if control.name in measures}
+    against = [(candidate, reference) for candidate in measures if candidate != reference]
+    for candidate, other in [*against, *controls.items()]:
         for decoding, mine in measures[candidate].items():
-            theirs = measures[reference][decoding]
-            ours = [evaluation.answers[name][decoding].scored for name in (candidate, reference)]
-            head = {"candidate": candidate, "against": reference, "decoding": decoding}
+            theirs = measures[other].get(decoding)
+            if theirs is None:  # of a control nobody has greedy answers
+                continue
+            ours = [evaluation.answers[name][decoding].scored for name in (candidate, other)]
+            head = {"candidate": candidate, "against": other, "decoding": decoding}
             for name in mine:
                 if name in theirs:
                     won = None
                     if name in evaluation.higher_wins and name in ours[0].scores:
                         won = win_rate(outcomes(*(side.scores[name] for side in ours), evaluation.higher_wins[name]))
                     found.append(head | _difference(name, mine[name], theirs[name], seed) | {"wins": _wins(won)})
-            for name, judge in evaluation.judges.items():
+            asked = candidate in evaluation.candidates and other in evaluation.candidates
+            for name, judge in evaluation.judges.items() if asked else ():
                 pairs = both_orders(judge, name, evaluation.rows, *(side.completions for side in ours))
                 won = win_rate(means(pairs))
                 nothing = {"measure": name, "difference": None, **_ends(None), "prompts": len(evaluation.rows)}

@@ -6,33 +6,21 @@
 
 import json
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
-from pipeline.config import (
-    CHAT_TEMPLATE,
-    CHAT_TEMPLATE_KWARGS,
-    DTYPES,
-    DataArguments,
-    ModelArguments,
-    ServerSettings,
-    check,
-    check_vllm_server,
-    mapping,
-    setting,
-    settle_dtype,
-)
+from pipeline.config import DataArguments, check
 from pipeline.errors import UserError
+from pipeline.eval import best_of, sharpened
+from pipeline.eval.answering import DECODINGS, GREEDY, SAMPLED, answer, load
 from pipeline.eval.candidates import (
     Candidate,
     active_adapter,
     adapter_name,
     by_base,
-    load_group,
     read_candidates,
     template_kwargs,
 )
@@ -40,12 +28,11 @@ from pipeline.eval.comparing import compare, figures
 from pipeline.eval.judges import read_judges
 from pipeline.eval.measures import Answers, measures_of
 from pipeline.eval.rows import check_outputs, load_rows, write_outputs
+from pipeline.eval.settings import EvalArguments
 from pipeline.eval.tables import TABLE, markdown, show
-from pipeline.exam.evaluation import ScoredAnswers, answer_and_score, logprobs
-from pipeline.exam.exam import random_state_kept
+from pipeline.exam.evaluation import ScoredAnswers, entropies, logprobs
 from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
-from pipeline.models.ends import stop_token_ids
-from pipeline.models.prompts import check_room, tokenize_prompts
+from pipeline.report import write_report
 from pipeline.rollouts.vllm_engine import Engine, engine_of, speaker_of
 from pipeline.runs import claim
 from pipeline.runs.folder import SUMMARY, RunFolder
@@ -57,71 +44,7 @@ from rewards import Perplexity, build_rewards, every_in, log_name_of, prepare, r
 from rewards.asking import guarded
 
 ROWS = "rows.jsonl"
-GREEDY, SAMPLED = DECODINGS = ("greedy", "sampled")
 _WAIT = timedelta(days=7)  # what other processes give the main one
-
-
-@dataclass
-class EvalArguments(ServerSettings):
-    """Who is evaluated, on which prompts, by what."""
-
-    candidates: list[dict] = setting(
-        [], "Models, adapters or stage folders by name: base=runs/tiny/base sft=runs/tiny/sft ppo=runs/tiny/ppo."
-    )
-    reference: str | None = setting(
-        None, "The candidate that the others are compared with, and from which KL is measured; default: the first."
-    )
-    dataset: str | None = setting(
-        None, "Prompts: a file, a folder or a Hub name as for PPO; or a CSV with a column mr of the E2E data."
-    )
-    dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
-    dataset_split: str = setting("train", "Split of a Hub data set or folder.")
-    prompt_template: str | None = setting(None, "Makes the prompt of other columns, as for the other stages.")
-    as_messages: bool = setting(False, "Text prompts become a user's message, as for the other stages.")
-    chat_template_path: str | None = setting(None, CHAT_TEMPLATE)
-    chat_template_kwargs: dict | str | None = setting(
-        None, f"{CHAT_TEMPLATE_KWARGS} None: as the candidates were trained."
-    )
-    eval_samples: int | None = setting(None, "Use only the first prompts.")
-    output_dir: str | None = setting(None, "Folder for the result. It must not hold anything yet.")
-    outputs: str | None = setting(
-        None,
-        "Only write the greedy answers of the one candidate into this file, nothing is judged: a line each, or JSON "
-        "lines with prompt and completion where it ends in .jsonl.",
-    )
-    rewards: list[dict] = setting([], "Rewards that score the answers, written as for PPO; unweighted here.")
-    referee: str | None = setting(None, "A world's own judgement of completions (e2e, dialogue, ...).")
-    judges: list[dict] = setting(
-        [],
-        "Who says which of two answers wins: mymodule:function(prompts, completions_a, completions_b, **columns), or "
-        "a language model, '{name: judge, url: http://localhost:8000/v1, model: name}'.",
-    )
-    max_completion_length: int = setting(256, "Longest completion in tokens.")
-    temperature: float = setting(1.0, "Of the sampled answers; 1 is the policy's own distribution.")
-    eval_batch_size: int = setting(50, "Prompts answered at once.")
-    seed: int = setting(0, "Seed of the sampling, the bootstrap and the permutation tests.")
-    dtype: str = setting("auto", "Precision of the base weights, as for the other stages.")
-    load_in_4bit: bool = setting(False, "Load the bases in 4 bits (needs bitsandbytes).")
-    use_cpu: bool = setting(False, "Stay on the CPU.")
-
-    def __post_init__(self):
-        self.rewards, self.judges = self.rewards or [], self.judges or []  # the parser gives None for none
-        check_vllm_server(self)
-        self.chat_template_kwargs = mapping(self.chat_template_kwargs, "chat_template_kwargs")
-        check(bool(self.candidates), "candidates", self.candidates, "at least one, such as sft=runs/tiny/sft")
-        check(bool(self.dataset), "dataset", self.dataset, "the prompts, e.g. runs/tiny/data/prompts_heldout.jsonl")
-        check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        self.dtype = settle_dtype(self.dtype)
-        check(self.temperature > 0, "temperature", self.temperature, "a number above 0; greedy answers come besides")
-        check(self.seed >= 0, "seed", self.seed, "a whole number from 0 up")
-        for key in ("eval_samples", "max_completion_length", "eval_batch_size"):
-            value = getattr(self, key)
-            check((value is None and key == "eval_samples") or value >= 1, key, value, "a whole number from 1 up")
-
-    def model_arguments(self) -> ModelArguments:
-        return ModelArguments(
-            dtype=self.dtype, load_in_4bit=self.load_in_4bit, chat_template_path=self.chat_template_path
-        )
 
 
 @claim.ends_with
@@ -167,7 +90,7 @@ def write_greedy(args: EvalArguments, candidate: Candidate, rows: list[dict], fi
     model = load([candidate], rows, args, engine)
     adapter = adapter_name(0) if candidate.stage.adapter else None
     with active_adapter(model, adapter), speaker_of(engine, model, adapter, candidate.tokenizer) as speaker:
-        answers = answer(model, candidate, rows, args, GREEDY, speaker=speaker)
+        answers = answer(model, candidate, rows, args, 0, GREEDY, speaker=speaker)
     write_outputs(file, answers.completions, rows, args.as_messages)
     say(f"{candidate.name}: {len(rows):,} greedy answers lie in {file}.")
 
@@ -177,6 +100,8 @@ class Evaluation:
 
     Attributes:
         answers: candidate -> decoding -> its answers, by `answer_all`.
+        best: the samples for best-of-n, if they were asked for.
+        controls: candidate -> how the reference was made as sharp as it is; the control is one more in `answers`.
         higher_wins: score -> whether the higher one is the better one; other scores have no winner.
         judges: name -> function that says which of two answers wins.
     """
@@ -189,20 +114,25 @@ class Evaluation:
         if self.reference not in self.candidates:
             known = ", ".join(self.candidates)
             raise UserError(f"reference is {args.reference}, which is no candidate; choose one of {known}")
-        built = [reward for reward, _ in build_rewards(args.rewards)]
+        weighted = build_rewards(args.rewards)
+        built = [reward for reward, _ in weighted]
         prepare(part for reward in built for part in every_in(reward) if isinstance(part, LanguageModel))
         self.rewards = {log_name_of(reward): guarded(raw(reward)) for reward in built}
+        self.weights = {log_name_of(reward): weight for reward, weight in weighted}
         self.judges = read_judges(args.judges, [key for key in rows[0] if key != "prompt"])
         world = load_world(args.referee) if args.referee else None
         self.referee = world.referee if world else None
         self.higher_wins = dict.fromkeys(self.rewards, True) | (world.HIGHER_IS_BETTER if world else {})
         self.answers: dict[str, dict[str, Answers]] = {}
+        self.best: best_of.BestOf | None = None
+        self.controls: dict[str, sharpened.Sharpened] = {}
 
     def answer_all(self, engine: Engine | None = None) -> None:
         """Every candidate answers every prompt, by the servers of `engine` where there is one. Bases are loaded one
         after the other, that of the reference at the end: base and reference also say how likely the others' answers
         are to them."""
         own: dict[str, list[float]] = {}  # log π of the sampled completions
+        entropy: dict[str, float] = {}
         said: dict[str, dict[str, ScoredAnswers]] = {name: {} for name in self.candidates}
         for group in by_base(list(self.candidates.values()), last=self.reference):
             model = None  # the one before may go
@@ -213,29 +143,41 @@ class Evaluation:
                 with active_adapter(model, adapter):
                     with speaker_of(engine, model, adapter, candidate.tokenizer) as speaker:
                         for decoding in DECODINGS:
-                            said[candidate.name][decoding] = answer(
-                                model, candidate, self.rows, self.args, decoding, self.rewards, self.referee, speaker
+                            temperature = self.args.temperature if decoding == SAMPLED else 0
+                            said[candidate.name][decoding] = self._answer(
+                                model, candidate, self.rows, temperature, decoding, speaker
                             )
+                        if candidate.name == self.reference and self.args.best_of:
+                            self.best = self._sample_for_best(model, candidate, speaker)
                     own[candidate.name] = self._logprobs(model, candidate, said[candidate.name][SAMPLED])
+                    if self.args.sharpened:
+                        entropy[candidate.name] = self._entropy(model, candidate, said[candidate.name][SAMPLED])
                 seconds = time.perf_counter() - since
                 say(f"{candidate.name}: {len(self.rows):,} prompts answered, greedy and sampled, in {seconds:.0f} s")
         reference = self.candidates[self.reference]
         its_adapter = adapter_name(group.index(reference)) if reference.stage.adapter else None
-        for name, candidate in self.candidates.items():
+        with active_adapter(model, its_adapter):
+            with speaker_of(engine, model, its_adapter, reference.tokenizer) as speaker:
+                for name in self._trained() if self.args.sharpened else ():
+                    self._sharpen(model, name, entropy, said, own, speaker)
+        for name, by_decoding in said.items():
             kl = None
-            if candidate is not reference and _same_vocabulary(candidate, reference):
+            comparable = name not in self.candidates or _same_vocabulary(self.candidates[name], reference)
+            if name != self.reference and comparable:
                 with active_adapter(model, its_adapter):
-                    theirs = self._logprobs(model, reference, said[name][SAMPLED])
+                    theirs = self._logprobs(model, reference, by_decoding[SAMPLED])
                 kl = [mine - their for mine, their in zip(own[name], theirs, strict=True)]
             with active_adapter(model, None):
                 self.answers[name] = {
                     decoding: Answers(scored, *self._perplexity(model, scored), kl if decoding == SAMPLED else None)
-                    for decoding, scored in said[name].items()
+                    for decoding, scored in by_decoding.items()
                 }
 
     def write(self, folder: RunFolder, started: float) -> dict:
         """Everything that the stage writes; returns the summary. `started`: time.perf_counter() at the start."""
         self._write_rows(folder.path / ROWS)
+        if self.best:
+            best_of.write_samples(self.best, [row["prompt"] for row in self.rows], folder.path / best_of.SAMPLES)
         references = [row.get("references") for row in self.rows]
         measures = {
             name: {decoding: measures_of(answers, references) for decoding, answers in by_decoding.items()}
@@ -257,25 +199,79 @@ class Evaluation:
             "permutations": PERMUTATIONS,
             "tests": sum(comparison["p"] is not None for comparison in comparisons),
             "candidates": {
-                name: {"path": self.candidates[name].path}
+                name: {"path": self.candidates.get(name, self.candidates[self.reference]).path}
                 | {decoding: figures(found, args.seed) for decoding, found in by_decoding.items()}
                 for name, by_decoding in measures.items()
             },
             "comparisons": comparisons,
+            "sharpened": {policy: found._asdict() for policy, found in self.controls.items()},
+            **self._best_of(),
             "seconds": round(time.perf_counter() - started, 1),
         }
         folder.write_config(args)
         (folder.path / TABLE).write_text(markdown(summary), encoding="utf-8")
         folder.write_summary(summary)
         show(summary)
+        write_report(folder.path)
         say(f"The result lies in {folder.path}: {TABLE}, {SUMMARY} with all figures, {ROWS} with every answer.")
         return summary
 
-    def _logprobs(self, model, candidate: Candidate, scored: ScoredAnswers) -> list[float]:
+    def _answer(self, model, candidate: Candidate, rows: list[dict], temperature, what: str, speaker) -> ScoredAnswers:
+        return answer(model, candidate, rows, self.args, temperature, what, self.rewards, self.referee, speaker)
+
+    def _sample_for_best(self, model, candidate: Candidate, speaker) -> best_of.BestOf:
+        count = self.args.best_of
+        rows = best_of.repeated(self.rows, count)
+        answers = self._answer(model, candidate, rows, self.args.temperature, f"{count} samples of each", speaker)
+        return best_of.BestOf(candidate.name, count, answers, list(self.rewards), self.weights)
+
+    def _trained(self) -> list[str]:
+        """The candidates that may be sharper; none of another vocabulary, nor what the reference came from."""
+        reference = self.candidates[self.reference]
+        origins = (reference.stage, reference.stage._replace(adapter=None))
+        return [
+            name
+            for name, candidate in self.candidates.items()
+            if candidate.stage not in origins and _same_vocabulary(candidate, reference)
+        ]
+
+    def _sharpen(self, model, policy: str, entropy: dict[str, float], said: dict, own: dict, speaker) -> None:
+        """Adds the control of one policy to `controls`, `said` and `own`; the reference is the one that speaks."""
+        reference, highest = self.candidates[self.reference], self.args.temperature
+        rows = self.rows[: sharpened.TEXTS]
+
+        def entropy_at(temperature: float) -> float:
+            tried = answer(model, reference, rows, self.args, temperature, f"at {temperature:.3g}", speaker=speaker)
+            return self._entropy(model, reference, tried, temperature)
+
+        who = (self.reference, policy)
+        found = sharpened.sharpen(*who, *(entropy[name] for name in reversed(who)), entropy_at, highest)
+        self.controls[policy] = found
+        say(sharpened.in_words(policy, self.reference, found._asdict()))
+        if found.temperature is not None:
+            scored = self._answer(model, reference, self.rows, found.temperature, found.name, speaker)
+            said[found.name] = {SAMPLED: scored}
+            own[found.name] = self._logprobs(model, reference, scored, found.temperature)
+
+    def _entropy(self, model, candidate: Candidate, scored: ScoredAnswers, temperature: float | None = None) -> float:
+        """Mean over the tokens of the first texts, in nats, at the temperature at which they were sampled."""
+        rows, ids = self.rows[: sharpened.TEXTS], scored.completion_ids[: sharpened.TEXTS]
+        asked = (rows, ids, temperature or self.args.temperature, self.args.eval_batch_size)
+        return torch.cat(entropies(model, candidate.tokenizer, *asked)).double().mean().item()
+
+    def _best_of(self) -> dict[str, dict]:
+        if self.best is None:
+            return {}
+        others = {name: found[SAMPLED].scored for name, found in self.answers.items() if name != self.reference}
+        return {"best_of": best_of.summary(self.best, others, self.higher_wins, self.args.seed)}
+
+    def _logprobs(
+        self, model, candidate: Candidate, scored: ScoredAnswers, temperature: float | None = None
+    ) -> list[float]:
         """log π of each completion, nats, summed over its tokens."""
         args, what = self.args, f"log-probabilities under {candidate.name}"
         with counting(what, len(self.rows), first=False) as read:
-            asked = (self.rows, scored.completion_ids, args.temperature, args.eval_batch_size, read)
+            asked = (self.rows, scored.completion_ids, temperature or args.temperature, args.eval_batch_size, read)
             each = logprobs(model, candidate.tokenizer, *asked)
         return [row.double().sum().item() for row in each]
 
@@ -298,51 +294,6 @@ class Evaluation:
                     for name, by_decoding in self.answers.items()
                 }
                 file.write(json.dumps({"prompt": row["prompt"], "candidates": said}, ensure_ascii=False) + "\n")
-
-
-def load(
-    group: list[Candidate], rows: list[dict], args: EvalArguments, engine: Engine | None = None
-) -> torch.nn.Module:
-    """`load_group`, or a `UserError` where a prompt and its completion may not fit into the context."""
-    model = load_group(group, args.model_arguments())
-    for candidate in group:
-        who = f"candidate {candidate.name}: "
-        try:
-            longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
-        except UserError as error:
-            raise UserError(f"{who}{error}") from None
-        check_room(model, longest, args.max_completion_length, who)
-        if engine is not None:
-            engine.check_room(longest + args.max_completion_length)
-    return model
-
-
-def answer(
-    model,
-    candidate: Candidate,
-    rows: list[dict],
-    args: EvalArguments,
-    decoding: str,
-    rewards=None,
-    referee=None,
-    speaker=None,
-) -> ScoredAnswers:
-    """What `model` says to each row as it is, and its scores. The same seed for every candidate."""
-    with random_state_kept(), counting(f"{candidate.name}, {decoding}", len(rows)) as answered:
-        return answer_and_score(
-            model,
-            candidate.tokenizer,
-            rows,
-            rewards or {},
-            referee,
-            max_new_tokens=args.max_completion_length,
-            eos_token_ids=stop_token_ids(model, candidate.tokenizer),
-            temperature=args.temperature if decoding == SAMPLED else 0,
-            batch_size=args.eval_batch_size,
-            seed=args.seed,
-            answered=answered,
-            speaker=speaker,
-        )
 
 
 def _note_on_form(rows: list[dict], candidates: list[Candidate]) -> str | None:

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.eval.sharpened import in_words
+
 TABLE = "table.md"
 WIDTH, GAP = 80, 2
 Block = tuple[str, list[list[str]]]  # title; rows of cells, the first of them the head
@@ -18,25 +20,24 @@ def blocks(summary: dict, short: bool = False) -> list[Block]:
     Args:
         short: the ends of the candidates' intervals have one decimal less, so that three fit side by side.
     """
-    names = list(summary["candidates"])
-    found = []
+    found: list[Block] = []
     for decoding in ("greedy", "sampled"):
-        columns = [summary["candidates"][name][decoding] for name in names]
-        measures = dict.fromkeys(measure for column in columns for measure in column)
-        rows = [[measure, *(_figure(column.get(measure), short) for column in columns)] for measure in measures]
-        found.append((f"{decoding}, {summary['prompts']} prompts", [["", *names], *rows]))
-    for name in names:
-        for decoding in ("greedy", "sampled"):
-            mine = [c for c in summary["comparisons"] if (c["candidate"], c["decoding"]) == (name, decoding)]
-            if mine:
-                head = ["", "difference", "p", "p (Holm)", "wins"]
-                rows = [[c["measure"], _difference(c), _p(c["p"]), _p(c["p_holm"]), _wins(c["wins"])] for c in mine]
-                found.append((f"{name} against {summary['reference']}, {decoding}", [head, *rows]))
+        columns = {name: figures[decoding] for name, figures in summary["candidates"].items() if decoding in figures}
+        measures = dict.fromkeys(measure for column in columns.values() for measure in column)
+        rows = [[name, *(_figure(column.get(name), short) for column in columns.values())] for name in measures]
+        found.append((f"{decoding}, {summary['prompts']} prompts", [["", *columns], *rows]))
+    pairs: dict[tuple[str, ...], list[dict]] = {}
+    for c in summary["comparisons"]:
+        pairs.setdefault((c["candidate"], c["against"], c["decoding"]), []).append(c)
+    for (name, against, decoding), mine in pairs.items():
+        head = ["", "difference", "p", "p (Holm)", "wins"]
+        rows = [[c["measure"], _difference(c), _p(c["p"]), _p(c["p_holm"]), _wins(c["wins"])] for c in mine]
+        found.append((f"{name} against {against}, {decoding}", [head, *rows]))
     if judged := [c for c in summary["comparisons"] if c.get("order")]:
         head = ["judge", "of", "first wins", "same in both orders", "missing"]
         rows = [[c["measure"], f"{c['candidate']}, {c['decoding']}", *_order(c["order"])] for c in judged]
         found.append(("does the order count", [head, *rows]))
-    return found
+    return found + (_best_of(summary["best_of"], short) if "best_of" in summary else [])
 
 
 def legend(summary: dict) -> str:
@@ -55,6 +56,12 @@ def legend(summary: dict) -> str:
     if any(c.get("order") for c in summary["comparisons"]):
         words.append(
             "first wins: share of a judge's verdicts for the answer shown first; 50%: the order does not count."
+        )
+    words += [in_words(policy, summary["reference"], it) for policy, it in summary.get("sharpened", {}).items()]
+    if best := summary.get("best_of"):
+        formula = " + ".join(f"{number(weight, 2)} {name}" for name, weight in best["weights"].items())
+        words.append(
+            f"score: {formula}, which chooses the best of n. kl at most: log n - (n-1)/n nats a completion, a bound."
         )
     return " ".join(words)
 
@@ -96,6 +103,32 @@ def fit(cells: Sequence[Sequence[str]], width: int) -> list[list[list[str]]]:
             groups.append([])
         groups[-1].append(place)
     return [[[row[i] for i in (0, *group)] for row in cells] for group in groups]
+
+
+def samples(worth: float | None, most: int) -> str:
+    """How many samples something is worth, of at most `most`."""
+    return f">{most}" if worth is None else "<1" if worth < 1 else number(worth, 1)
+
+
+def _best_of(best: dict, short: bool) -> list[Block]:
+    """The curve of best-of-n, and what the candidates are worth on it."""
+
+    def flat(row: dict) -> dict:
+        return {"score": row["score"], **row["rewards"], **row["referee"]}
+
+    curve = best["curve"]
+    rows = [[f"{p['n']}", number(p["kl"], 2), *(_figure(x, short) for x in flat(p).values())] for p in curve]
+    blocks = [
+        (f"best of n of {best['candidate']}", [["n", "kl at most", *flat(curve[0])], *rows]),
+    ]
+    if best["worth"]:
+        names = list(next(iter(best["worth"].values()))["referee"])
+        of = [
+            [who, *(samples(x["samples"], best["samples"]) for x in (found["score"], *found["referee"].values()))]
+            for who, found in best["worth"].items()
+        ]
+        blocks.append((f"worth so many samples of {best['candidate']}", [["by", "score", *names], *of]))
+    return blocks
 
 
 def number(value: float | None, decimals: int = 3) -> str:

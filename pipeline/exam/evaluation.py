@@ -166,8 +166,28 @@ def _sample(model, config: GenerationConfig, input_ids: torch.Tensor, attention_
     return output[:, input_ids.shape[1] :].tolist()
 
 
+def logprobs(model, tokenizer, prompts: Sequence[Asked], completion_ids, *asked, **more) -> list[torch.Tensor]:
+    """Log-probability in nats of each completion token under `model`; one tensor (length,) a row. See `each_token`."""
+
+    def chosen(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(logits, dim=-1).gather(2, ids[..., None])[..., 0]
+
+    return each_token(chosen, model, tokenizer, prompts, completion_ids, *asked, **more)
+
+
+def entropies(model, tokenizer, prompts: Sequence[Asked], completion_ids, *asked, **more) -> list[torch.Tensor]:
+    """H(π) = -Σ_a π(a) log π(a) in nats where each completion token was drawn; one tensor (length,) a row. See
+    `each_token`."""
+
+    def entropy(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return torch.distributions.Categorical(logits=logits).entropy()
+
+    return each_token(entropy, model, tokenizer, prompts, completion_ids, *asked, **more)
+
+
 @torch.no_grad()
-def logprobs(
+def each_token(
+    of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     model,
     tokenizer,
     prompts: Sequence[Asked],
@@ -177,9 +197,11 @@ def logprobs(
     read=lambda count: None,
     prompt_ids: list[list[int]] | None = None,
 ) -> list[torch.Tensor]:
-    """Log-probability in nats of each completion token under `model`; one tensor (length,) a row. See `complete`.
+    """What `of` makes of each completion token; one tensor (length,) a row. See `complete`.
 
-    Args: prompt_ids: of the prompts, where they are more than a row says.
+    Args:
+        of: (logits / temperature (B, T, V), ids of the tokens (B, T)) -> (B, T).
+        prompt_ids: of the prompts, where they are more than a row says.
     """
     prompt_ids, found = prompt_ids or tokenize_prompts(tokenizer, prompts), []
     row = (max(map(len, completion_ids), default=0) + 1) * model.config.get_text_config().vocab_size
@@ -192,9 +214,9 @@ def logprobs(
             longest = max(len(answer) for answer in answers)
             given = positions(model, inputs["attention_mask"]) | last_logits(model, longest + 1)
             logits = model(**inputs, **given, use_cache=False).logits
-            chosen = inputs["input_ids"][:, -longest:, None]
-            each = torch.log_softmax(logits[:, -longest - 1 : -1].float() / temperature, dim=-1).gather(2, chosen)
-            found += [row[longest - len(answer) :, 0].cpu() for row, answer in zip(each, answers, strict=True)]
+            ids = inputs["input_ids"][:, -longest:]
+            each = of(logits[:, -longest - 1 : -1].float() / temperature, ids)
+            found += [row[longest - len(answer) :].cpu() for row, answer in zip(each, answers, strict=True)]
             read(len(answers))
     return found
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from trl import is_conversational
 
 from pipeline.config import DataArguments
 from pipeline.data import loading as data
+from pipeline.data import offline
 from pipeline.data.exact_rows import exact_rows
 from pipeline.data.loading import COLUMNS
 from pipeline.errors import UserError
@@ -44,30 +44,13 @@ def load(args: DataArguments, seed: int) -> tuple[Dataset, Dataset]:
     Raises:
         UserError: data that cannot be read, that has no completions, or nothing held out.
     """
-    plain = replace(args, eval_dataset=None, eval_split=None, eval_fraction=0.0)
-    train, _ = data.load(plain, "sft", seed, say)
+    train, heldout = offline.load(args, "sft", seed, "ILQL")
     if data.columns_of(train, "sft", str(args.dataset)) != COLUMNS["sft"][0]:
         raise UserError(
             f"dataset {args.dataset} has no columns prompt and completion, which Q-learning wants (it has "
             f"{', '.join(train.column_names)[:300]})"
         )
-    if args.eval_dataset or args.eval_split:
-        source = args.eval_dataset or args.dataset
-        named = replace(plain, dataset=source, dataset_split=args.eval_split or args.dataset_split)
-        heldout, _ = data.load(named, "prompts", seed, say)
-        known = {repr(prompt) for prompt in train["prompt"]}
-        keep = [i for i, prompt in enumerate(heldout["prompt"]) if repr(prompt) not in known]
-        if len(keep) < len(heldout):
-            say(f"held-out data: {len(heldout) - len(keep):,} rows dropped: they are in the training data too")
-        heldout = heldout.select(keep)
-    elif args.eval_fraction:
-        train, heldout = data.hold_out(train, args.eval_fraction, seed)
-    else:
-        raise UserError("eval_dataset is not set: ILQL compares before and after on prompts held out from training")
-    first = {repr(prompt): i for i, prompt in reversed(list(enumerate(heldout["prompt"])))}
-    if not first:
-        raise UserError("every held-out row is in the training data too: give other held-out rows")
-    return train, heldout.select(sorted(first.values()))
+    return train, heldout
 
 
 def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:

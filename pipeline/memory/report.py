@@ -38,6 +38,18 @@ def of_reward(model, model_args: ModelArguments, args, longest: int) -> Estimate
     return replace(found, passes=found.passes | {"the result, read again": again})
 
 
+def of_pairs(model, model_args: ModelArguments, args, longest: int, prompt: int, exam_rows: int) -> Estimate:
+    """Of DPO, which reads chosen and rejected in one pass, and the frozen copy of an adapter that it started from.
+
+    Args: longest: tokens of the longest pair. prompt: of the longest held-out one, of which `exam_rows` are answered
+        at once.
+    """
+    reference = isinstance(model, PeftModel)
+    exam = Batch(exam_rows, prompt, args.max_completion_length)
+    batch = Batch(2 * args.per_device_train_batch_size, longest)
+    return _estimate(model, model_args, args, batch, frozen=int(reference), exam=exam, entropy=False)
+
+
 def of_rollouts(
     model, model_args: ModelArguments, args, prompt: int, exam_rows: int, rewards: int = 0, trunks: int = 1
 ) -> Estimate:

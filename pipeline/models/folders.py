@@ -10,11 +10,13 @@ from pipeline.runs.folder import SUMMARY
 from pipeline.safety.console import say
 from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_CONFIG, check_safetensors, fingerprint, is_folder, read_adapter_config
+from rewards.ensemble import members_of
 
 _LONGEST_HUB_NAME = 193  # owner and name of 96 characters each
 _MOST_LAYERS = 10_000  # a config with more would be built for hours
 
-_STAGES = ("sft", "ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")  # that leave the adapter of a language model
+# that leave the adapter of a language model
+_STAGES = ("sft", "ppo", "a2c", "reinforce", "grpo", "rloo", "ilql", "dpo")
 
 
 class Stage(NamedTuple):
@@ -41,6 +43,9 @@ def resolve_stage(path: str) -> Stage:
             if not base:
                 raise UserError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path)")
             return Stage(_find_base(base, folder), path)
+        if not (folder / "config.json").is_file() and (members := members_of(path)):
+            many = f"an ensemble of {len(members)} reward models"
+            raise UserError(f"{path} is {many}: give one of them, as {members[0]}")
         if not (folder / "config.json").is_file():
             raise UserError(f"{path} holds no model: neither config.json nor {ADAPTER_CONFIG} is in it")
         layers = read_json(folder / "config.json").get("num_hidden_layers")

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pipeline.report import charts
 from pipeline.report.numbers import is_number, number
-from pipeline.report.runs import Contestant
+from pipeline.report.runs import Contestant, Run
 from pipeline.watching import metrics
 
 Point = tuple[float, float]
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 MAX_POINTS = 240  # a curve this wide shows no more; longer ones are averaged in equal bins
 # Which curves stand together, in this order; the first match counts. Names are those that the trainers log.
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("Scores", r"^(scores?|rewards?|advantage|gold)(/|_|$)"),
+    ("Scores", r"^(scores?|rewards?|advantage|gold)(/|_|$)|/spread$"),
     ("Distance to the reference", r"^(kl|ref_kl|non_score_reward|objective)(_coef|/|$)"),
     ("Text", r"^(length|completions?|finish\w*|eos|repetition)(/|_|$)"),
     ("Policy", r"^(entropy|loss/policy|clip_fraction/policy|approx_kl|ratio|clip_ratio|policy)(/|_|$)"),
@@ -140,6 +140,17 @@ def curve_groups(of: Sequence[Contestant], salt: str = "") -> list[dict[str, Any
     return [{"title": t, "curves": c, "open": t not in CLOSED} for t, c in drawn.items() if c]
 
 
+def spread_curves(run: Run) -> list[Curve]:
+    """How far the members of each ensemble of reward models disagreed about what was sampled in training."""
+    meaning = "mean over completions of the standard deviation between the reward models, in score units"
+    found = [
+        draw_curve(name, {"": [points]}, meaning, "disagreement")
+        for name, points in all_points(run.rows).items()
+        if name.endswith("/spread")
+    ]
+    return [curve for curve in found if curve]
+
+
 def x_axis(of: Sequence[Contestant]) -> str:
     """What curves run over: steps; of several runs completions, if all count them: a step is not the same to all."""
     runs = [run for contestant in of for run in contestant.runs]
@@ -149,7 +160,8 @@ def x_axis(of: Sequence[Contestant]) -> str:
 
 def metric_meanings(algorithms: Collection[str]) -> dict[str, str]:
     """What the trainers of these algorithms log, by name."""
-    return (metrics.ILQL if "ilql" in algorithms else {}) | (metrics.PPO if set(PPO) & set(algorithms) else {})
+    offline = (metrics.ILQL if "ilql" in algorithms else {}) | (metrics.DPO if "dpo" in algorithms else {})
+    return offline | (metrics.PPO if set(PPO) & set(algorithms) else {})
 
 
 def meaning_of(name: str, meanings: dict[str, str]) -> str:

@@ -18,8 +18,9 @@ import jinja2
 from pipeline.errors import UserError
 from pipeline.report import charts, exams, runs, samples, tables
 from pipeline.report.answers import five_answers
+from pipeline.report.baselines import baselines_section
 from pipeline.report.beside import side_by_side
-from pipeline.report.curves import curve_groups, x_axis
+from pipeline.report.curves import curve_groups, spread_curves, x_axis
 from pipeline.report.numbers import number, signed
 from pipeline.report.reward_model import reward_model_section
 from pipeline.report.tokens import token_section
@@ -64,6 +65,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         score_charts=drawn,
         plots=plots,
         few_exams=exams.few_exams(alone),
+        spreads=spread_curves(run),
         stages=[
             {
                 "name": stage.name,
@@ -110,11 +112,13 @@ def _before(run: runs.Run) -> list[str]:
 
 
 def sections(run: runs.Run) -> dict[str, Any]:
-    """What other modules make: the tokens of some completions, and the reward model that the run was trained with."""
+    """What other modules make: the tokens of some completions, the reward model that the run was trained with, and
+    what an evaluation beside it says about baselines."""
     reward_dir = run.path if run.summary.get("stage") == "reward" else run.path.parent / "reward"
     asked = "algorithm" in run.summary or reward_dir == run.path
     return {
         "tokens": token_section(run.path),
+        "baselines": baselines_section(run.path),
         "reward_model": reward_model_section(reward_dir) if asked and reward_dir.is_dir() else None,
     }
 

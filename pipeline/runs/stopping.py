@@ -14,7 +14,7 @@ from pipeline.safety import commands
 from pipeline.safety.console import is_main, say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STAGES = ("sft", "reward", "ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")
+STAGES = ("sft", "reward", "ppo", "a2c", "reinforce", "grpo", "rloo", "ilql", "dpo")
 
 
 class Stopped(SystemExit):

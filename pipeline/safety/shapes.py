@@ -88,3 +88,25 @@ ADAPTER_CONFIG = {
     "rank_pattern?": ({str: int}, None),
     "alpha_pattern?": ({str: float}, None),
 }
+_FIGURE = {"value": NUMBER, "low": NUMBER, "high": NUMBER}
+_WORTH = {**_FIGURE, "samples": NUMBER}
+_POINT = {"n": int, "kl": float, "score": _FIGURE, "rewards": {str: _FIGURE}, "referee": {str: _FIGURE}}
+EVALUATION = {  # summary.json of `make eval`, as far as the report shows it
+    "reference": str,
+    "prompts": int,
+    "candidates": {str: {"path": str, "sampled": {str: _FIGURE}}},
+    "sharpened?": (
+        {str: {"name": str, "temperature": NUMBER, "entropy": float, "entropy_start": float, "entropy_found": NUMBER}},
+        None,
+    ),
+    "best_of?": (
+        {
+            "candidate": str,
+            "samples": int,
+            "weights": {str: float},
+            "curve": [_POINT],
+            "worth": {str: {"score": _WORTH, "referee": {str: _WORTH}}},
+        },
+        None,
+    ),
+}

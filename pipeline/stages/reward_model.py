@@ -8,13 +8,16 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl import RewardTrainer
 
-from pipeline.config import DataArguments, ModelArguments, RewardStage
+from pipeline.config import DataArguments, ModelArguments, RewardStage, check
 from pipeline.data import loading as data
 from pipeline.data.exact_rows import begin_once
 from pipeline.data.grouping import GroupsByLength
@@ -63,18 +66,33 @@ class Reward(SkipsNonFinite, Resumable, PushesResults, GroupsByLength, RewardTra
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
 
+class Member(NamedTuple):
+    """One of an ensemble (reward_ensemble.py)."""
+
+    seed: int  # of the ensemble, which holds the same pairs out for all
+    number: int  # from 1 up; its pairs are drawn by it
+    callback: TrainerCallback
+
+
 @claim.ends_with
-def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStage) -> dict:
+def run(
+    model_args: ModelArguments, data_args: DataArguments, config: RewardStage, member: Member | None = None
+) -> dict:
     """Runs the stage and returns the summary that it writes into `config.output_dir`.
+
+    Args: member: of an ensemble that this is; None: a reward model alone.
 
     Raises:
         UserError: for whatever does not fit; nothing that existed before is touched.
     """
+    check(config.ensemble == 1, "ensemble", config.ensemble, "several are trained by pipeline.stages.reward_ensemble")
     started = time.perf_counter()
     # 1. What can fail cheaply fails first
     stage, tokenizer = frame.begin("The reward-model stage", model_args, config, for_scores=True)
     reads_end = auto_class.reads_end(models.load_config(model_args, stage.base))
-    train, heldout = load_pairs(data_args, config, tokenizer)
+    train, heldout = load_pairs(data_args, config.seed if member is None else member.seed, tokenizer)
+    if member is not None:
+        train = drawn(train, member.number, member.seed)
     reader = tokenizer if reads_end else auto_class.without_end(tokenizer)
     longest = data.show_examples(train, heldout, reader, "preference", config.max_length, data_args.dataset, say)
     folder = open_run(model_args, data_args, config)
@@ -101,7 +119,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
             train_dataset=train,
             eval_dataset=heldout.add_column(_ROW, list(range(len(heldout)))),
             processing_class=tokenizer,
-            callbacks=[folder.metrics_callback()],
+            callbacks=[folder.metrics_callback(), *([member.callback] if member else ())],
             reads_end=reads_end,
         )
     freeze_idle(trainer.model)
@@ -137,11 +155,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     return frame.finish(trainer, folder, summary, _log_result)
 
 
-def load_pairs(data_args: DataArguments, config: RewardStage, tokenizer: PreTrainedTokenizerBase):
-    """Training and held-out pairs, reduced to the columns that TRL reads."""
-    train, heldout = data.load(data_args, "preference", config.seed, say)
+def load_pairs(data_args: DataArguments, seed: int, tokenizer: PreTrainedTokenizerBase):
+    """Training and held-out pairs, reduced to the columns that TRL reads. `seed`: of what is held out."""
+    train, heldout = data.load(data_args, "preference", seed, say)
     if heldout is None:
-        train, heldout = data.hold_out(train, HELD_OUT, config.seed)
+        train, heldout = data.hold_out(train, HELD_OUT, seed)
         say(f"no held-out pairs are named: {len(heldout):,} set aside (eval_fraction {HELD_OUT})")
     kept = ["prompt", "chosen", "rejected", "margin"]  # what TRL reads, and what the chat template is told
     kept += TEMPLATE_COLUMNS if are_messages(train[0]) else ()
@@ -151,6 +169,12 @@ def load_pairs(data_args: DataArguments, config: RewardStage, tokenizer: PreTrai
         begin_once(rows.select_columns([c for c in kept if c in rows.column_names]), tokenizer)
         for rows in (train, heldout)
     )
+
+
+def drawn(pairs: Dataset, number: int, seed: int) -> Dataset:
+    """As many rows as there are, with replacement: those of the member `number` of an ensemble."""
+    rows = np.random.default_rng([seed, number]).integers(len(pairs), size=len(pairs))
+    return pairs.select(rows.tolist())
 
 
 def _check_margins(rows, name: str) -> None:

@@ -141,7 +141,7 @@ def run(
     vllm_trainer.attach(trainer)
     settings = (model_args, data_args, reward_args, config)
     return rl.run_between_exams(
-        trainer, start, settings, algorithm, _frozen_start(trainer.model, start.peft_config), started
+        trainer, start, settings, algorithm, frozen_start(trainer.model, fresh=start.peft_config is not None), started
     )
 
 
@@ -149,9 +149,9 @@ def _with_penalty(weighted: list[WeightedReward], penalty: float | None) -> list
     return weighted if penalty is None else [*weighted, WeightedReward(MissingEOS(), penalty)]
 
 
-def _frozen_start(model, peft_config) -> str | None:
-    """The adapter that the policy starts from, frozen; None: a new adapter starts as the base itself."""
-    if peft_config is not None:
+def frozen_start(model, fresh: bool) -> str | None:
+    """The adapter that the policy starts from, frozen; None: a `fresh` adapter starts as the base itself."""
+    if fresh:
         return None
     if START not in model.peft_config:  # without a KL penalty TRL makes none
         with random_state_kept():

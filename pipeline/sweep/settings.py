@@ -16,7 +16,7 @@ from pipeline.sweep.space import Dimension, put, read_space
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("median", "halving", "none")
-STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql")
+STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql", "dpo")
 TRIALS = 20
 # What would make the exams of two trials different exams, or is the sweep's own business.
 NOT_SWEPT = {"eval_samples", "eval_dataset", "eval_split", "eval_fraction", "max_rows", "referee"}
@@ -123,8 +123,9 @@ def plan(asked: SweepSettings) -> Plan:
             f"measure: score adds up the rewards, which the space changes ({', '.join(weights)}), so that two trials "
             f"could not be compared: choose another one from {', '.join(name for name in known if name != 'score')}"
         )
-    if asked.pruner != "none" and asked.stage == "ilql":  # which exam is its last one does not show in its rows
-        raise UserError('pruner: runs of ilql are not stopped early; set pruner: "none"')
+    offline = asked.stage in ("ilql", "dpo")  # which exam is its last one does not show in their rows
+    if asked.pruner != "none" and offline:
+        raise UserError(f'pruner: runs of {asked.stage} are not stopped early; set pruner: "none"')
     if asked.pruner != "none" and not measures.in_between(resolved):
         raise UserError(
             f"pruner: {asked.pruner} compares exams during training, and this stage takes none: set eval_every "
@@ -149,6 +150,10 @@ def dataclasses_of(stage: str) -> tuple[type, ...]:
         from pipeline.ppo.config import PPOStage
 
         return ModelArguments, DataArguments, RewardArguments, PPOStage
+    if stage == "dpo":
+        from pipeline.config import DPOStage
+
+        return ModelArguments, DataArguments, RewardArguments, DPOStage
     if stage == "ilql":
         from pipeline.ilql.config import ILQLStage
 

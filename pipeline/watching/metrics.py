@@ -56,6 +56,22 @@ PPO = {
     "epoch": "passes over the prompts",
 }
 
+DPO = {
+    "loss": "what was minimised: mean over pairs of -log sigmoid(rewards/chosen - rewards/rejected), by loss_type",
+    "rewards/chosen": "mean over pairs of beta (log π - log π_ref) of the chosen completion: its implicit reward",
+    "rewards/rejected": "the same of the rejected one",
+    "rewards/margins": "mean of the difference of the two",
+    "rewards/accuracies": "share of pairs whose chosen completion has the higher implicit reward",
+    "logps/chosen": "mean of log π of the chosen completion, in nats",
+    "logps/rejected": "the same of the rejected one",
+    "episodes": "completions trained on so far, two a pair; a pair counts in each epoch",
+    "tokens": "tokens of these",
+    "grad_norm": "norm of the whole gradient of the last step, before clipping",
+    "learning_rate": "learning rate in the last step",
+    "skipped_steps": "steps since the last log that were not made: loss or gradient was NaN or infinite",
+    "epoch": "passes over the data",
+}
+
 ILQL = {
     "loss": "what was minimised: loss/q + loss/v + cql_coef · loss/conservative",
     "loss/q": "mean over tokens of (Q - r - γ V')², summed over both heads",

@@ -50,6 +50,7 @@ def result(world, tiny_model_folder, tmp_path_factory):
                 candidates=candidates,
                 rewards=["eval_world:size", {"name": "eval_world:some", "log_name": "half"}],
                 judges=["eval_world:more_bytes"],
+                sharpened=False,  # tests/eval/test_sharpened.py
             )
         )
     rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]

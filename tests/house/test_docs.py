@@ -19,14 +19,14 @@ from recipe_files import settings_for
 from pipeline.cli import parse
 from pipeline.config import SFTStage
 from pipeline.eval.sampling import SampleArguments
-from pipeline.eval.stage import EvalArguments
+from pipeline.eval.settings import EvalArguments
 from pipeline.ppo.config import ALGORITHMS, BASELINES
 from pipeline.sweep import SweepSettings
 from pipeline.watching.metrics import PPO as METRICS
 from rewards import build_rewards
 from rewards.build import REGISTRY
 
-STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql")
+STAGES = ("sft", "reward", "ppo", "grpo", "rloo", "ilql", "dpo")
 KINDS = {kind for stage in STAGES for kind in settings_for(stage)} | {EvalArguments, SampleArguments}
 SETTINGS = {field.name for kind in KINDS for field in dataclasses.fields(kind)}
 SWEEP = {field.name for field in dataclasses.fields(SweepSettings)}
@@ -137,7 +137,8 @@ def test_the_table_of_settings_names_settings_and_their_defaults():
     text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.*?) ?\| (`.+?) \| (.*?) ?\| .+ \|$", text, re.MULTILINE)
     assert len(rows) > 25
-    stage, defaults = "", {"SFT, reward": (SFTStage,), "PPO": settings_for("ppo"), "ILQL": settings_for("ilql")}
+    stage, defaults = "", {"SFT, reward": (SFTStage,), "PPO": settings_for("ppo")}
+    defaults |= {"reward": settings_for("reward"), "DPO": settings_for("dpo"), "ILQL": settings_for("ilql")}
     for named, names, values in rows:
         stage = named or stage
         kinds = defaults.get(stage, settings_for("ppo"))

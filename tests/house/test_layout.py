@@ -23,7 +23,8 @@ FLOORS = (
     ("ppo", "card", "scale"),  # and PPO (card and scale forward two commands to their rooms)
     ("memory", "hub", "judging"),
     ("cli", "data", "exam", "rollouts", "report"),
-    ("models", "watching", "worlds"),
+    ("worlds",),  # data made on the spot
+    ("models", "watching"),
     ("runs", "config"),  # a run on disk; the settings
     ("safety", "metrics"),
     ("rewards", "errors"),  # text in, numbers out; the one error that a user sees

@@ -18,7 +18,7 @@ def stage_of(path: Path) -> str:
     return "ppo" if stage in ("a2c", "reinforce") else stage  # algorithms of the PPO stage
 
 
-STAGES = [path for path in RECIPES if stage_of(path) in ("sft", "reward", "ppo", "grpo", "rloo", "ilql")]
+STAGES = [path for path in RECIPES if stage_of(path) in ("sft", "reward", "ppo", "grpo", "rloo", "ilql", "dpo")]
 
 
 def name(path: Path) -> str:
@@ -58,7 +58,7 @@ def test_a_misspelt_key_in_any_recipe_is_named(path, tmp_path):
         parse(*settings_for(stage_of(path)), argv=["--config", str(broken)])
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "rloo", "ilql"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "rloo", "ilql", "dpo"])
 def test_recipe_scripts_are_thin_and_import_without_running(stage):
     path = ROOT / "recipes" / f"{stage}.py"
     assert len(path.read_text("utf-8").splitlines()) <= 80

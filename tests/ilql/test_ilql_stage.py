@@ -190,7 +190,7 @@ def test_the_evaluation_decodes_with_the_shift(done, world, tiny_model_folder):
     assert [row["sft"]["sampled"]["completion"] for row in answers] == [row["before"] for row in samples]
     kl = [row["ilql"]["sampled"]["kl"] for row in answers]
     assert sum(kl) / len(kl) == pytest.approx(summary["kl"], abs=1e-3)
-    assert set(found["candidates"]) == {"sft", "ilql"}
+    assert {"sft", "ilql"} <= set(found["candidates"])
 
 
 def test_the_chat_speaks_with_the_shift(done, tiny_model_folder):

@@ -18,7 +18,7 @@ from vllm_stand_in import RECORD, serving, vllm_base
 from pipeline.config import GRPOStage, RLOOStage
 from pipeline.config.services import addresses
 from pipeline.errors import UserError
-from pipeline.eval.stage import EvalArguments
+from pipeline.eval.settings import EvalArguments
 from pipeline.ppo import PPOConfig
 from pipeline.ppo.config import PPOStage
 from pipeline.rollouts.vllm_engine import Engine

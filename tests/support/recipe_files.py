@@ -23,6 +23,11 @@ def settings_for(stage: str) -> tuple[type, ...]:
         from pipeline.exam.exam import RewardArguments
 
         return ModelArguments, DataArguments, RewardArguments, GRPOStage if stage == "grpo" else RLOOStage
+    if stage == "dpo":
+        from pipeline.config import DPOStage
+        from pipeline.exam.exam import RewardArguments
+
+        return ModelArguments, DataArguments, RewardArguments, DPOStage
     if stage == "ilql":
         from pipeline.exam.exam import RewardArguments
         from pipeline.ilql.config import ILQLStage

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage
-from pipeline.stages import reward_model
+from pipeline.stages import reward_ensemble, reward_model
 
 PAIRS = [{"prompt": f"{a}{b} =>", "chosen": f" {a}{b}.", "rejected": f" {a}{b}!"} for a in "abcdef" for b in "uvwxyz"]
 
@@ -29,7 +29,7 @@ def runner(tmp_path, tiny_model_folder, monkeypatch):
             dataset = "pairs.jsonl"
             Path(dataset).write_text("".join(json.dumps(row) + "\n" for row in rows))
         defaults = {"num_train_epochs": 1, "save_strategy": "no", "use_cpu": True, "max_length": 64}
-        summary = reward_model.run(
+        summary = reward_ensemble.run(
             ModelArguments(**{"model_name_or_path": str(tiny_model_folder), "lora_r": 4} | (model or {})),
             DataArguments(
                 dataset=str(dataset),

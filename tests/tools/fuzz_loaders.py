@@ -37,7 +37,7 @@ from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.eval.candidates import read_candidates
 from pipeline.eval.rows import load_rows
-from pipeline.eval.stage import EvalArguments
+from pipeline.eval.settings import EvalArguments
 from pipeline.exam.exam import RewardArguments
 from pipeline.hub import card
 from pipeline.hub.parcel import parcel

@@ -11,7 +11,7 @@ from pipeline.safety import shapes
 from pipeline.safety.reading import checked, read_json, read_lines, read_yaml
 from pipeline.safety.weights import ADAPTER_CONFIG, read_adapter_config
 
-METHODS = ("ppo", "a2c", "reinforce", "grpo", "rloo", "ilql")
+METHODS = ("ppo", "a2c", "reinforce", "grpo", "rloo", "ilql", "dpo")
 
 
 class Run(NamedTuple):

@@ -23,8 +23,7 @@ FLOORS = (
     ("ppo", "card", "scale"),  # and PPO (card and scale forward two commands to their rooms)
     ("memory", "hub", "judging"),
     ("cli", "data", "exam", "rollouts", "report"),
-    ("worlds",),  # data made on the spot
-    ("models", "watching"),
+    ("models", "watching", "worlds"),
     ("runs", "config"),  # a run on disk; the settings
     ("safety", "metrics"),
     ("rewards", "errors"),  # text in, numbers out; the one error that a user sees

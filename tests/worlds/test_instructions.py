@@ -6,11 +6,10 @@ import pytest
 
 from pipeline.data.readers import read
 from pipeline.worlds.base import WorldSettings, write_data
-from pipeline.worlds.instructions import KINDS, answered_by, draw_kinds, make_data, referee, revised
+from pipeline.worlds.instructions import KINDS, draw_kinds, make_data, referee, revised
 from pipeline.worlds.instructions.answers import shortened_to, whole_sentences
-from pipeline.worlds.instructions.contents import _without_commas
 from pipeline.worlds.instructions.kinds import groups, plain
-from pipeline.worlds.instructions.requests import FOREIGN, TOPICS, draw_foreign, draw_request, topics
+from pipeline.worlds.instructions.requests import TOPICS, draw_request, topics
 from pipeline.worlds.instructions.unseen import UNSEEN
 from rewards import build_rewards
 from rewards.instructions import met
@@ -147,50 +146,3 @@ def test_kinds_are_drawn_one_to_three_at_a_time():
     rng = random.Random(0)
     numbers = [len(draw_kinds(rng)) for _ in range(2000)]
     assert set(numbers) == {1, 2, 3}
-
-
-def test_requests_in_other_languages_come_equally_often_and_repeat_only_when_all_were_asked():
-    drawn = draw_foreign(random.Random(0), 2 * len(FOREIGN) + 5)
-    assert len(drawn) == 2 * len(FOREIGN) + 5
-    assert {drawn.count(request) for request in FOREIGN} == {2, 3}
-    assert set(drawn[: len(FOREIGN)]) == set(FOREIGN)
-
-
-def test_commas_by_hand():
-    request, rng = draw_request(random.Random(0), False), random.Random(0)
-    assert _without_commas("One. Two, three. Four. Five.", request, rng) == ("One. Four. Five.", {})
-    assert _without_commas("One, two. Three.", request, rng) == ("One two. Three.", {})  # one sentence is too little
-    assert _without_commas("* a, b.\n* c.\n* d.", request, rng) == ("* a b.\n* c.\n* d.", {})  # a form is kept
-    assert _without_commas("", request, rng) is None
-
-
-def test_rows_of_sft_are_what_the_base_said(monkeypatch, tmp_path):
-    """The base's answers are played: a random model says nothing that makes sense."""
-    good = (
-        "Honey bees live in hives and make honey all summer long. Many people keep them in the garden for pleasure. "
-        "They are important for plants and for the fruits that we eat every day. A hive has one queen."
-    )
-    asked = []
-
-    def said(base, prompts, seed):
-        asked.extend(prompt[0]["content"] for prompt in prompts)
-        return [good if i % 3 else "No." for i in range(len(prompts))]
-
-    monkeypatch.setattr("pipeline.worlds.instructions.answers", said)
-    settings = WorldSettings(world="instructions", sft_rows=240, prompt_rows=50, heldout_rows=10, seed=7)
-    data = make_data(settings)
-    rows = answered_by(tmp_path, data, settings)["sft_train"]
-    assert len(rows) == 240
-    held_out = {row["prompt"][0]["content"] for rows in data.values() for row in rows}
-    assert not held_out & set(asked)
-    assert not any(topic in content for topic in topics(True) for content in asked)
-    as_said = [row for row in rows if row["completion"][0]["content"] == good]
-    assert {row["prompt"][0]["content"] for row in as_said} & set(FOREIGN)
-    assert {len(row["instruction_id_list"]) for row in as_said} > {0, 1}
-    assert not any(row["completion"][0]["content"] == "No." for row in rows)
-    written = [row for row in rows if row["completion"][0]["content"] != good]
-    assert len(written) > 80
-    for row in rows:
-        for id, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True):
-            assert met(id, row["completion"][0]["content"], row["prompt"], **kwargs)
-            assert id not in UNSEEN

@@ -4,17 +4,14 @@
           with P.S. at the end.
 
 Made here are prompts (messages) with their instructions in the format of IFEval, `instruction_id_list` and `kwargs`,
-and SFT rows, all of them from answers of the base itself. About half it gave to plain requests; a program wrote them
-into a form (`write` of a kind) and read off the instructions that they meet. The others are as the base gave them:
-answers that met their instructions by themselves, and answers to plain requests, some in other languages, so that it
-forgets nothing. The base is not made here: it is a pretrained model (`gguf_package`, `gguf`).
+and SFT rows: the base answers plain requests, a program writes the answers into a form (`write` of a kind) and reads
+the instructions off them that they meet. The base is not made here: it is a pretrained model (`gguf_package`, `gguf`).
 
 Held out from all training are a fifth of the topics, and five kinds of instruction (`unseen.py`): ``prompts_heldout``
 has other topics, ``unseen_kinds`` other topics and one of these kinds a row. The kinds are those of Zhou et al. 2023
 (arXiv 2311.07911) and Pyatkin et al. 2025 (arXiv 2507.02833); no prompt of theirs is used.
 """
 
-import itertools
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,16 +24,13 @@ from ..base import WorldData, WorldSettings
 from . import contents, counts, forms
 from .answers import answers, shortened_to
 from .kinds import FORM, Kind, Kwargs
-from .requests import Request, draw_foreign, draw_request
+from .requests import Request, draw_request
 from .unseen import UNSEEN
 
 HIGHER_IS_BETTER = {"all_met": True, "met": True, "distinct_2": True, "repeated": False}
 KINDS: tuple[Kind, ...] = (*forms.KINDS, *contents.KINDS, *counts.KINDS)
 MOST = 3  # instructions of a prompt
-_FORMS = 4  # SFT rows written from one answer of the base, each with other instructions
-# Of the answers to prompts with instructions (`_TRIED`) only those that meet them become rows
-_PLAIN, _FOREIGN, _TRIED = 1 / 6, 1 / 25, 1 / 4  # answers of the base for each SFT row
-_NO_INSTRUCTIONS: dict[str, list] = {"instruction_id_list": [], "kwargs": []}
+_FORMS = 5  # SFT rows written from one answer of the base, each with other instructions
 _NUMBER = ((1, 2, MOST), (45, 35, 20))  # how many instructions, and how often so many
 # What SFT needs more rows of: the first words of an answer decide these forms, and the base hardly knows any of them
 _OFTEN = {
@@ -46,17 +40,6 @@ _OFTEN = {
     "combination:two_responses": 3,
     "detectable_format:json_format": 2,
     "punctuation:no_comma": 2,
-}
-# What cannot be learned from a finished text, off which lengths and keywords were only read: how to get there
-_TRIED_OFTEN = {
-    "keywords:existence": 8,
-    "keywords:frequency": 6,
-    "punctuation:no_comma": 4,
-    "length_constraints:number_sentences": 4,
-    "length_constraints:number_words": 4,
-    "detectable_format:number_bullet_lists": 3,
-    "count:word_count_range": 3,
-    "keywords:letter_frequency": 2,
 }
 _WITH_ALONE = frozenset({"keywords:existence", "keywords:forbidden_words"})
 
@@ -99,32 +82,18 @@ def make_data(settings: WorldSettings) -> WorldData:
 
 
 def answered_by(base: Path, data: WorldData, settings: WorldSettings) -> WorldData:
-    """``sft_train``: prompts, and completions of the model in the folder `base` that meet their instructions."""
+    """``sft_train``: prompts whose completions, by the model in the folder `base`, meet their instructions."""
     rng = random.Random(f"instructions, answered {settings.seed}")
-    count = settings.sft_rows
-    requests = [draw_request(rng, False) for _ in range(round(count * _PLAIN))]
-    plain = [{"prompt": _asked(request.text), "topic": request.topic} for request in requests]
-    foreign = [{"prompt": _asked(request), "topic": ""} for request in draw_foreign(rng, round(count * _FOREIGN))]
-    taken = {row["prompt"][0]["content"] for rows in data.values() for row in rows}
-    tried = [_new_row(rng, False, taken, often=_TRIED_OFTEN) for _ in range(round(count * _TRIED))]
-    asked = plain + foreign + tried
-    texts = answers(base, [row["prompt"] for row in asked], settings.seed)
-    said = [_answered(_NO_INSTRUCTIONS | row, text) for row, text in zip(asked, texts, strict=True)]
-    rows = [row for row in said if row is not None][:count]
-    written = [pair for pair in zip(requests, texts, strict=False) if _is_sensible(pair[1])]
-    for request, text in itertools.chain.from_iterable(rng.sample(written, len(written)) for _ in range(4 * _FORMS)):
-        row = revised(request, text, rng) if len(rows) < count else None
-        if row is not None:
-            rows.append(row)
-    return {"sft_train": rng.sample(rows, len(rows))}
-
-
-def _answered(row: dict, text: str) -> dict | None:
-    """An SFT row of an answer as the base gave it, if it makes sense and meets the instructions."""
-    pairs = zip(row["instruction_id_list"], row["kwargs"], strict=True)
-    if not _is_sensible(text) or not all(met(id, text, row["prompt"], **kwargs) for id, kwargs in pairs):
-        return None
-    return row | {"completion": [{"role": "assistant", "content": text}]}
+    requests = [draw_request(rng, False) for _ in range(settings.sft_rows // _FORMS)]
+    texts = answers(base, [request.text for request in requests], settings.seed)
+    written = [pair for pair in zip(requests, texts, strict=True) if _is_sensible(pair[1])]
+    rows: list[dict] = []
+    while len(rows) < settings.sft_rows and written:
+        for request, text in rng.sample(written, len(written)):
+            row = revised(request, text, rng)
+            if row is not None and len(rows) < settings.sft_rows:
+                rows.append(row)
+    return {"sft_train": rows}
 
 
 def _is_sensible(text: str) -> bool:
@@ -155,14 +124,8 @@ def _closed(kinds) -> bool:
     return any(kind.id == "detectable_format:constrained_response" for kind in kinds)
 
 
-def _new_row(
-    rng: random.Random,
-    held_out: bool,
-    taken: set[str],
-    unseen: bool = False,
-    often: Mapping[str, int] | None = None,
-) -> dict:
-    """A prompt that is not in `taken`, with its instructions; `often`: as in `draw_kinds`."""
+def _new_row(rng: random.Random, held_out: bool, taken: set[str], unseen: bool = False) -> dict:
+    """A prompt that is not in `taken`, with its instructions."""
     while True:
         if unseen:
             request = draw_request(rng, held_out)
@@ -170,17 +133,13 @@ def _new_row(
             said, kwargs = draw(request, rng)
             row = _row(request, [(id, said, kwargs)], rng)
         else:
-            kinds = draw_kinds(rng, often)
+            kinds = draw_kinds(rng)
             request = draw_request(rng, held_out, closed=_closed(kinds))
             drawn = [(kind, kind.draw(request, rng)) for kind in kinds]
             row = _row(request, [(kind.id, kind.word(kwargs, rng), kwargs) for kind, kwargs in drawn], rng)
         if row["prompt"][0]["content"] not in taken:
             taken.add(row["prompt"][0]["content"])
             return row
-
-
-def _asked(content: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": content}]
 
 
 def _row(request: Request, instructions: list[tuple[str, str, Kwargs]], rng: random.Random) -> dict:
@@ -194,7 +153,7 @@ def _row(request: Request, instructions: list[tuple[str, str, Kwargs]], rng: ran
     else:
         content = "\n".join((request.text, *said))
     return {
-        "prompt": _asked(content),
+        "prompt": [{"role": "user", "content": content}],
         "instruction_id_list": [id for id, _, _ in instructions],
         "kwargs": [kwargs for _, _, kwargs in instructions],
         "topic": request.topic,
@@ -207,7 +166,7 @@ def revised(request: Request, text: str, rng: random.Random) -> dict | None:
     None where the text cannot be made to meet the kinds that were drawn.
     """
     kinds = draw_kinds(rng, _OFTEN)
-    if rng.random() < 0.3 and not any(kind.rank == FORM for kind in kinds):  # a form needs its sentences
+    if rng.random() < 0.5 and not any(kind.rank == FORM for kind in kinds):  # a form needs its sentences
         text = shortened_to(text, rng.randint(1, 5))
     if _closed(kinds):
         request = draw_request(rng, False, closed=True)

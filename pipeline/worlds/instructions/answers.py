@@ -1,45 +1,45 @@
-"""What the base itself answers: the texts that SFT data is made of."""
+"""What the base itself answers to plain requests: the texts that SFT data is written from."""
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.models.decoding import Decoder
 from rewards.instructions.reading import sentences
 from rewards.processor import has_units
 
 from ..base import progress
 
-LONGEST = 128  # tokens of an answer; where that was too few, what was begun behind its last whole sentence is left out
+LONGEST = 100  # tokens of an answer; what was begun behind its last whole sentence is left out
 BATCH = 64
 
 
 @torch.no_grad()
-def answers(base: Path, prompts: Sequence[Sequence[Mapping[str, str]]], seed: int) -> list[str]:
-    """An answer of the model in `base` to each prompt (messages), sampled at temperature 0.6; "" without a sentence.
+def answers(base: Path, requests: list[str], seed: int) -> list[str]:
+    """An answer of the model in `base` to each request, sampled at temperature 0.6; "" where it said no sentence.
 
     Seeded: the same on the same machine. Touches no global random state.
     """
     dtype = torch.bfloat16 if has_units(torch.bfloat16) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    asked = tokenizer.apply_chat_template(list(prompts), tokenize=False, add_generation_prompt=True)
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # like lengths together: less padding
-    found = [""] * len(asked)
-    sampling = {"do_sample": True, "temperature": 0.6, "top_k": 40}  # top_p would sort the vocabulary
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    decode = Decoder(model, GenerationConfig(**sampling, **ends, max_new_tokens=LONGEST))
+    asked = [[{"role": "user", "content": request}] for request in requests]
+    prompts = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
+    found = [""] * len(prompts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for first in progress(range(0, len(order), BATCH), "answers of the base", unit="batch"):
             batch = order[first : first + BATCH]
-            inputs = tokenizer([asked[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False)
-            for i, ids in zip(batch, decode(inputs.input_ids, inputs.attention_mask), strict=True):
-                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-                found[i] = text if tokenizer.eos_token_id in ids else whole_sentences(text)
+            inputs = tokenizer(
+                [prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False
+            )
+            sampling = {"do_sample": True, "temperature": 0.6, "top_k": 40}  # top_p would sort the vocabulary
+            ids = model.generate(**inputs, **sampling, max_new_tokens=LONGEST, pad_token_id=tokenizer.pad_token_id)
+            texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for i, text in zip(batch, texts, strict=True):
+                found[i] = whole_sentences(text)
     return found
 
 

@@ -99,11 +99,8 @@ def _quoted(text: str, request: Request, rng: random.Random) -> Written:
 
 
 def _without_commas(text: str, request: Request, rng: random.Random) -> Written:
-    """The sentences without a comma; where lines have a form, or too few would stay, all of them without the sign."""
-    kept = [] if "\n" in text else [sentence for sentence in sentences(text) if "," not in sentence]
-    if len(kept) > 1:
-        return " ".join(kept), {}
-    return (text.replace(",", ""), {}) if sentences(text) else None
+    said = [sentence.replace(",", "") for sentence in sentences(text)]
+    return (text.replace(",", ""), {}) if said else None
 
 
 CASE, END = frozenset({"case"}), frozenset({"end"})

@@ -6,21 +6,7 @@ import random
 from .kinds import FORM, Kind, Kwargs, Written, groups
 from .requests import Request
 
-LEADS = {  # sentences that begin a paragraph with a word that is asked for
-    "today": "Today more people than ever think about {topic}.",
-    "many": "Many of us have a story about {topic}.",
-    "when": "When people talk about {topic} they rarely agree.",
-    "however": "However, there is more to say.",
-    "sometimes": "Sometimes a small change is enough.",
-    "imagine": "Imagine a day that is all about {topic}.",
-    "people": "People see {topic} in many ways.",
-    "first": "First of all it takes some patience.",
-    "although": "Although it may seem simple, it takes time.",
-    "every": "Every beginning is hard.",
-    "finally": "Finally, here is what matters most.",
-    "another": "Another point is worth a thought.",
-}
-FIRST_WORDS = tuple(LEADS)
+FIRST_WORDS = "today many when however sometimes imagine people first although every finally another".split()
 SECTIONS = ("SECTION", "PART", "Section", "Part", "CHAPTER")
 
 
@@ -68,11 +54,7 @@ def _first_word(text: str, request: Request, rng: random.Random) -> Written:
     if parts is None:
         return None
     nth = rng.randint(1, count)
-    if rng.random() < 0.5:
-        word = rng.choice(FIRST_WORDS)
-        parts[nth - 1] = f"{LEADS[word].format(topic=request.topic)} {parts[nth - 1]}"
-    else:
-        word = parts[nth - 1].split()[0].strip("\"'“”(),.!?:;").lower()
+    word = parts[nth - 1].split()[0].strip("\"'“”(),.!?:;").lower()
     if not word.isalpha():
         return None
     return "\n\n".join(parts), {"num_paragraphs": count, "nth_paragraph": nth, "first_word": word}

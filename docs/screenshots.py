@@ -20,6 +20,14 @@ SHOTS = {
     "phone": (PHONE, "light", "#samples"),
 }
 
+# What lies far below is laid out only when it comes near, so what is above it moves: scroll until nothing does.
+SCROLL = """async part => {
+    for (let i = 0; i < 5; i++) {
+        part.scrollIntoView();
+        await new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve, 100)));
+    }
+}"""
+
 
 def main(page_path: Path) -> None:
     if not page_path.is_file():
@@ -31,7 +39,7 @@ def main(page_path: Path) -> None:
         for name, (window, scheme, part) in SHOTS.items():
             page = browser.new_page(viewport=window, color_scheme=scheme)
             page.goto(page_path.resolve().as_uri())
-            page.locator(part).evaluate("part => part.scrollIntoView()")
+            page.locator(part).evaluate(SCROLL)
             page.screenshot(path=IMAGES / f"report-{name}.png")
             print(IMAGES / f"report-{name}.png")
         browser.close()

@@ -1,4 +1,4 @@
-"""Small wrong edits to PPO, one at a time in a scratch copy: does a fast test catch each of them? `make mutants`
+"""Small wrong edits to our code, one at a time in a scratch copy: does a fast test catch each of them? `make mutants`
 
 Prints a line for each, writes the table of tests/tools/MUTATIONS.md, and ends with exit code 1 when one survives.
 
@@ -65,16 +65,22 @@ def read_mutants() -> list[dict[str, str]]:
     """The edits of tests/tools/mutants.yaml. SystemExit with a sentence where one no longer fits the code."""
     mutants = yaml.safe_load((HERE / "mutants.yaml").read_text(encoding="utf-8"))
     for mutant in mutants:
-        count = (ROOT / "pipeline" / mutant["file"]).read_text(encoding="utf-8").count(mutant["old"])
+        path = edited_file(ROOT, mutant["file"])
+        count = path.read_text(encoding="utf-8").count(mutant["old"])
         if count != 1:
-            where = f"tests/tools/mutants.yaml, '{mutant['what']}': pipeline/{mutant['file']}"
+            where = f"tests/tools/mutants.yaml, '{mutant['what']}': {path.relative_to(ROOT)}"
             raise SystemExit(f"error: {where} has {mutant['old']!r} {count} times; it must stand there once.")
     return mutants
 
 
+def edited_file(root: Path, name: str) -> Path:
+    """`ppo/math.py` lies in pipeline/, `rewards/base.py` beside it."""
+    return root / name if name.startswith("rewards/") else root / "pipeline" / name
+
+
 def try_out(copy: Path, what: str, file: str, old: str, new: str, first: str | None = None) -> str | None:
     """The first test that fails with the edit, or None. `first`: the test file to begin with, to save time."""
-    path = copy / "pipeline" / file
+    path = edited_file(copy, file)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(old, new), encoding="utf-8")
     try:
@@ -151,7 +157,7 @@ def table(rows: list[tuple[int, str, str, str | None]]) -> str:
         "`make mutants` applies the edits of `mutants.yaml` one at a time in a scratch copy, runs the quick",
         f"tests of PPO until one fails, and writes this table. Caught: {caught} of {len(rows)}.",
         "",
-        "| | in `pipeline/` | wrong edit | first test that fails |",
+        "| | in `pipeline/`, or in `rewards/` | wrong edit | first test that fails |",
         "|--|--|--|--|",
         *(f"| {n} | `{file}` | {what} | {f'`{test}`' if test else SURVIVED} |" for n, file, what, test in rows),
     ]

@@ -156,9 +156,13 @@ class Evaluation:
                 say(f"{candidate.name}: {len(self.rows):,} prompts answered, greedy and sampled, in {seconds:.0f} s")
         reference = self.candidates[self.reference]
         its_adapter = adapter_name(group.index(reference)) if reference.stage.adapter else None
-        with active_adapter(model, its_adapter):
-            with speaker_of(engine, model, its_adapter, reference.tokenizer) as speaker:
-                for name in self._trained() if self.args.sharpened else ():
+        trained = self._trained() if self.args.sharpened else ()
+        if trained:
+            with (
+                active_adapter(model, its_adapter),
+                speaker_of(engine, model, its_adapter, reference.tokenizer) as speaker,
+            ):
+                for name in trained:
                     self._sharpen(model, name, entropy, said, own, speaker)
         for name, by_decoding in said.items():
             kl = None

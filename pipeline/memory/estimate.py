@@ -216,7 +216,7 @@ def _saved_by_token(model: Architecture, precision: Precision, adapter: Adapter 
     if model.attention.startswith("flash"):
         attention = c * (2 * across + 2 * kv) + 4 * model.heads
     elif model.attention == SHORT_ROWS:  # q, k, v, the softmax
-        attention = c * 3 * across + c * model.heads * length
+        attention = c * (across + 2 * kv) + c * model.heads * length
     elif model.attention == "eager":  # the softmax in float32, and as the products take it
         attention = c * 4 * across + model.heads * length * (4 + (c if c < 4 else 0))
     else:

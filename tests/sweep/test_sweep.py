@@ -78,7 +78,7 @@ def test_the_best_yaml_is_the_stages_own_and_says_where_it_comes_from(tmp_path):
     run(settings, TOY)
     path = tmp_path / "sweep/best.yaml"
     *_, reward_args, config = parse(*settings_for("ppo"), argv=["--config", str(path)])
-    assert (config.learning_rate, config.total_episodes, config.kl_coef) == (1e-3, 128, 0.03)
+    assert (config.learning_rate, config.total_episodes, config.kl_coef) == (1e-3, 128, 0.05)
     assert [(spec["name"], spec["weight"]) for spec in reward_args.rewards] == [
         ("keyword", 1.0),
         ("learned", 0.5),

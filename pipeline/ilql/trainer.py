@@ -1,6 +1,5 @@
 """Implicit language Q-learning on the Trainer's loop: the losses, the target that follows, checkpoints."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,9 +24,8 @@ from pipeline.models.sharding import check_launcher
 from pipeline.models.shared_base import SharesBase
 from pipeline.runs.checkpoint_loading import from_checkpoint
 from pipeline.runs.resumable_trainer import Resumable
-from pipeline.safety.reading import read_json
 from pipeline.safety.weights import ADAPTER_WEIGHTS
-from pipeline.watching.journal import Journal
+from pipeline.watching.journal import Journal, KeepsJournal
 from pipeline.watching.nonfinite import SkipsNonFinite
 
 
@@ -74,7 +72,7 @@ class QLearning(GroupsByLength, Trainer):
         return self.accelerator.reduce(count, reduction="sum")
 
 
-class ILQLTrainer(SharesBase, SkipsNonFinite, Resumable, PushesResults, QLearning):
+class ILQLTrainer(KeepsJournal, SharesBase, SkipsNonFinite, Resumable, PushesResults, QLearning):
     """Learns Q and V of a data set of scored completions (Snell et al. 2022, arXiv 2206.11871).
 
     Args:
@@ -86,6 +84,8 @@ class ILQLTrainer(SharesBase, SkipsNonFinite, Resumable, PushesResults, QLearnin
     Raises:
         UserError: under ZeRO-3.
     """
+
+    journal_name = "ilql"
 
     def __init__(self, network: Network, args: ILQLStage, train_dataset: Dataset, processing_class, callbacks=None):
         check_launcher("ILQL", args)
@@ -137,15 +137,6 @@ class ILQLTrainer(SharesBase, SkipsNonFinite, Resumable, PushesResults, QLearnin
         super().save_rest(folder)
         if self.args.should_save:
             self.network.save(folder / ONLINE, self.args.beta, online=True)
-        (folder / self._state_file).write_text(json.dumps(self.journal.state()), encoding="utf-8")
-
-    def load_rest(self, folder):
-        super().load_rest(folder)
-        self.journal.load_state(read_json(folder / self._state_file))
-
-    @property
-    def _state_file(self) -> str:
-        return f"ilql_{self.args.process_index}.json"
 
     @from_checkpoint("its weights")
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

@@ -9,9 +9,7 @@ The reference is what the policy starts from: of an SFT adapter TRL keeps a froz
 adapter starts as the base itself. Rewards only score held-out answers here.
 """
 
-import json
 import time
-from pathlib import Path
 
 from datasets import Dataset
 from transformers import set_seed
@@ -29,7 +27,6 @@ from pipeline.memory import report as memory_report
 from pipeline.models import loading as models
 from pipeline.models import probe
 from pipeline.models.adapter_files import check_brought, check_output_layer, check_shares_base
-from pipeline.models.adapters import POLICY
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.folders import Stage
 from pipeline.models.prompts import are_messages, check_room, tokenize_prompts
@@ -38,23 +35,24 @@ from pipeline.models.structure import freeze_idle
 from pipeline.runs import claim
 from pipeline.runs.resumable_trainer import Resumable
 from pipeline.runs.resume import open_run
-from pipeline.safety.reading import read_json
 from pipeline.stages import frame, rl
 from pipeline.stages.refusals import check_start, in_one_sentence
 from pipeline.stages.sft import check_context
-from pipeline.stages.trl_stage import frozen_start
-from pipeline.watching.journal import Journal
+from pipeline.stages.trl_stage import SavesPolicy, frozen_start
+from pipeline.watching.journal import Journal, KeepsJournal
 from pipeline.watching.nonfinite import SkipsNonFinite
 from pipeline.worlds import referee as world_referee
-from rewards import build_rewards, log_name_of, prepare
+from rewards import build_rewards, prepare
 from rewards.rendering import TEMPLATE_COLUMNS
 
 ALGORITHM = "dpo"
 
 
-class DPO(SkipsNonFinite, Resumable, PushesResults, GroupsByLength, DPOTrainer):
+class DPO(SavesPolicy, KeepsJournal, SkipsNonFinite, Resumable, PushesResults, GroupsByLength, DPOTrainer):
     """TRL's DPOTrainer, with our way of stopping and going on, of steps that are not finite, of the Hub and of rows of
     like length; it counts what it reads, and saves the policy's adapter alone."""
+
+    journal_name = "dpo"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -82,23 +80,6 @@ class DPO(SkipsNonFinite, Resumable, PushesResults, GroupsByLength, DPOTrainer):
         if "loss" in logs:
             logs = {**logs, "episodes": self.journal.episodes, "tokens": self.journal.tokens}
         super().log(logs, start_time)
-
-    def _save(self, output_dir=None, state_dict=None):
-        folder = Path(output_dir or self.args.output_dir)
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder, selected_adapters=[POLICY])
-        self.processing_class.save_pretrained(folder)
-
-    def save_rest(self, folder):
-        super().save_rest(folder)
-        (folder / self._state_file).write_text(json.dumps(self.journal.state()), encoding="utf-8")
-
-    def load_rest(self, folder):
-        super().load_rest(folder)
-        self.journal.load_state(read_json(folder / self._state_file))
-
-    @property
-    def _state_file(self) -> str:
-        return f"dpo_{self.args.process_index}.json"
 
 
 @claim.ends_with
@@ -150,8 +131,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
         trainer,
         frozen_start(trainer.model, fresh=start.adapter is None),
         rows,
-        {log_name_of(reward): reward for reward, _ in weighted},
-        {log_name_of(reward): weight for reward, weight in weighted},
+        *rl.by_name(weighted),
         referee,
         reward_args.eval_batch_size,
     )

@@ -27,7 +27,7 @@ from pipeline.safety.console import say
 from pipeline.stages import frame, rl
 from pipeline.stages.refusals import check_start
 from pipeline.worlds import referee as world_referee
-from rewards import build_rewards, log_name_of, prepare
+from rewards import build_rewards, prepare
 
 ALGORITHM = "ilql"
 
@@ -65,8 +65,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, reward_args: Rewar
     exam = ShiftedExam(
         trainer,
         rows,
-        {log_name_of(reward): reward for reward, _ in weighted},
-        {log_name_of(reward): weight for reward, weight in weighted},
+        *rl.by_name(weighted),
         referee,
         reward_args.eval_batch_size,
     )

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +45,7 @@ from pipeline.watching.terminal import visible
 from pipeline.watching.watch import WatchCallback
 from pipeline.worlds import lower_is_better
 from pipeline.worlds import referee as world_referee
-from rewards import WeightedReward, build_rewards, prepare, text_of
+from rewards import RewardFunction, WeightedReward, build_rewards, log_name_of, prepare, text_of
 
 
 class Start(NamedTuple):
@@ -146,6 +146,12 @@ def run_between_exams(trainer, start: Start, settings: tuple, algorithm: str, re
         )
     finally:
         vllm_trainer.close(trainer)
+
+
+def by_name(weighted: Sequence[WeightedReward]) -> tuple[dict[str, RewardFunction], dict[str, float]]:
+    """Rewards and weights by the names of the logs, as an exam wants them."""
+    found = [(log_name_of(reward), reward, weight) for reward, weight in weighted]
+    return {name: reward for name, reward, _ in found}, {name: weight for name, _, weight in found}
 
 
 def train_between_exams(

@@ -38,7 +38,16 @@ START = "ref"  # TRL's own name for the frozen copy of the adapter that the poli
 _STATE = "stage_state.json"  # in a checkpoint
 
 
-class Counted(SharesBase, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, TextEnds):
+class SavesPolicy:
+    """Mixed into a trainer: saves the policy's adapter alone, and the tokenizer."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        folder = Path(output_dir or self.args.output_dir)
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder, selected_adapters=[POLICY])
+        self.processing_class.save_pretrained(folder)
+
+
+class Counted(SavesPolicy, SharesBase, SkipsNonFinite, ResumableRollouts, PushesResults, RowPrompts, TextEnds):
     """Mixed into TRL's trainers: counts what they sample, and saves the policy's adapter alone."""
 
     def __init__(self, *args, **kwargs):
@@ -59,11 +68,6 @@ class Counted(SharesBase, SkipsNonFinite, ResumableRollouts, PushesResults, RowP
         finally:
             self.reward_funcs = rewards
         return check_finite(scores, self.reward_func_names)
-
-    def _save(self, output_dir=None, state_dict=None):
-        folder = Path(output_dir or self.args.output_dir)
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder, selected_adapters=[POLICY])
-        self.processing_class.save_pretrained(folder)
 
     def save_rest(self, folder):
         super().save_rest(folder)

@@ -1,5 +1,6 @@
 """What PPO logs. Every mean is exact: sums and counts are added up over micro-batches and processes, then divided."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from pipeline.safety.reading import read_json
 
 _SMALLEST = "-"  # before the name of a figure whose negative is kept: the smallest is the largest negative
 
@@ -139,3 +142,21 @@ class Journal:
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         self._since, self._new_tokens = now, 0
         return found
+
+
+class KeepsJournal:
+    """Mixed into a `Resumable` trainer: its `journal` goes into each checkpoint, a file a process."""
+
+    journal_name: str  # begins the file's name
+
+    def save_rest(self, folder):
+        super().save_rest(folder)
+        (folder / self._journal_file).write_text(json.dumps(self.journal.state()), encoding="utf-8")
+
+    def load_rest(self, folder):
+        super().load_rest(folder)
+        self.journal.load_state(read_json(folder / self._journal_file))
+
+    @property
+    def _journal_file(self) -> str:
+        return f"{self.journal_name}_{self.args.process_index}.json"

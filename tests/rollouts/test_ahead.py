@@ -8,7 +8,7 @@ import toy
 from datasets import Dataset
 from test_vllm_training import make, served_by_two
 from transformers import TrainerCallback
-from vllm_stand_in import serving
+from vllm_stand_in import dies_after, serving
 
 from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY
@@ -201,17 +201,11 @@ def test_a_server_that_goes_is_told_in_the_next_update_and_the_run_goes_on(tmp_p
     monkeypatch.setattr(VllmServer, "first_pause", 0.001)
     settings = {"rollout_ahead": 1, "vllm_server_timeout": 0.0} | STEPS
     broken = make(tmp_path, server, "broken", **settings)
-    complete, left = server.complete, [12]
-
-    def dies(body):
-        left[0] -= bool(body["stop_token_ids"])
-        return complete(body) if left[0] > 0 else (500, {"error": {"message": "engine is dead"}})
-
-    server.complete = dies
+    revive = dies_after(server, 12)
     with pytest.raises(UserError, match="answers with status 500: engine is dead; the run goes on.*--resume"):
         broken.train()
     assert broken.state.global_step == 4 and not (tmp_path / "broken/checkpoint-4/ahead.json").exists()
-    server.complete = complete
+    revive()
     again = make(tmp_path, server, "broken", **settings)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 12

@@ -11,7 +11,7 @@ import torch
 import toy
 from short_runs import SETTINGS, prompts_file, run_ppo
 from test_vllm_server import quick  # noqa: F401
-from vllm_stand_in import serving, vllm_base
+from vllm_stand_in import dies_after, serving, vllm_base
 
 from pipeline.config import DataArguments, GRPOStage, ModelArguments, RLOOStage
 from pipeline.errors import UserError
@@ -141,16 +141,10 @@ def test_a_run_goes_on_at_a_server_that_was_gone(tmp_path, server):
     whole = make(tmp_path, server, "whole", **settings)
     whole.train()
     broken = make(tmp_path, server, "broken", **settings)
-    complete, left = server.complete, [12]
-
-    def dies(body):
-        left[0] -= bool(body["stop_token_ids"])
-        return complete(body) if left[0] > 0 else (500, {"error": {"message": "engine is dead"}})
-
-    server.complete = dies
+    revive = dies_after(server, 12)
     with pytest.raises(UserError, match="answers with status 500: engine is dead; the run goes on.*--resume"):
         broken.train()
-    server.complete = complete
+    revive()
     again = make(tmp_path, server, "broken", **settings)
     again.train(resume_from_checkpoint=True)
     assert all(torch.equal(again.model.get_parameter(n), x) for n, x in toy.learned(whole).items())

@@ -195,3 +195,15 @@ def serving(folder: Path, base: toy.LlamaForCausalLM | None = None, **says) -> I
     server = StandIn(folder / "base", vllm_base() if base is None else base, **says)
     with running(server, server.over):
         yield server
+
+
+def dies_after(server, count: int):
+    """From the completion number `count` on the server answers with an error; returns what gives it back its voice."""
+    complete, left = server.complete, [count]
+
+    def dies(body):
+        left[0] -= bool(body["stop_token_ids"])
+        return complete(body) if left[0] > 0 else (500, {"error": {"message": "engine is dead"}})
+
+    server.complete = dies
+    return lambda: setattr(server, "complete", complete)

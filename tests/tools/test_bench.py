@@ -141,7 +141,7 @@ def test_the_baseline_differs_from_the_project_in_trl_alone():
 def test_a_folder_with_something_else_is_not_made_an_environment(tmp_path):
     (tmp_path / "thesis.txt").write_text("three years of work")
     with pytest.raises(SystemExit, match="is not a virtual environment"):
-        environment.python(tmp_path)
+        environment.trl(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
 
@@ -175,6 +175,15 @@ def test_ratios_and_goals_from_medians():
     assert found["other_share"]["plumbline"] == 0.1 and found["of_sft_peak"] == 1.2
     met = {name: goal["met"] for name, goal in found["goals"].items()}
     assert met == {"episodes_per_second": True, "peak_mib": False, "other": False, "sft": True, "parameters": True}
+
+
+def test_beside_another_rival_the_goals_against_trl_say_nothing(capsys):
+    from rich.console import Console
+
+    found = tables.compare(CASE, {"agilerl": THEIRS, "plumbline": OURS}, floor_seconds=3.0)
+    assert found["ratio"]["episodes_per_second"] == 9 / 4 and set(found["goals"]) == {"other", "parameters"}
+    Console(width=120).print(tables.table({"a-case": found}))
+    assert "AgileRL 2.55" in capsys.readouterr().out
 
 
 def test_a_second_base_in_memory_is_missed():

@@ -1,6 +1,7 @@
-"""`make bench`: our PPO beside TRL 1.12's, the same work on both sides, in alternating runs.
+"""`make bench`: our PPO beside a rival's, the same work on both sides, in alternating runs.
 
-    python -m tests.tools.bench --cases M-fixed-bf16 S-fixed-fp32 --rounds 3
+    python -m tests.tools.bench --cases M-fixed-bf16 S-fixed-fp32 --rounds 3      beside TRL 1.12's
+    python -m tests.tools.bench --cases R-natural-fp32 --rival agilerl            beside AgileRL's
 
 Writes `summary.json` into the output folder after every case, and prints the table.
 """
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     if not Path("/proc/self/clear_refs").exists():
         raise SystemExit("bench: peak memory is read from /proc, which only Linux has; run it there.")
-    pythons = runs.pythons(args.trl_env)
+    pythons = runs.pythons((args.rival, "plumbline"), args.rival_env)
     summary = runs.about(threads=args.threads, rounds=args.rounds, updates=args.updates, busiest=0.0, versions={})
     summary["cases"] = {}
     out = Path(args.out)
@@ -56,9 +57,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=3, help="updates of a run; the first is not counted (3)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="(2)")
     parser.add_argument("--out", default="runs/bench", help="folder of models and figures (runs/bench)")
-    parser.add_argument(
-        "--trl-env", default=environment.ROOT / ".venv-trl112", help="TRL's environment (.venv-trl112)"
-    )
+    parser.add_argument("--rival", choices=environment.RIVALS, default="trl", help="(trl)")
+    parser.add_argument("--rival-env", help="its environment (.venv-trl112, .venv-agilerl)")
     args = parser.parse_args(arguments)
     if args.rounds < 1 or args.updates < 2:
         parser.error("--rounds starts at 1 and --updates at 2: the first update of a run is not counted")

@@ -18,9 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.tools.bench import environment, runs, tables
+from tests.tools.bench import runs, tables
 from tests.tools.bench.models import SIZES, Size, adapter_parameters, base_parameters
 
+SIDES = ("trl", "plumbline")
 KEPT = 4 + 4 + 8  # bytes of a trained parameter: itself, its gradient, AdamW's two moments, in float32
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    pythons = runs.pythons(args.trl_env, args.sides)
+    pythons = runs.pythons(args.sides, args.trl_env)
     summary = runs.about(device=card(args.device), rounds=args.rounds, updates=args.updates, cases={}, versions={})
     bandwidth = summary["bytes_per_second"] = copy_rate(args.device)
     for name in args.sizes:
@@ -56,14 +57,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.tools.bench.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--sizes", nargs="+", default=["0.5B", "1.5B"], choices=list(SIZES))
-    parser.add_argument("--sides", nargs="+", default=list(runs.SIDES), choices=runs.SIDES, help="(both)")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, help="(both)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side (2)")
     parser.add_argument("--updates", type=int, default=4, help="updates of a run; the first is not counted (4)")
     parser.add_argument("--batch", type=int, default=16, help="completions in a micro-batch, of which two make a step")
     parser.add_argument("--out", default="runs/bench-gpu", help="folder of models and figures (runs/bench-gpu)")
-    parser.add_argument(
-        "--trl-env", default=environment.ROOT / ".venv-trl112", help="TRL's environment (.venv-trl112)"
-    )
+    parser.add_argument("--trl-env", help="TRL's environment (.venv-trl112)")
     args = parser.parse_args(arguments)
     if args.rounds < 1 or args.updates < 2:
         parser.error("--rounds starts at 1 and --updates at 2: the first update of a run is not counted")
@@ -135,7 +134,7 @@ def table(summary: dict) -> Table:
     for name, case in summary["cases"].items():
         drawn.add_row(f"[bold]{name}[/bold]", "", "", "")
         for line, (key, form) in LINES.items():
-            cells = [format(case[side][key], form) if side in case else "not measured" for side in runs.SIDES]
+            cells = [format(case[side][key], form) if side in case else "not measured" for side in SIDES]
             ratio = f"{case['plumbline'][key] / case['trl'][key]:.2f}" if len(case) == 2 else ""
             drawn.add_row(line, *cells, ratio)
         drawn.add_section()

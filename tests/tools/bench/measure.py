@@ -127,7 +127,7 @@ def distinct_parameters() -> int:
     return sum(sizes.values())
 
 
-def versions() -> dict[str, str]:
+def versions(own: str = "trl") -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
+    return {name: version(name) for name in ("torch", "transformers", own, "peft", "accelerate")}

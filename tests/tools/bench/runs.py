@@ -11,14 +11,19 @@ from pathlib import Path
 
 from tests.tools.bench import environment, measure
 
-SIDES = ("trl", "plumbline")
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
 
-def pythons(trl_env: Path, sides: Sequence[str] = SIDES) -> dict[str, Path]:
-    """The interpreter of each side; TRL's environment is made when it is wanted and not there."""
-    make = {"trl": lambda: environment.python(Path(trl_env)), "plumbline": lambda: Path(sys.executable)}
-    return {side: make[side]() for side in sides}
+def pythons(sides: Sequence[str], folder: Path | str | None = None) -> dict[str, Path]:
+    """The interpreter of each side; a rival's environment, in `folder` or its own, is made when it is not there."""
+
+    def python(side: str) -> Path:
+        if side == "plumbline":
+            return Path(sys.executable)
+        rival = environment.RIVALS[side]
+        return rival.python(Path(folder) if folder else rival.folder)
+
+    return {side: python(side) for side in sides}
 
 
 def alternate(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from tests.tools.bench import models
+from tests.tools.bench.environment import RIVALS
 
 PHASES = ("generation", "forward", "training", "gc", "other")
 
@@ -61,20 +62,21 @@ def side(runs: list[dict], without_gc: bool = False) -> dict:
 
 
 def compare(case: Case, runs: dict[str, list[dict]], floor_seconds: float, sft_peak: float | None = None) -> dict:
-    """Both sides of a case, our figures as multiples of TRL's, and the goals."""
-    theirs, ours = side(runs["trl"], case.without_gc), side(runs["plumbline"], case.without_gc)
+    """Both sides of a case, our figures as multiples of the rival's, and the goals, which are set against TRL."""
+    [rival] = set(runs) - {"plumbline"}
+    theirs, ours = side(runs[rival], case.without_gc), side(runs["plumbline"], case.without_gc)
     ratio = {
         name: ours[name] / theirs[name]
         for name in ("episodes_per_second", "tokens_per_second", "peak_mib", "parameters")
     }
-    found = {"trl": theirs, "plumbline": ours, "ratio": ratio, "floor_seconds": floor_seconds}
+    found = {rival: theirs, "plumbline": ours, "ratio": ratio, "floor_seconds": floor_seconds, "rival": rival}
     found["without_gc"] = case.without_gc
-    found["floor_share"] = {name: floor_seconds / found[name]["seconds"] for name in ("trl", "plumbline")}
-    found["other_share"] = {n: found[n]["split"].get("other", 0.0) / found[n]["seconds"] for n in ("trl", "plumbline")}
+    found["floor_share"] = {name: floor_seconds / found[name]["seconds"] for name in (rival, "plumbline")}
+    found["other_share"] = {n: found[n]["split"].get("other", 0.0) / found[n]["seconds"] for n in (rival, "plumbline")}
     reached = {}
-    if case.faster:
+    if case.faster and rival == "trl":
         reached["episodes_per_second"] = {"goal": case.faster, "met": ratio["episodes_per_second"] >= case.faster}
-    if case.memory:
+    if case.memory and rival == "trl":
         reached["peak_mib"] = {"goal": case.memory, "met": ratio["peak_mib"] <= case.memory}
     # PEFT keeps an unused copy of a saved head
     least = models.one_base(models.SIZES[case.size])
@@ -90,9 +92,10 @@ def compare(case: Case, runs: dict[str, list[dict]], floor_seconds: float, sft_p
 
 def table(cases: dict[str, dict]) -> Table:
     """The comparison as a person reads it; `cases` as `compare` gives them, by name."""
-    drawn = Table(title="PPO: TRL 1.12 and Plumbline side by side", title_justify="left")
+    [rival] = {RIVALS[found["rival"]].title for found in cases.values()}
+    drawn = Table(title=f"PPO: {rival} and Plumbline side by side", title_justify="left")
     drawn.add_column("")
-    for name in ("TRL 1.12", "Plumbline", "ratio", "goal"):
+    for name in (rival, "Plumbline", "ratio", "goal"):
         drawn.add_column(name, justify="right")
     for name, found in cases.items():
         for row in rows(name, found):
@@ -102,8 +105,8 @@ def table(cases: dict[str, dict]) -> Table:
 
 
 def rows(name: str, found: dict) -> list[tuple[str, ...]]:
-    """Lines of one case: what, TRL's figure, ours, ratio, goal."""
-    theirs, ours, ratio, goals = found["trl"], found["plumbline"], found["ratio"], found["goals"]
+    """Lines of one case: what, the rival's figure, ours, ratio, goal."""
+    theirs, ours, ratio, goals = found[found["rival"]], found["plumbline"], found["ratio"], found["goals"]
 
     def goal(key: str, sign: str, unit: float = 1.0) -> str:
         if key not in goals:
@@ -141,7 +144,7 @@ def rows(name: str, found: dict) -> list[tuple[str, ...]]:
     lines += [
         (
             f"floor {found['floor_seconds']:.2f} s, share",
-            *(f"{found['floor_share'][n]:.0%}" for n in ("trl", "plumbline")),
+            *(f"{found['floor_share'][n]:.0%}" for n in (found["rival"], "plumbline")),
             "",
             "",
         ),

@@ -62,10 +62,8 @@ def train(trainer: Trainer, folder: RunFolder, name: str, sample_every: int = 0)
         trackers.finish(trainer)  # a run that was stopped is closed in its tracker, too
         raise
     if line is not None:
-        lost = line.apply()
-        say(
-            f"The adapter goes back to {weight} of its way (adapter_averaging), up to {lost:.1%} that its rank cannot hold."
-        )
+        out = line.apply()
+        say(f"The adapter goes back to {weight} of its way (adapter_averaging). Its rank leaves {out:.1%} out.")
     return trained
 
 

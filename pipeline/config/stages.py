@@ -77,8 +77,21 @@ class StageDefaults:
 
 
 @dataclass
-class RolloutDefaults(ServerSettings, StageDefaults):
-    """Our defaults for the stages that sample completions, over those of every stage."""
+class PolicyDefaults(StageDefaults):
+    """Our defaults for the stages that train a language model, over those of every stage."""
+
+    adapter_averaging: float = setting(
+        1.0, "How far to go on the line from the adapter at the start to the one at the end; 1: all the way."
+    )
+
+    def __post_init__(self):
+        check(0 < self.adapter_averaging <= 1, "adapter_averaging", self.adapter_averaging, "above 0, at most 1")
+        super().__post_init__()
+
+
+@dataclass
+class RolloutDefaults(ServerSettings, PolicyDefaults):
+    """Our defaults for the stages that sample completions."""
 
     logging_steps: float = setting(0, "Optimizer steps between two logs; 0 means once an update (rollout).")
     watch: str = setting(
@@ -112,7 +125,7 @@ class RolloutDefaults(ServerSettings, StageDefaults):
 
 
 @dataclass
-class SFTStage(StageDefaults, SFTConfig):
+class SFTStage(PolicyDefaults, SFTConfig):
     """Settings of the SFT stage: TRL's `SFTConfig` with our defaults."""
 
     learning_rate: float = setting(2e-4, "Learning rate of AdamW (2e-4 suits LoRA; take 2e-5 for all weights).")
@@ -158,7 +171,7 @@ class RewardStage(StageDefaults, RewardConfig):
 
 
 @dataclass
-class DPOStage(StageDefaults, DPOConfig):
+class DPOStage(PolicyDefaults, DPOConfig):
     """Settings of DPO: TRL's `DPOConfig` with our defaults."""
 
     learning_rate: float = setting(1e-5, "Learning rate of AdamW.")

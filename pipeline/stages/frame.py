@@ -12,7 +12,7 @@ from transformers.trainer_utils import TrainOutput
 
 from pipeline.config import ModelArguments, check, say_once
 from pipeline.hub.card import write_card
-from pipeline.models import auto_class, precision
+from pipeline.models import auto_class, averaging, precision
 from pipeline.models import loading as models
 from pipeline.models.folders import Stage, resolve_model
 from pipeline.models.provenance import hardware
@@ -21,7 +21,7 @@ from pipeline.report import write_report
 from pipeline.runs import claim
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.stopping import graceful
-from pipeline.safety.console import is_main
+from pipeline.safety.console import is_main, say
 from pipeline.safety.weights import ADAPTER_WEIGHTS, fingerprint
 from pipeline.watching import terminal, trackers
 
@@ -42,21 +42,29 @@ def begin(
         config.chat_template_path = None  # the tokenizer has it already
     stage = resolve_model(model_args)
     check(model_args.use_peft or not stage.adapter, "use_peft", False, f"{stage.adapter} is an adapter to start from")
+    averaging.check(who, config, model_args.use_peft, stage.adapter)
     needs_end = not for_scores or auto_class.reads_end(models.load_config(model_args, stage.base))
     return stage, models.load_tokenizer(stage, model_args, config, needs_end)
 
 
 def train(trainer: Trainer, folder: RunFolder, name: str, sample_every: int = 0) -> TrainOutput:
-    """Trains from the beginning, or goes on from the folder's checkpoint; Ctrl-C stops it after a step.
+    """Trains from the beginning, or goes on from the folder's checkpoint; Ctrl-C stops it after a step. At the end the
+    adapter stands where `adapter_averaging` wants it; no checkpoint does.
 
     Args: name, sample_every: see `terminal.show_progress`.
     """
+    weight = averaging.weight_of(trainer.args)
+    line = averaging.Averaging(trainer.accelerator.unwrap_model(trainer.model), weight) if weight < 1 else None
     try:
         with terminal.show_progress(trainer, name, sample_every), graceful(trainer, folder):
-            return trainer.train(resume_from_checkpoint=folder.checkpoint)
+            trained = trainer.train(resume_from_checkpoint=folder.checkpoint)
     except (Exception, SystemExit):
         trackers.finish(trainer)  # a run that was stopped is closed in its tracker, too
         raise
+    if line is not None:
+        out = line.apply()
+        say(f"The adapter goes back to {weight} of its way (adapter_averaging). Its rank leaves {out:.1%} out.")
+    return trained
 
 
 def finish(trainer: Trainer, folder: RunFolder, summary: dict, log_result: Callable[[dict, Path], None]) -> dict:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import build_model, build_tokenizer
+from lines import assert_on_the_line
 from rows import write_rows
 from safetensors.torch import load_file
 from saved import make_adapter, reward_folder
@@ -101,6 +102,13 @@ def test_ppo_is_examined_and_saved(warm, folder, ppo):
         assert {k: x.shape for k, x in shared.items()} == {k: x.shape for k, x in alone.items()}
     assert (ppo / "tokens.jsonl").read_text() and (ppo / "report.html").is_file()
     assert not [p for pattern in ("*.bin", "*.pt") for p in ppo.glob(pattern)]
+
+
+@pytest.mark.slow
+def test_it_stops_on_the_line_from_its_start(warm, folder, ppo):
+    """`adapter_averaging`: the same training, of which half the way is saved."""
+    half = run(warm, folder, "ppo", "half", 2, "--adapter_averaging", "0.5")
+    assert_on_the_line(half, folder / "sft", ppo, 0.5)
 
 
 @pytest.mark.slow  # 10 s each

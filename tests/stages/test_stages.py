@@ -11,11 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = {"use_cpu": True, "max_steps": 2, "per_device_train_batch_size": 2, "save_strategy": "no"}
 STAGES = {
     # rows to hold out: they are looked at before training, after which DDP must still be put around the model
-    "sft": {"dataset": "sft.jsonl", "max_length": 64, "eval_fraction": 0.25},
+    "sft": {"dataset": "sft.jsonl", "max_length": 64, "eval_fraction": 0.25, "adapter_averaging": 0.5},
     "reward": {"adapter_path": "out/sft", "dataset": "pairs.jsonl", "eval_fraction": 0.25, "max_length": 64},
     "ppo": {
         "adapter_path": "out/sft",
         "critic_path": "out/reward",
+        "adapter_averaging": 0.5,
         "dataset": "prompts.jsonl",
         "eval_fraction": 0.25,
         "eval_samples": 4,
@@ -75,6 +76,11 @@ def test_both_ranks_end_with_equal_weights(runs, stage):
     digests = {path.suffix: path.read_text() for path in runs[0].glob(f"{stage}.rank*")}
     assert set(digests) == {".rank0of2", ".rank1of2"}
     assert len(set(digests.values())) == 1
+
+
+def test_the_adapter_goes_back_on_both_and_is_told_once(runs):
+    for stage, times in (("sft", 1), ("reward", 0), ("ppo", 1), ("grpo", 0)):
+        assert runs[1][stage].count("The adapter goes back to 0.5 of its way") == times, stage
 
 
 def test_ppo_leaves_what_the_next_person_needs(runs):

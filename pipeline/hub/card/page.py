@@ -25,7 +25,7 @@ SETTINGS = (
     "weight_decay max_length max_completion_length temperature kl_coef kl_estimator gamma lam epsilon "
     "cliprange_value vf_coef beta tau cql_coef polyak missing_eos_penalty baseline loss_type "
     "center_rewards_coefficient lora_r lora_alpha "
-    "lora_dropout lora_target_modules load_in_4bit load_in_8bit bf16 fp16 seed"
+    "lora_dropout lora_target_modules adapter_averaging load_in_4bit load_in_8bit bf16 fp16 seed"
 ).split()
 OF_OTHERS = {"ppo": {"beta", "loss_type", "baseline", "num_generations"}, "reward": {"loss_type"}}
 MARK = re.compile(r"\n<!-- written by plumbline, ([0-9a-f]{16}) -->\n*$")

@@ -114,6 +114,13 @@ class Evaluation:
         if self.reference not in self.candidates:
             known = ", ".join(self.candidates)
             raise UserError(f"reference is {args.reference}, which is no candidate; choose one of {known}")
+        if args.sharpened:
+            for name in self.candidates:
+                if (taken := sharpened.control_name(self.reference, name)) in self.candidates:
+                    raise UserError(
+                        f"candidate {taken} has the name of the control for {name}: give it another one, or set "
+                        "sharpened: false"
+                    )
         weighted = build_rewards(args.rewards)
         built = [reward for reward, _ in weighted]
         prepare(part for reward in built for part in every_in(reward) if isinstance(part, LanguageModel))

@@ -63,8 +63,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             return f"output_dir {self.path} is a file, not a folder: give another --output_dir"
         try:
+            made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            if not claim.take(self.path):
+            if not claim.take(self.path, made):
                 return (
                     f"output_dir {self.path} is in use, another run is writing to it: wait for its end, or give "
                     "another --output_dir"

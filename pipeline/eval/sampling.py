@@ -22,7 +22,7 @@ from pipeline.exam.evaluation import complete, texts_of
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.rollouts.vllm_engine import engine_of, speaker_of
-from pipeline.runs.folder import write_aside
+from pipeline.runs.folder import new_file
 from pipeline.safety.console import say
 from pipeline.watching.progress import counting
 from rewards.base import RESERVED
@@ -61,8 +61,19 @@ def run(args: SampleArguments) -> Path:
     started = time.perf_counter()
     PartialState(cpu=args.use_cpu)
     output = Path(args.output)
-    if output.exists():
-        raise UserError(f"output {output} exists and is never overwritten: give another name, or remove it")
+    with new_file(output, "output") as write:
+        lines, finished = answered(args)
+        write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    share = sum(finished) / len(finished)
+    say(
+        f"{len(lines):,} completions in {time.perf_counter() - started:.0f} s, {share:.1%} ended by themselves. "
+        f"They lie in {output}."
+    )
+    return output
+
+
+def answered(args: SampleArguments) -> tuple[list[dict], list[bool]]:
+    """The rows of the file, and whether each completion ended by itself."""
     model_args = args.model_arguments()
     [candidate] = read_candidates([{"model": args.run}], model_args)
     kwargs = template_kwargs([candidate], args.chat_template_kwargs)
@@ -71,7 +82,7 @@ def run(args: SampleArguments) -> Path:
     rows = data.load(data_args, "prompts", args.seed, say)[0].to_list()
     if args.column != "completion" and args.column in rows[0]:
         raise UserError(f"column {args.column} is in {args.dataset} already: give another name")
-    engine = engine_of(args, output.parent)
+    engine = engine_of(args, Path(args.output).parent)
     model = load_group([candidate], model_args)
     longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
     check_room(model, longest, args.max_completion_length)
@@ -83,7 +94,7 @@ def run(args: SampleArguments) -> Path:
     with (
         active_adapter(model, adapter),
         speaker_of(engine, model, adapter, candidate.tokenizer) as speaker,
-        counting("completions", len(rows)) as answered,
+        counting("completions", len(rows)) as count,
     ):
         found = complete(
             model,
@@ -94,7 +105,7 @@ def run(args: SampleArguments) -> Path:
             args.temperature,
             args.batch_size,
             args.seed,
-            answered=answered,
+            answered=count,
             speaker=speaker,
         )
     texts = texts_of(candidate.tokenizer, [row["prompt"] for row in rows], found, ends)
@@ -107,11 +118,4 @@ def run(args: SampleArguments) -> Path:
         | ({"finished": whole} if complete_rows else {})
         for row, text, whole in zip(rows, texts, finished, strict=True)
     ]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    share = sum(finished) / len(finished)
-    say(
-        f"{len(lines):,} completions in {time.perf_counter() - started:.0f} s, {share:.1%} ended by themselves. "
-        f"They lie in {output}."
-    )
-    return output
+    return lines, finished

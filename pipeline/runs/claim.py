@@ -75,8 +75,13 @@ class Trained(TrainerCallback):
         self.folder = folder.resolve()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if claim := _held.get(self.folder):
-            claim.trained = True
+        keep(self.folder)
+
+
+def keep(folder: Path) -> None:
+    """From here on a run that fails leaves its files: what it was begun for lies there."""
+    if claim := _held.get(folder.resolve()):
+        claim.trained = True
 
 
 @contextmanager

@@ -17,9 +17,11 @@ from pipeline import cli
 from pipeline.config import ModelArguments, steps_per_update
 from pipeline.data.readers import data_suffix, read_file
 from pipeline.errors import UserError, shortened
+from pipeline.eval import sharpened
 from pipeline.eval.settings import EvalArguments
 from pipeline.memory.estimate import Adapter, Architecture
 from pipeline.memory.scale import SIZES, learning
+from pipeline.models.folders import resolve_stage
 from pipeline.models.precision import resolve_dtype
 from pipeline.sweep.settings import dataclasses_of
 from pipeline.worlds import BaseModelSettings, WorldSettings, load_world
@@ -31,6 +33,7 @@ from plumbline.probe import Batch, Pace
 STAGES = ("base", "sft", "reward", "ppo", "grpo", "rloo", "eval")
 ALGORITHMS = ("a2c", "reinforce")  # of the PPO stage
 START = 10.0  # seconds: the libraries are imported, the model is loaded, the report is written
+EVAL_ROWS = 64  # prompts of an evaluation that are answered at once, roughly
 SAMPLE = 64  # rows that are looked at to know how long one is
 UNKNOWN_ROWS, UNKNOWN_BYTES = 10_000, 1_000  # where the data are not here
 BYTES = {True: 3.0, False: 4.0}  # of text a token, with a vocabulary of less than 5,000 words and a larger one
@@ -211,11 +214,37 @@ def _eval(values: dict[str, Any], made: Made | None) -> Work:
     asked = _Settings("eval", values, model_of(named, made), rows, made)
     prompt, answer, steps = _lengths(asked)
     count = min(rows.count, values.get("eval_samples") or rows.count)
-    work = asked.work(Batch(16, round(prompt + answer), min(count, 64)))
-    models = sum(spec["name"] in BY_MODEL for spec in values["rewards"] or ())
-    work.drawn = len(values["candidates"]) * 2 * steps * max(1, count / 64)
-    work.looked = len(values["candidates"]) * 2 * count * (prompt + answer) * (2 + models)
+    work = asked.work(Batch(16, round(prompt + answer), min(count, EVAL_ROWS)))
+    candidates, models = len(values["candidates"]), sum(spec["name"] in BY_MODEL for spec in values["rewards"] or ())
+
+    def say(rows: int, times: int = 1, passes: int = 0) -> None:
+        """`rows` are answered so many times, and each answer is looked at in so many passes."""
+        work.drawn += times * steps * max(1, rows / EVAL_ROWS)
+        work.looked += times * passes * rows * (prompt + answer)
+
+    if values["outputs"]:  # greedy answers, of which nothing is said
+        say(count)
+        return work
+    say(count, 2 * candidates, 2 + models)  # greedy and sampled
+    if values["best_of"]:
+        say(count * values["best_of"], passes=models)
+    if values["sharpened"]:  # at several temperatures, until the entropy is the policy's; then one more candidate
+        few, trained = min(count, sharpened.TEXTS), _trained(values)
+        work.looked += candidates * few * (prompt + answer)
+        say(few, trained * sharpened.HALVINGS, passes=1)
+        say(count, trained, 3 + models)
     return work
+
+
+def _trained(values: dict[str, Any]) -> int:
+    """The candidates of an evaluation beside the reference and, where that is known, the base under it."""
+    paths = {name: str(path) for each in values["candidates"] for name, path in each.items()}
+    reference = values["reference"] or next(iter(paths))
+    try:
+        base = resolve_stage(paths[reference]).base
+    except (UserError, KeyError):  # of a run that is still to be made: it stands on one of the candidates, mostly
+        base = next((path for path in paths.values() if Path(path).name == "base"), "")
+    return sum(name != reference and Path(path) != Path(base) for name, path in paths.items())
 
 
 def _lengths(asked: _Settings) -> tuple[float, float, float]:

@@ -1,22 +1,48 @@
 """Several reward models of the same thing that know when they do not know: their mean, less their disagreement."""
 
+import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .asking import ask
-from .base import RewardFunction, WeightedReward, number
+from .base import RewardError, RewardFunction, WeightedReward, number
 from .mixture import Combination
 from .text import Texts
 
-MEMBERS = "member_*"  # folders of the reward stage with `ensemble`
+MEMBER = re.compile(r"member_[1-9][0-9]*")  # folders of the reward stage with `ensemble`
 
 
 def members_of(path: str | None) -> list[Path]:
     """The reward models of an ensemble, in their order; none where the folder is something else."""
-    found = [each for each in Path(path or "").glob(MEMBERS) if each.is_dir()] if path else []
-    return sorted(found, key=lambda each: (len(each.name), each.name))
+    found = [each for each in Path(path).glob("member_*") if MEMBER.fullmatch(each.name)] if path else []
+    return sorted((each for each in found if each.is_dir()), key=lambda each: (len(each.name), each.name))
+
+
+def check_whole(path: str, log_name: str) -> None:
+    """Raises `RewardError` unless the ensemble in a folder has as many reward models as its summary counts: without
+    one of them mean and spread would be others, and nothing would tell."""
+    summary = Path(path, "summary.json")
+    try:
+        count = int(json.loads(summary.read_text(encoding="utf-8"))["ensemble"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RewardError(
+            f"Reward '{log_name}': {summary}, which counts the reward models of the ensemble, is missing or cannot be "
+            "read: go on with the stage that trains them (--resume), or put the file back."
+        ) from None
+    there, wanted = {each.name for each in members_of(path)}, [f"member_{number}" for number in range(1, count + 1)]
+    if missing := [name for name in wanted if name not in there]:
+        raise RewardError(
+            f"Reward '{log_name}': '{path}' is an ensemble of {count} reward models, of which {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: put back what is, or train it again."
+        )
+    if len(there) > count:
+        raise RewardError(
+            f"Reward '{log_name}': '{path}' is an ensemble of {count} reward models, but there are {len(there)} in "
+            f"it: remove those beyond {wanted[-1]}."
+        )
 
 
 def pessimistic(scores: Sequence[float], pessimism: float) -> tuple[float, float]:

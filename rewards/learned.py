@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
 from .base import Reward, RewardError, choice, nearest
-from .ensemble import Ensemble, members_of
+from .ensemble import Ensemble, check_whole, members_of
 from .foreign import ADAPTER_WEIGHTS
 from .model_based import (
     ModelBased,
@@ -99,6 +99,7 @@ class Learned(ModelBased):
         members = members_of(options.get("path"))
         if not members:
             return cls(**options)
+        check_whole(str(options["path"]), "learned")
         pessimism = options.pop("pessimism", 0.0)
         each = [cls(**options | {"path": str(member), "log_name": member.name}) for member in members]
         return Ensemble(each, pessimism)

@@ -170,6 +170,15 @@ class RewardStage(StageDefaults, RewardConfig):
         super().__post_init__()
 
 
+# What TRL looks at in the first step only, or not at all
+DPO_LOSSES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # losses that read label_smoothing
+
+
 @dataclass
 class DPOStage(PolicyDefaults, DPOConfig):
     """Settings of DPO: TRL's `DPOConfig` with our defaults."""
@@ -186,6 +195,13 @@ class DPOStage(PolicyDefaults, DPOConfig):
         check(self.temperature > 0, "temperature", self.temperature, "a number above 0; greedy answers come besides")
         check(self.beta > 0, "beta", self.beta, "a number above 0")
         super().__post_init__()
+        for each in self.loss_type:
+            check(each in DPO_LOSSES, "loss_type", each, f"one or several of {', '.join(DPO_LOSSES)}")
+        kind, smoothing = self.f_divergence_type, self.label_smoothing
+        check(kind in DIVERGENCES, "f_divergence_type", kind, f"one of {', '.join(DIVERGENCES)}")
+        check(0 <= smoothing < 0.5, "label_smoothing", smoothing, "from 0 to below 0.5, where labels say nothing")
+        used = not smoothing or bool(SMOOTHED & set(self.loss_type))
+        check(used, "label_smoothing", smoothing, f"only {', '.join(sorted(SMOOTHED))} of loss_type read it")
 
 
 # What TRL looks at in the first step only

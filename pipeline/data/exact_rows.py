@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow
-from datasets import Dataset, Features, Json, Value, concatenate_datasets
+from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+DEEPEST = 8  # dicts in dicts as Arrow's own type; to put two such tables together takes datasets 2^depth steps
 PIECE = 10_000  # rows of a large data set that stand in memory as Python's objects at one time
-MISFITS = (pyarrow.ArrowException, TypeError, ValueError, OverflowError)  # what datasets raises for values of no type
+# What datasets raises for values of no type; RecursionError: lists in lists, dozens of them.
+MISFITS = (pyarrow.ArrowException, TypeError, ValueError, OverflowError, RecursionError)
 
 
 def exact(columns: dict[str, list[Any]]) -> Dataset:
@@ -41,7 +43,9 @@ def from_rows(rows: Iterable[dict[str, Any]]) -> Dataset | None:
     rest, pieces = iter(rows), []
     while piece := list(itertools.islice(rest, PIECE)):
         pieces.append(exact_rows(piece))
-    return concatenate_datasets(pieces) if pieces else None
+        if len(pieces[-1]) < len(piece):
+            raise ValueError("rows without a column, which a table cannot hold by themselves")
+    return _joined(pieces) if pieces else None
 
 
 def in_pieces(rows: Dataset, change: Callable[[Dataset], Dataset]) -> Dataset:
@@ -49,9 +53,34 @@ def in_pieces(rows: Dataset, change: Callable[[Dataset], Dataset]) -> Dataset:
     starts = range(0, len(rows), PIECE)
     pieces = [change(rows.select(range(first, min(first + PIECE, len(rows))))) for first in starts]
     try:
-        return concatenate_datasets(pieces)
+        return _joined(pieces)
     except MISFITS:  # a column that has another type in a later piece
         return change(rows)
+
+
+def _joined(pieces: list[Dataset]) -> Dataset:
+    """The pieces as one data set. Raises one of `MISFITS` where a column is not of one type throughout: dicts of other
+    keys, or in another order, would be laid over each other as Arrow does it within a piece."""
+    try:
+        whole = concatenate_datasets(pieces)
+    except AttributeError as error:  # how datasets says that a column is null in one piece and has dicts in another
+        raise ValueError(str(error)) from error
+    for piece in pieces:
+        for name, kind in piece.features.items():
+            if not _fits(kind, whole.features[name]):
+                raise ValueError(f"column {name} is {kind} here and {whole.features[name]} elsewhere")
+    return whole
+
+
+def _fits(part: Any, whole: Any) -> bool:
+    """Whether values of the type `part` read back as they were from a column of the type `whole`."""
+    if part == Value("null"):
+        return True
+    if isinstance(part, List) and isinstance(whole, List):
+        return _fits(part.feature, whole.feature)
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return list(part) == list(whole) and all(map(_fits, part.values(), whole.values()))
+    return bool(part == whole)
 
 
 def _type(values: list[Any]) -> Any:
@@ -62,7 +91,7 @@ def _type(values: list[Any]) -> Any:
         plain = Dataset.from_dict({"column": values})
         if len(kinds) < 2 and not kinds & {list, dict}:
             return plain.features["column"]
-        kept = all(map(_same, values, plain["column"]))
+        kept = _dicts(plain.features["column"]) <= DEEPEST and all(map(_same, values, plain["column"]))
     except UnicodeError:  # half a character, of which no tokenizer makes anything
         raise
     except MISFITS:
@@ -70,6 +99,13 @@ def _type(values: list[Any]) -> Any:
             raise
         kept = False
     return plain.features["column"] if kept else Json()
+
+
+def _dicts(kind: Any) -> int:
+    """How many dicts lie in each other in a type."""
+    if isinstance(kind, List):
+        return _dicts(kind.feature)
+    return 1 + max(map(_dicts, kind.values()), default=0) if isinstance(kind, dict) else 0
 
 
 def _same(written: Any, read: Any) -> bool:

@@ -28,6 +28,7 @@ from pipeline.data.row_templates import TEMPLATES, fill_templates
 from pipeline.errors import UserError, shortened
 from pipeline.models.ends import without_end
 from pipeline.models.prompts import KWARGS, PICTURES, are_messages, ids, render
+from pipeline.safety.console import say
 from rewards import text_of
 from rewards.base import RESERVED
 
@@ -334,7 +335,7 @@ def show_examples(
     kind: str,
     max_length: int | None,
     name: str = "data",
-    log: Callable[[str], Any] = print,
+    log: Callable[[str], Any] = say,
     template: str | None = None,
 ) -> int:
     """Shows rows, columns, lengths, what will be cut or dropped, and two examples. Returns the longest row in tokens,

@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict
 
 from pipeline.data.exact_rows import MISFITS, exact, exact_rows, from_rows
 from pipeline.data.parallel_text import pair_of, read_pair
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.models.folders import is_hub_name
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -113,19 +113,25 @@ def to_dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
         if reason := _misfit(values):
             # the longest beginning that fits: whatever begins with a misfit is one too
             at = bisect.bisect_left(range(len(rows)), True, key=lambda last: bool(_misfit(values[: last + 1]))) + 1
+            if isinstance(reason, UnicodeEncodeError):
+                half = ascii(reason.object[reason.start])
+                raise UserError(
+                    f"dataset {name}, row {at}: column {key} has half a character ({half}), which is no text: mend "
+                    "or remove it"
+                )
             raise UserError(
-                f"dataset {name}, row {at}: the values of column {key} do not fit one type ({reason}); every row "
-                "wants the same kind of value"
+                f"dataset {name}, row {at}: the values of column {key} do not fit one type "
+                f"({str(reason).splitlines()[0]}); every row wants the same kind of value"
             )
     raise UserError(f"dataset {name}: the rows do not fit one table")
 
 
-def _misfit(values: list[Any]) -> str | None:
+def _misfit(values: list[Any]) -> Exception | None:
     """Why the values do not make one column, or None."""
     try:
         exact({"column": values})
     except MISFITS as error:
-        return str(error).splitlines()[0]
+        return error
     return None
 
 
@@ -179,7 +185,7 @@ def _lines(path: Path) -> Iterator[str]:
     with _readable(path), gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield line.decode("utf-8-sig")  # where files were put together, each has its mark
             except UnicodeDecodeError:
                 raise _no_utf8(path, number) from None
 
@@ -193,8 +199,8 @@ def _jsonl_rows(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
 def _json_rows(text: str, path: Path) -> list[dict[str, Any]]:
     if text.lstrip().startswith("{"):
         try:
-            whole = json.loads(text)
-        except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
+            whole = _DECODER.decode(text.rstrip())
+        except (ValueError, RecursionError):  # ValueError: no JSON, a key twice, or a number of thousands of digits
             return list(_jsonl_rows(text.split("\n"), path))
         if not isinstance(whole.get("data"), list):
             return [whole]
@@ -206,9 +212,22 @@ def _json_rows(text: str, path: Path) -> list[dict[str, Any]]:
     return [_object(row, f"dataset {path}, row {number}") for number, row in enumerate(whole, start=1)]
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which each key stands once: of two values one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shortened(repr(twice))} stands twice in one object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         place = (
             f" (line {error.lineno} of it, column {error.colno})" if error.lineno > 1 else f" (column {error.colno})"

@@ -12,7 +12,6 @@ from pathlib import Path
 from pipeline.config import DataArguments
 from pipeline.data import loading as data
 from pipeline.errors import UserError
-from pipeline.runs.folder import write_aside
 from pipeline.safety.console import say
 from pipeline.worlds.e2e import delexicalize, parse_mr, prompt_of, relexicalize
 from pipeline.worlds.e2e import prompt_row as e2e_row
@@ -85,16 +84,14 @@ def json_line_of(completion: str, row: dict, as_messages: bool = False) -> str:
 
 
 def check_outputs(path: str) -> Path:
-    """The file to write, or a `UserError`: it is there already, or its folder is not."""
+    """The file to write, or a `UserError`: its folder is not there."""
     file = Path(path)
-    if file.exists():
-        raise UserError(f"outputs {path} exists and is never overwritten: give another name, or remove it")
     if not file.parent.is_dir():
         raise UserError(f"outputs {path}: there is no folder {file.parent}; make it first")
     return file
 
 
-def write_outputs(path: Path, completions: Sequence[str], rows: Sequence[dict], as_messages: bool = False) -> None:
+def outputs(path: Path, completions: Sequence[str], rows: Sequence[dict], as_messages: bool = False) -> str:
     """One line a row, in order: as JSON where the file's name ends in `.jsonl`, else as plain text.
 
     Args: as_messages: see `json_line_of`.
@@ -102,4 +99,4 @@ def write_outputs(path: Path, completions: Sequence[str], rows: Sequence[dict], 
     as_json = path.suffix == ".jsonl"
     pairs = zip(completions, rows, strict=True)
     lines = [json_line_of(*pair, as_messages) if as_json else line_of(*pair) for pair in pairs]
-    write_aside(path, "".join(line + "\n" for line in lines))
+    return "".join(line + "\n" for line in lines)

@@ -13,68 +13,42 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import is_conversational
 
-from pipeline.config import (
-    CHAT_TEMPLATE,
-    CHAT_TEMPLATE_KWARGS,
-    DTYPES,
-    DataArguments,
-    ModelArguments,
-    ServerSettings,
-    check,
-    check_vllm_server,
-    mapping,
-    setting,
-    settle_dtype,
-)
+from pipeline.config import DataArguments, check, setting
 from pipeline.data import loading as data
 from pipeline.errors import UserError
 from pipeline.eval.candidates import active_adapter, adapter_name, load_group, read_candidates, template_kwargs
+from pipeline.eval.settings import AnswerSettings
 from pipeline.exam.evaluation import complete, texts_of
 from pipeline.models.ends import stop_token_ids
 from pipeline.models.prompts import check_room, tokenize_prompts
 from pipeline.rollouts.vllm_engine import engine_of, speaker_of
-from pipeline.runs.folder import write_aside
+from pipeline.runs.folder import new_file
 from pipeline.safety.console import say
 from pipeline.watching.progress import counting
 from rewards.base import RESERVED
 
 
 @dataclass
-class SampleArguments(ServerSettings):
-    """Who answers which prompts, how often, and where to."""
+class SampleArguments(AnswerSettings):
+    """Who answers which prompts, how often, and where to; at temperature 0 the answers are greedy."""
 
     run: str | None = setting(None, "Model, adapter or stage folder that answers, e.g. runs/tiny/sft.")
-    dataset: str | None = setting(None, "Prompts with their columns: a file, a folder or a Hub name, as for PPO.")
-    dataset_config: str | None = setting(None, "Configuration of a Hub data set.")
-    dataset_split: str = setting("train", "Split of a Hub data set or folder.")
     max_rows: int | None = setting(None, "Use only the first prompts.")
-    chat_template_path: str | None = setting(None, CHAT_TEMPLATE)
-    chat_template_kwargs: dict | str | None = setting(None, f"{CHAT_TEMPLATE_KWARGS} None: as the run was trained.")
     output: str | None = setting(None, "File to write, e.g. runs/tiny/samples.jsonl. It must not exist.")
     samples_per_prompt: int = setting(4, "Completions of each prompt.")
-    max_completion_length: int = setting(256, "Longest completion in tokens.")
-    temperature: float = setting(1.0, "1 is the model's own distribution; 0: greedy, one a prompt.")
     column: str = setting("completion", "Name of the column that gets the completion.")
     batch_size: int = setting(64, "Prompts answered at once.")
-    seed: int = setting(0, "Seed of the sampling.")
-    dtype: str = setting("auto", "Precision of the base weights, as for the other stages.")
-    load_in_4bit: bool = setting(False, "Load the base in 4 bits (needs bitsandbytes).")
-    use_cpu: bool = setting(False, "Stay on the CPU.")
 
     def __post_init__(self):
-        check_vllm_server(self)
-        self.chat_template_kwargs = mapping(self.chat_template_kwargs, "chat_template_kwargs")
+        super().__post_init__()
         for key in ("run", "dataset", "output"):
             check(bool(getattr(self, key)), key, getattr(self, key), "it must be set")
-        check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        self.dtype = settle_dtype(self.dtype)
         check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
         varied = self.temperature > 0 or self.samples_per_prompt == 1
         check(varied, "samples_per_prompt", self.samples_per_prompt, "1 at temperature 0: greedy ones do not vary")
         named = self.column == "completion" or bool(self.column) and self.column not in RESERVED
         check(named, "column", self.column, "a name that rewards can be given, such as sft_answer")
-        check(self.seed >= 0, "seed", self.seed, "a whole number from 0 up")
-        for key in ("samples_per_prompt", "max_completion_length", "batch_size"):
+        for key in ("samples_per_prompt", "batch_size"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "a whole number from 1 up")
 
 
@@ -87,11 +61,20 @@ def run(args: SampleArguments) -> Path:
     started = time.perf_counter()
     PartialState(cpu=args.use_cpu)
     output = Path(args.output)
-    if output.exists():
-        raise UserError(f"output {output} exists and is never overwritten: give another name, or remove it")
-    model_args = ModelArguments(
-        dtype=args.dtype, load_in_4bit=args.load_in_4bit, chat_template_path=args.chat_template_path
+    with new_file(output, "output") as write:
+        lines, finished = answered(args)
+        write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    share = sum(finished) / len(finished)
+    say(
+        f"{len(lines):,} completions in {time.perf_counter() - started:.0f} s, {share:.1%} ended by themselves. "
+        f"They lie in {output}."
     )
+    return output
+
+
+def answered(args: SampleArguments) -> tuple[list[dict], list[bool]]:
+    """The rows of the file, and whether each completion ended by itself."""
+    model_args = args.model_arguments()
     [candidate] = read_candidates([{"model": args.run}], model_args)
     kwargs = template_kwargs([candidate], args.chat_template_kwargs)
     where = (args.dataset, args.dataset_config, args.dataset_split)
@@ -99,7 +82,7 @@ def run(args: SampleArguments) -> Path:
     rows = data.load(data_args, "prompts", args.seed, say)[0].to_list()
     if args.column != "completion" and args.column in rows[0]:
         raise UserError(f"column {args.column} is in {args.dataset} already: give another name")
-    engine = engine_of(args, output.parent)
+    engine = engine_of(args, Path(args.output).parent)
     model = load_group([candidate], model_args)
     longest = max(map(len, tokenize_prompts(candidate.tokenizer, rows)))
     check_room(model, longest, args.max_completion_length)
@@ -111,7 +94,7 @@ def run(args: SampleArguments) -> Path:
     with (
         active_adapter(model, adapter),
         speaker_of(engine, model, adapter, candidate.tokenizer) as speaker,
-        counting("completions", len(rows)) as answered,
+        counting("completions", len(rows)) as count,
     ):
         found = complete(
             model,
@@ -122,7 +105,7 @@ def run(args: SampleArguments) -> Path:
             args.temperature,
             args.batch_size,
             args.seed,
-            answered=answered,
+            answered=count,
             speaker=speaker,
         )
     texts = texts_of(candidate.tokenizer, [row["prompt"] for row in rows], found, ends)
@@ -135,11 +118,4 @@ def run(args: SampleArguments) -> Path:
         | ({"finished": whole} if complete_rows else {})
         for row, text, whole in zip(rows, texts, finished, strict=True)
     ]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    share = sum(finished) / len(finished)
-    say(
-        f"{len(lines):,} completions in {time.perf_counter() - started:.0f} s, {share:.1%} ended by themselves. "
-        f"They lie in {output}."
-    )
-    return output
+    return lines, finished

@@ -6,6 +6,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pipeline.eval.candidates import (
 from pipeline.eval.comparing import compare, figures
 from pipeline.eval.judges import read_judges
 from pipeline.eval.measures import Answers, measures_of
-from pipeline.eval.rows import check_outputs, load_rows, write_outputs
+from pipeline.eval.rows import check_outputs, load_rows, outputs
 from pipeline.eval.settings import EvalArguments
 from pipeline.eval.tables import TABLE, markdown, show
 from pipeline.exam.evaluation import ScoredAnswers, entropies, logprobs
@@ -35,7 +36,7 @@ from pipeline.exam.statistics import CONFIDENCE, PERMUTATIONS, RESAMPLES
 from pipeline.report import write_report
 from pipeline.rollouts.vllm_engine import Engine, engine_of, speaker_of
 from pipeline.runs import claim
-from pipeline.runs.folder import SUMMARY, RunFolder
+from pipeline.runs.folder import SUMMARY, RunFolder, new_file
 from pipeline.safety.console import say
 from pipeline.watching.progress import counting
 from pipeline.worlds import load_world
@@ -73,7 +74,8 @@ def run(args: EvalArguments) -> dict:
     summary = {}
     if args.outputs:
         if state.is_main_process:
-            write_greedy(args, candidates[0], rows, file)
+            with new_file(file, "outputs") as write:
+                write_greedy(args, candidates[0], rows, file, write)
     else:
         evaluation = Evaluation(args, candidates, rows)
         folder = RunFolder.create(args.output_dir)
@@ -84,14 +86,16 @@ def run(args: EvalArguments) -> dict:
     return summary
 
 
-def write_greedy(args: EvalArguments, candidate: Candidate, rows: list[dict], file: Path) -> None:
-    """Greedy answers of the candidate, one a line."""
+def write_greedy(
+    args: EvalArguments, candidate: Candidate, rows: list[dict], file: Path, write: Callable[[str], None]
+) -> None:
+    """Greedy answers of the candidate, one a line, by `write` into `file`."""
     engine = engine_of(args, file.parent)
     model = load([candidate], rows, args, engine)
     adapter = adapter_name(0) if candidate.stage.adapter else None
     with active_adapter(model, adapter), speaker_of(engine, model, adapter, candidate.tokenizer) as speaker:
         answers = answer(model, candidate, rows, args, 0, GREEDY, speaker=speaker)
-    write_outputs(file, answers.completions, rows, args.as_messages)
+    write(outputs(file, answers.completions, rows, args.as_messages))
     say(f"{candidate.name}: {len(rows):,} greedy answers lie in {file}.")
 
 
@@ -114,6 +118,13 @@ class Evaluation:
         if self.reference not in self.candidates:
             known = ", ".join(self.candidates)
             raise UserError(f"reference is {args.reference}, which is no candidate; choose one of {known}")
+        if args.sharpened:
+            for name in self.candidates:
+                if (taken := sharpened.control_name(self.reference, name)) in self.candidates:
+                    raise UserError(
+                        f"candidate {taken} has the name of the control for {name}: give it another one, or set "
+                        "sharpened: false"
+                    )
         weighted = build_rewards(args.rewards)
         built = [reward for reward, _ in weighted]
         prepare(part for reward in built for part in every_in(reward) if isinstance(part, LanguageModel))
@@ -215,6 +226,7 @@ class Evaluation:
         folder.write_config(args)
         (folder.path / TABLE).write_text(markdown(summary), encoding="utf-8")
         folder.write_summary(summary)
+        claim.keep(folder.path)  # hours of answers: a page that cannot be written must not take them along
         show(summary)
         write_report(folder.path)
         say(f"The result lies in {folder.path}: {TABLE}, {SUMMARY} with all figures, {ROWS} with every answer.")

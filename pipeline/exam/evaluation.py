@@ -1,5 +1,6 @@
 """Before and after, on prompts held out from training: completions, scores by every reward and by the referee, KL."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from trl import is_conversational
 
+from pipeline.errors import UserError
 from pipeline.metrics import load_metric
 from pipeline.models.decoding import Decoder, cut
 from pipeline.models.ends import said, turn_of
@@ -88,6 +90,9 @@ def answer_and_score(
     texts = texts_of(tokenizer, rows, ids, eos_token_ids)
     question = question_about(rows, texts)
     scores = {name: guarded(reward, name)(completion_ids=ids, **question) for name, reward in rewards.items()}
+    for name, column in scores.items():
+        if any(score is not None and math.isinf(score) for score in column):
+            raise UserError(f"The reward {name} returned an infinite score, of which there is no mean; clip it.")
     if referee is not None:
         verdicts = [referee(text, row) for text, row in zip(texts, rows, strict=True)]
         scores |= {name: [verdict[name] for verdict in verdicts] for name in verdicts[0]}
@@ -162,7 +167,15 @@ def complete(
 
 def _sample(model, config: GenerationConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[list[int]]:
     """The whole batch to its longest row: who drops rows also changes what the others draw."""
-    output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
+    try:
+        output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):  # torch.multinomial
+            raise
+        raise UserError(
+            "the model's probabilities are not finite, so nothing can be sampled: its weights are damaged, or its "
+            "training has diverged (lower learning_rate)"
+        ) from None
     return output[:, input_ids.shape[1] :].tolist()
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
             raise
         raise UserError(f"the page wants {error.name}, which is not installed: pip install flask") from None
     folder = Path(settings.output_dir)
+    there = folder.exists()
     try:
         found = judged.load(settings.samples, folder / "pairs.json", settings.columns, settings.seed)
         with Verdicts(folder / results.VERDICTS / f"{settings.judge}.jsonl", found, settings.judge) as verdicts:
@@ -66,11 +68,24 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
                 server.serve(verdicts, settings.port, _wants_browser(settings.open), say)
         summary = results.collect(folder, found)
     except OSError as error:
+        if not there:
+            _remove_empty(folder)
         raise UserError(
             f"output_dir {folder} cannot be written ({error.strerror}): give another --output_dir"
         ) from None
     _log_result(summary, settings, folder)
     return summary
+
+
+def _remove_empty(folder: Path) -> None:
+    """Takes away folders and files in which nothing stands, as a full disk leaves them."""
+    with suppress(OSError):
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_file() and not path.stat().st_size:
+                path.unlink()
+            elif path.is_dir():
+                path.rmdir()
+        folder.rmdir()
 
 
 def _wants_browser(asked: bool | None) -> bool:

@@ -92,6 +92,7 @@ def put_on_base(rewards: Iterable[RewardFunction], model: PeftModel, autocast: A
                 reward.prepare()  # now: what is wrong with it is to be said before training
                 continue
         reward.take(*on_base[path])
+        reward.prepare()  # now: what its options are wrong about is to be said before anything is measured
     return [adapter for adapter, _ in on_base.values()]
 
 

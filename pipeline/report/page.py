@@ -51,7 +51,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     plots = exams.over_optimization(alone, {name: half for name, (_, half) in intervals.items()})
     more = sections(run)
     there = {"scores": table, "samples": rows, "warnings": warnings, "over": plots, "histograms": drawn}
-    there |= {"lengths": drawn, "reward-model": more["reward_model"], "stage-1": stages, "settings": stages}
+    there |= {"lengths": drawn, "reward-model": more["reward_model"], "stage-1": run.rows, "settings": stages}
     page = render(
         "report.html.j2",
         title=_title(run.path),
@@ -69,6 +69,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         stages=[
             {
                 "name": stage.name,
+                "logged": bool(stage.rows),  # an evaluation and an ensemble log nothing
                 "groups": curve_groups([runs.Contestant(stage.name, [stage])], f"stage {i}"),
                 "x": "optimizer steps",
                 "numbers": tables.single_numbers(stage),

@@ -94,10 +94,12 @@ def token_section(run_dir: str | Path) -> dict[str, Any] | None:
     shown = _fitting(rows)
     channels = [channel for channel in CHANNELS if channel.name == "shift" or rows[0][channel.name] is not None]
     scales = {channel: scale(channel, shown) for channel in channels}
+    if all(not any(row["scores"][:-1]) for row in shown):  # paid at the end: one token of each text has a color
+        channels.sort(key=lambda channel: channel.name != "advantages")
     return {
         "channels": [
-            channel._asdict() | {"legend": legend(channel, *scale), "first": i == 0}
-            for i, (channel, scale) in enumerate(scales.items())
+            channel._asdict() | {"legend": legend(channel, *scales[channel]), "first": i == 0}
+            for i, channel in enumerate(channels)
         ],
         "rows": [_show(row, scales) for row in shown],
         "left_out": len(rows) - len(shown),

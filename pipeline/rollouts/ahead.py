@@ -64,8 +64,8 @@ class Ahead:
         Raises:
             UserError: a server could not.
         """
-        number = self.trainer.state.global_step // self.trainer.args.steps_per_update
-        if self.pending is not None and self.pending.number == number:
+        number = self._number
+        if self._is_there(number):
             pending, self.pending = self.pending, None
             if pending.prompts != prompts:
                 raise UserError(
@@ -77,6 +77,21 @@ class Ahead:
             found = ask(prompts)()
         self._begin(number + 1, ask)
         return found
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is still to be sampled by the policy as it is now: this rollout, or the next one."""
+        return not self._is_there(self._number) or not self._is_over(self._number + 1)
+
+    @property
+    def _number(self) -> int:
+        return int(self.trainer.state.global_step // self.trainer.args.steps_per_update)
+
+    def _is_there(self, number: int) -> bool:
+        return self.pending is not None and self.pending.number == number
+
+    def _is_over(self, number: int) -> bool:
+        return bool(number * self.trainer.args.steps_per_update >= self.trainer.state.max_steps)
 
     def wait(self) -> None:
         """Until nothing is being sampled; what went wrong is told when the completions are wanted."""
@@ -97,9 +112,7 @@ class Ahead:
         self.pending = Pending(state["number"], state["prompts"], found)
 
     def _begin(self, number: int, ask: Question) -> None:
-        trainer = self.trainer
-        there = self.pending is not None and self.pending.number == number
-        if there or number * trainer.args.steps_per_update >= trainer.state.max_steps:
+        if self._is_there(number) or self._is_over(number):
             return
         prompts = self._prompts_of(number)
         self.pending = Pending(number, prompts, in_background(ask(prompts)))

@@ -52,6 +52,8 @@ class ServerGeneration:
 
         def send(engine: Engine) -> None:
             if self.ahead is not None:
+                if self._in_turn and not self.ahead.asks:
+                    return  # of the last update the rollout is there
                 self.ahead.wait()  # no version goes while it is sampled from
             while len(self.versions) >= KEPT:
                 engine.unload(self.versions.pop(0))
@@ -80,9 +82,13 @@ class ServerGeneration:
 
     def _completions(self, engine: Engine, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]]:
         ask = partial(self._question, engine)
-        in_turn = self.trainer.is_in_train and self.trainer.model.training  # no exam, no call of `generate` by hand
-        found = self.ahead.completions(prompts, ask) if self.ahead and in_turn else ask(prompts)()
+        found = self.ahead.completions(prompts, ask) if self.ahead and self._in_turn else ask(prompts)()
         return [tuple(completion) for completion in found]
+
+    @property
+    def _in_turn(self) -> bool:
+        """Whether it is the training that samples: no exam, no call of `generate` by hand."""
+        return bool(self.trainer.is_in_train and self.trainer.model.training)
 
     def _question(self, engine: Engine, prompts: list[list[int]]) -> Callable[[], list[Completion]]:
         """A call that asks for completions of the newest version of the policy."""

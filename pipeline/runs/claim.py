@@ -10,7 +10,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ _held: dict[Path, "Claim"] = {}  # by this process, which may run several stages
 class Claim:
     """One folder that this process may write to."""
 
-    def __init__(self, descriptor: int | None, fresh: bool):
-        self.descriptor, self.fresh, self.trained = descriptor, fresh, False
+    def __init__(self, descriptor: int | None, fresh: bool, made: bool):
+        self.descriptor, self.fresh, self.made, self.trained = descriptor, fresh, made, False
 
 
-def take(folder: Path) -> bool:
-    """Claims an existing folder for this process; False when another run holds it."""
+def take(folder: Path, made: bool = False) -> bool:
+    """Claims an existing folder for this process; False when another run holds it.
+
+    Args: made: by this process, just now.
+    """
     folder = folder.resolve()
     if folder in _held:
         return True
@@ -41,7 +44,7 @@ def take(folder: Path) -> bool:
     except OSError:  # a file system without locks
         os.close(descriptor)
         descriptor = None
-    _held[folder] = Claim(descriptor, fresh)
+    _held[folder] = Claim(descriptor, fresh, made)
     return True
 
 
@@ -72,8 +75,13 @@ class Trained(TrainerCallback):
         self.folder = folder.resolve()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if claim := _held.get(self.folder):
-            claim.trained = True
+        keep(self.folder)
+
+
+def keep(folder: Path) -> None:
+    """From here on a run that fails leaves its files: what it was begun for lies there."""
+    if claim := _held.get(folder.resolve()):
+        claim.trained = True
 
 
 @contextmanager
@@ -89,7 +97,8 @@ def all_or_nothing(folder: Path) -> Iterator[None]:
 
 
 def _tidy(folder: Path, claim: Claim) -> None:
-    """Empties the folder of a run that began in an empty one and has not trained: a rerun may take it again."""
+    """Empties the folder of a run that began in an empty one and has not trained: a rerun may take it again. One that
+    the run had made itself goes away."""
     if not claim.fresh or claim.trained or any(folder.glob("checkpoint-*")):
         return
     for path in folder.iterdir():
@@ -97,6 +106,9 @@ def _tidy(folder: Path, claim: Claim) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    if claim.made:
+        with suppress(OSError):  # somebody has just put something into it
+            folder.rmdir()
 
 
 def _release(claim: Claim) -> None:

@@ -1,9 +1,12 @@
 """The output folder of a stage: settings, metrics and summary, and the promise that nothing is overwritten."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -63,8 +66,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             return f"output_dir {self.path} is a file, not a folder: give another --output_dir"
         try:
+            made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            if not claim.take(self.path):
+            if not claim.take(self.path, made):
                 return (
                     f"output_dir {self.path} is in use, another run is writing to it: wait for its end, or give "
                     "another --output_dir"
@@ -217,6 +221,53 @@ def write_aside(path: Path, text: str) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_file(path: Path, key: str) -> Iterator[Callable[[str], None]]:
+    """A file that must not be there yet, claimed before the work for it begins. The block is given a function that
+    writes it, whole or not at all.
+
+    Args: key: the setting that names it, for errors.
+
+    Raises:
+        UserError: it is there, another process is making it, or nobody can write there.
+    """
+    aside, written = path.with_name(f".{path.name}.tmp"), False
+    there = UserError(f"{key} {path} exists and is never overwritten: give another name, or remove it")
+    if path.exists():
+        raise there
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = aside.open("ab", buffering=0)
+    except OSError as error:
+        raise UserError(f"{key} {path} cannot be written ({error.strerror}): give another place") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{key} {path} is being made by another process: wait for its end, or name another"
+            ) from None
+        try:
+            if path.exists():  # since just now
+                raise there
+            file.truncate(0)
+            try:
+                file.write(b"." * 4096)  # a full disk takes the name, but not the content
+            except OSError as error:
+                raise UserError(f"{key} {path} cannot be written ({error.strerror}): give another place") from None
+
+            def write(text: str) -> None:
+                nonlocal written
+                aside.write_text(text, encoding="utf-8")
+                os.replace(aside, path)
+                written = True
+
+            yield write
+        finally:
+            if not written:
+                aside.unlink(missing_ok=True)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

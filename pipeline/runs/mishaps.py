@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 from collections.abc import Iterator
 
 from safetensors import SafetensorError
@@ -24,6 +25,8 @@ def in_words(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError | RewardError):
         return " ".join(str(error).split())
+    if any(isinstance(e, sqlite3.OperationalError) and "full" in str(e) for e in _with_causes(error)):
+        return _of_number(errno.ENOSPC, None)
     full = (e for e in _with_causes(error) if isinstance(e, OSError) and e.errno in FULL)
     return _of_the_machine(next(full, error))
 

@@ -15,9 +15,10 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.runs import checkpoint_files
-from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder, settings_of, versions
+from pipeline.runs.folder import CONFIG, SUMMARY, UNFINISHED, RunFolder, settings_of, versions
 from pipeline.safety.console import from_main, is_main, say
 from pipeline.safety.weights import fingerprint
+from rewards.ensemble import members_of
 
 LENGTH = ("max_steps", "num_train_epochs", "total_episodes")
 # What may change on the way. Everything else decides the result, so a new setting is held fast until it stands here.
@@ -115,6 +116,18 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
+def hold_settings(run: Path, settings: tuple) -> dict[str, list]:
+    """What may change and has, as [then, now], in a run that is gone on with.
+
+    Raises:
+        UserError: a setting has changed that decides the result, or config.yaml cannot be read.
+    """
+    changed, refused = compare(run, settings)
+    if refused:
+        raise UserError(_refusal(run, refused))
+    return changed
+
+
 def _look(folder: RunFolder, settings: tuple) -> tuple[Path | None, bool, dict | None] | UserError:
     """What `open_run` shall do: the checkpoint, whether the run is finished, the row of resumed.jsonl."""
     run = folder.path
@@ -207,7 +220,8 @@ def _deciding(rewards: Any) -> Any:
 
 def _refusal(run: Path, refused: dict[str, list]) -> str:
     pairs = "; ".join(f"{key} was {then!r} and is {now!r} now" for key, (then, now) in refused.items())
-    way_out = "" if checkpoint_files.of(run) else f", or remove {run}, which has no checkpoint yet"
+    begun = checkpoint_files.of(run) or members_of(str(run)) or (run / SUMMARY).is_file()
+    way_out = "" if begun else f", or remove {run}, which has no checkpoint yet"
     return (
         f"a run goes on with the settings that it began with: {pairs}. "
         f"Take them back, or give another --output_dir{way_out}"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 from transformers.optimization import get_scheduler
+from transformers.utils import is_liger_kernel_available
 
 from pipeline.errors import UserError
 from rewards import RewardError
@@ -40,10 +41,12 @@ def in_one_sentence(model: nn.Module | None = None) -> Iterator[None]:
 
 
 def check_start(trainer: Trainer) -> None:
-    """Raises `UserError` where optimizer, learning-rate schedule or the order of the rows cannot be made.
+    """Raises `UserError` where optimizer, learning-rate schedule, kernels or the order of the rows cannot be made.
 
     transformers notices it only when training begins: after whatever is measured before.
     """
+    if trainer.args.use_liger_kernel and not is_liger_kernel_available():
+        raise UserError("use_liger_kernel: the package liger-kernel is not there; install it, or leave this out")
     args, weight = trainer.args, nn.Parameter(torch.zeros(2, 2))
     with in_one_sentence(), torch.random.fork_rng():
         trainer.get_optimizer_cls_and_kwargs(args, trainer.model)

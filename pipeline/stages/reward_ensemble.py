@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from pipeline.config import DataArguments, ModelArguments, RewardStage, check
+from pipeline.errors import UserError
 from pipeline.report import write_report
-from pipeline.runs import claim
-from pipeline.runs.folder import SUMMARY, UNFINISHED, RunFolder
+from pipeline.runs import checkpoint_files, claim, resume
+from pipeline.runs.folder import CONFIG, UNFINISHED, RunFolder
 from pipeline.safety import shapes
-from pipeline.safety.console import is_main, say
+from pipeline.safety.console import from_main, is_main, say
 from pipeline.safety.reading import read_lines
 from pipeline.stages import reward_model
 from rewards.ensemble import pessimistic
@@ -37,8 +38,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
     given = config.resume_from_checkpoint
     check(not given, "resume_from_checkpoint", given, "with ensemble, --resume goes on where it was stopped")
     folder = RunFolder.create(config.output_dir, resume=config.resume)
-    if config.resume and (folder.path / SUMMARY).is_file() and not (folder.path / UNFINISHED).exists():
-        say(f"The run in {folder.path} has finished; there is nothing left to do.")
+    done = config.resume and from_main(_is_done(folder, (model_args, data_args, config)) if is_main() else None)
+    if isinstance(done, UserError):
+        raise done
+    if done:
+        say(f"The run in {folder.path} is finished; nothing was done.")
         return folder.read_summary()
     folder.is_stage = True
     folder.write_config(model_args, data_args, config)
@@ -61,8 +65,20 @@ def run(model_args: ModelArguments, data_args: DataArguments, config: RewardStag
         f"{summary['heldout_pairs']:,} held-out pairs, spread {summary['spread']:.2f} where the scores' standard "
         f"deviation is {summary['score_std']:.2f}. The result lies in {folder.path}."
     )
+    say(f"Next: in the rewards of ppo.yaml {{name: learned, path: {folder.path}, pessimism: 1.0}}")
     folder.finish()
     return summary
+
+
+def _is_done(folder: RunFolder, settings: tuple) -> bool | UserError:
+    """Whether nothing is left to do. A longer run of an ensemble that had finished is one of each of its members."""
+    if not (folder.path / CONFIG).is_file():
+        return False
+    try:
+        changed = resume.hold_settings(folder.path, settings)
+    except UserError as error:
+        return error
+    return checkpoint_files.is_finished(folder.path, UNFINISHED) and not set(resume.LENGTH) & set(changed)
 
 
 def together(folder: Path, summaries: list[dict]) -> dict:

@@ -134,6 +134,8 @@ def run(
     # 3. Train, then look at the pairs that were held out
     trained = frame.train(trainer, folder, "reward model")
     chosen, rejected = score_pairs(trainer)
+    if not torch.cat([chosen, rejected]).isfinite().all():
+        raise UserError("the scores of held-out pairs are not finite: training has diverged; lower learning_rate")
     summary = {
         "stage": "reward",
         "train_loss": trained.training_loss,
@@ -152,7 +154,7 @@ def run(
     trainer.accelerator.wait_for_everyone()
     summary["seconds"] = round(time.perf_counter() - started + trainer.seconds_before, 1)
     summary["peak_memory_mib"] = memory_report.peak_mib()
-    return frame.finish(trainer, folder, summary, _log_result)
+    return frame.finish(trainer, folder, summary, _log_result if member is None else _log_figures)
 
 
 def load_pairs(data_args: DataArguments, seed: int, tokenizer: PreTrainedTokenizerBase):
@@ -295,9 +297,13 @@ def _check_reload(trainer, model_args: ModelArguments, stage: Stage, tokenizer, 
 
 
 def _log_result(summary: dict, path: Path) -> None:
+    _log_figures(summary, path)
+    say(f"Next: {terminal.next_step('ppo', path)}")
+
+
+def _log_figures(summary: dict, path: Path) -> None:
     say(
         f"Reward model: right on {summary['accuracy']:.1%} of {summary['heldout_pairs']:,} held-out pairs "
         f"(margin {summary['margin']:.2f}, calibration error {summary['calibration_error']:.3f}) after "
         f"{summary['steps']} steps in {summary['seconds']:.0f} s. The result lies in {path}."
     )
-    say(f"Next: {terminal.next_step('ppo', path)}")

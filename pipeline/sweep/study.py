@@ -7,6 +7,7 @@ of when the process ends in whatever way. Both hold for the processes of one mac
 
 import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 import optuna
+import sqlalchemy.exc
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -50,28 +52,41 @@ class Study:
         self._claims: dict[int, IO] = {}  # by the number of the trial
         if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / LOCK).exists():
             raise UserError(f"output_dir {self.folder} holds files, but no sweep: give another --output_dir")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = not self.folder.exists()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with self.locked():
-            self.study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(
-                    f"sqlite:///{self.folder / DATABASE}",
-                    engine_kwargs={"connect_args": {"timeout": SECONDS_FOR_SQLITE}},
-                ),
-                study_name="sweep",
-                direction="maximize" if plan.higher_is_better else "minimize",
-                pruner=_pruner(plan),
-                load_if_exists=True,
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.locked():
+                self._open()
+        except (OSError, sqlalchemy.exc.OperationalError) as error:
+            if fresh:  # nothing was tried yet
+                shutil.rmtree(self.folder, ignore_errors=True)
+            reason = error.strerror if isinstance(error, OSError) else str(error.orig)
+            raise UserError(
+                f"output_dir {self.folder} cannot be written ({reason}): make room, or give another --output_dir"
+            ) from None
+
+    def _open(self) -> None:
+        plan = self.plan
+        self.study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(
+                f"sqlite:///{self.folder / DATABASE}",
+                engine_kwargs={"connect_args": {"timeout": SECONDS_FOR_SQLITE}},
+            ),
+            study_name="sweep",
+            direction="maximize" if plan.higher_is_better else "minimize",
+            pruner=_pruner(plan),
+            load_if_exists=True,
+        )
+        asked = yaml.safe_load(yaml.safe_dump(plan.identity()))
+        began = self.study.user_attrs.get(PLAN)
+        if began is None:
+            self.study.set_user_attr(PLAN, asked)
+        elif changed := _differences(began, asked):
+            raise UserError(
+                f"the sweep in {self.folder} was begun with other settings ({'; '.join(changed)}): take them "
+                "back, or give another --output_dir"
             )
-            asked = yaml.safe_load(yaml.safe_dump(plan.identity()))
-            began = self.study.user_attrs.get(PLAN)
-            if began is None:
-                self.study.set_user_attr(PLAN, asked)
-            elif changed := _differences(began, asked):
-                raise UserError(
-                    f"the sweep in {self.folder} was begun with other settings ({'; '.join(changed)}): take them "
-                    "back, or give another --output_dir"
-                )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -36,6 +36,7 @@ def test_every_form_of_the_same_rows(tmp_path):
     text = lines(ROWS)
     (tmp_path / "a.jsonl").write_text(text)
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / "boms.jsonl").write_bytes(b"".join(b"\xef\xbb\xbf" + line.encode() for line in text.splitlines(True)))
     (tmp_path / "crlf.jsonl").write_bytes(text.replace("\n", "\r\n").encode())
     (tmp_path / "list.json").write_text(json.dumps(ROWS, indent=1))
     (tmp_path / "data.json").write_text(json.dumps({"data": ROWS}))
@@ -91,6 +92,11 @@ def test_text_is_kept_to_the_letter(tmp_path):
         ("a.txt", b"hello", "unknown kind of file"),
         ("a.jsonl", b'{"a": "x"}\n{"a": 3}\n', "row 2: column a is a number, but text before"),
         ("a.jsonl", b'{"a": [1, "x"]}\n', "column a do not fit one type"),
+        ("a.jsonl", b'{"a": "x", "a": "y"}\n', "line 1 is not valid JSON: the key 'a' stands twice in one object"),
+        ("a.json", b'{"a": {"b": 1, "b": 1}}', "line 1 is not valid JSON: the key 'b' stands twice"),
+        ("a.json", b'[{"a": 1, "a": 2}]', "the key 'a' stands twice"),
+        ("a.jsonl", b'{"a": "x"}\n{"a": "\\ud83d"}\n', "row 2: column a has half a character ('\\ud83d')"),
+        ("a.jsonl", b'{"a": {"b": "\\udc00 x"}}\n', "row 1: column a has half a character ('\\udc00')"),
     ],
 )
 def test_broken_files(tmp_path, name, content, says):

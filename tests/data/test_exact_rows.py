@@ -235,6 +235,47 @@ def test_a_file_longer_than_a_piece_reads_as_the_same_rows(tmp_path, monkeypatch
         read(str(mixed))
 
 
+# A piece alone would be a column of Arrow's own type; two of them make one that changes what stands in them.
+@pytest.mark.parametrize(
+    "first, later",
+    [
+        ({"a": 1}, {"b": 2}),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({}, {"a": 1}),
+        ([{"x": {"a": 1}}], [{"x": {"b": 1}}]),
+        (["x"], [{"a": 1}]),
+        (None, {"a": [None]}),
+        ({"a": None}, {"a": {"b": 1}}),
+        ([], [1, 0.5]),
+        ({"n": 1}, {"n": 2**70}),
+    ],
+)
+def test_pieces_of_unlike_dicts_are_not_laid_over_each_other(first, later, tmp_path, monkeypatch):
+    monkeypatch.setattr(exact_rows_module, "PIECE", 3)
+    values = [first] * 3 + [later] * 4
+    rows = read(file_of(tmp_path, [{"column": value, "other": "x"} for value in values]))
+    assert said(rows["column"]) == said(values)
+
+
+def test_rows_without_a_column_are_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(exact_rows_module, "PIECE", 2)
+    assert read(file_of(tmp_path, [{}, {}, {}, {"a": "x"}, {}]))["a"][:] == [None, None, None, "x", None]
+
+
+@pytest.mark.parametrize("deep", ["[" * 80 + "1" + "]" * 80, '{"a":' * 80 + "1" + "}" * 80])
+def test_what_is_nested_deeper_than_arrow_goes(deep, tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text(f'{{"p": 1}}\n{{"p": {deep}}}\n')
+    with pytest.raises(UserError, match="row 2: column p is a (list|mapping), but a number before"):
+        read(str(path))
+    path.write_text(f'{{"p": {deep}}}\n')
+    if deep[0] == "[":
+        with pytest.raises(UserError, match="row 1: the values of column p do not fit one type"):
+            read(str(path))
+    else:
+        assert said(read(str(path))["p"]) == said([json.loads(deep)])
+
+
 def test_a_dialogue_file_longer_than_a_piece_keeps_its_rows(monkeypatch):
     monkeypatch.setattr(exact_rows_module, "PIECE", 2)
     rows = [

@@ -10,6 +10,7 @@ from eval_world import PROMPTS, arguments, make_world
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from pipeline.errors import UserError
 from pipeline.eval import stage
 from pipeline.eval.sharpened import HALVINGS, in_words, sharpen
 from pipeline.exam import evaluation
@@ -107,6 +108,13 @@ def test_each_trained_candidate_has_its_control(result):
     text = (output / "table.md").read_text()
     assert f"sharp against {name}, sampled" in text and "flat is no surer of its words than one" in text
     assert f"{name}: one sampled at temperature {sharp['temperature']:.3g}" in text
+
+
+def test_a_candidate_cannot_have_the_name_of_a_control(tmp_path, tiny_model_folder):
+    world = make_world(tmp_path, tiny_model_folder)
+    candidates = [{name: str(world / "one")} for name in ("one", "two", "one as sharp as two")]
+    with pytest.raises(UserError, match="candidate one as sharp as two has the name of the control for two"):
+        stage.run(arguments(world, tiny_model_folder, tmp_path / "out", candidates=candidates))
 
 
 def test_the_control_is_the_reference_at_that_temperature(result, tiny_model_folder):

@@ -5,6 +5,7 @@ import torch
 import toy
 from toy import EOS, PROMPTS, A, B, C, D, E
 
+from pipeline.errors import UserError
 from pipeline.exam import evaluation
 
 OPTIONS = {"max_new_tokens": 5, "eos_token_ids": [EOS]}
@@ -114,6 +115,22 @@ def test_judge_puts_rewards_and_referee_side_by_side(model):
     assert means["mine"] == 2.0 and means["row"] == 3.5  # a row without a score is left out
     assert means["length"] == pytest.approx(sum(map(len, ids)) / 8)
     assert means["finished"] == pytest.approx(sum(row[-1] == EOS for row in ids) / 8)
+
+
+@pytest.mark.parametrize("score", [float("inf"), -float("inf")])
+def test_an_infinite_score_has_no_mean(model, score):
+    rewards = {"wild": lambda prompts, **_: [0.5] * (len(prompts) - 1) + [score]}
+    rows = [{"prompt": prompt} for prompt in PROMPTS]
+    with pytest.raises(UserError, match="The reward wild returned an infinite score"):
+        evaluation.answer_and_score(model, toy.tokenizer(), rows, rewards, None, temperature=0, **OPTIONS)
+
+
+def test_a_model_that_has_diverged_samples_nothing(model):
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+    rows = [{"prompt": prompt} for prompt in PROMPTS]
+    with pytest.raises(UserError, match="probabilities are not finite.*lower learning_rate"):
+        evaluation.answer_and_score(model, toy.tokenizer(), rows, {}, None, temperature=1.0, **OPTIONS)
 
 
 def test_a_reward_called_length_keeps_its_name():

@@ -8,6 +8,7 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from recipe_files import ROOT
+from safetensors.torch import save_file
 
 from pipeline.errors import UserError
 from pipeline.memory.estimate import Architecture
@@ -119,6 +120,38 @@ def test_the_work_of_ppo(recipe):
     assert alone.learned == 64 * (10 + 12) and alone.drawn == 4 * 12 + 2 * 2 * 12 * 2
     half = duration.work_of(recipe("ppo_half", critic_layers=1, max_completion_length=48, **settings))
     assert half.learned == 64 * 30 * 3 * 1.5  # of two layers
+
+
+def test_the_work_of_an_evaluation(recipe, tmp_path, tiny_model_folder):
+    # 40 prompts of 10 tokens, completions like the references 20, the longest 40; 64 prompts at once: one batch each
+    adapter = {"base_model_name_or_path": str(tiny_model_folder), "peft_type": "LORA"}
+    for name in ("sft", "ppo"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(adapter))
+        save_file({"x": torch.zeros(1)}, tmp_path / name / "adapter_model.safetensors")
+    named = {"base": str(tiny_model_folder), "sft": str(tmp_path / "sft"), "ppo": str(tmp_path / "ppo")}
+    asked = {"candidates": [{name: path} for name, path in named.items()], "reference": "sft"}
+    asked |= {"model_name_or_path": None, "rewards": [{"name": "learned", "path": "x"}], "max_completion_length": 48}
+
+    def work(name, **settings):
+        path = recipe(name, **asked | settings)
+        written = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump({key: value for key, value in written.items() if value is not None}))
+        return duration.work_of(path)
+
+    plain = work("eval", sharpened=False)
+    # three candidates, greedy and sampled; a reward model, the reference and the base look at each
+    assert plain.drawn == 3 * 2 * 40 and plain.looked == 3 * 2 * 40 * 30 * 3
+    best = work("eval_b", sharpened=False, best_of=16)
+    assert best.drawn == plain.drawn + 40 * 40 * 16 / 64  # 640 samples are ten batches of 64
+    assert best.looked == plain.looked + 40 * 16 * 30  # which the reward model looks at
+    control = work("eval_c")  # of ppo alone: the base is what the reference stands on
+    assert control.drawn == plain.drawn + (7 + 1) * 40  # seven temperatures, then the answers
+    # entropies of three candidates and at each temperature; four look at the control's answers: itself, the reference,
+    # the base, the reward model
+    assert control.looked == plain.looked + 3 * 40 * 30 + 7 * 40 * 30 + 4 * 40 * 30
+    greedy = work("eval_d", candidates=asked["candidates"][:1], reference=None, outputs="answers.txt")
+    assert greedy.drawn == 40 and greedy.looked == 0
 
 
 def test_seconds_are_work_times_pace():

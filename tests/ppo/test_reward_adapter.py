@@ -92,6 +92,14 @@ def test_rewards_inside_others_are_found(base, reward):
     assert all(part.is_loaded for part in inner) and inner[0].model is inner[2].model
 
 
+@pytest.mark.parametrize(
+    "options, words", [({"pessimism": 1.0}, "pessimism is for an ensemble"), ({"label": "good"}, "has one output")]
+)
+def test_options_that_fit_no_reward_model_are_told_at_once(base, reward, options, words):
+    with pytest.raises(RewardError, match=words):
+        put_on_base([learned(reward, **options)], policy(base), nullcontext)
+
+
 @pytest.mark.parametrize("why", ["other base", "dtype", "no adapter", "other layers"])
 def test_what_does_not_fit_loads_beside_and_says_so(base, reward, tmp_path, capsys, why):
     options = {"dtype": "float32"} if why == "dtype" else {}

@@ -78,6 +78,7 @@ def test_an_evaluation_has_a_page_of_its_own(tmp_path):
     write_evaluation(tmp_path / "tiny" / "eval", evaluation(ppo))
     page = Page(write_report(tmp_path / "tiny" / "eval").read_text("utf-8"))
     assert "base less than one sample" in text_of(page) and "ppo 2.8 samples" in text_of(page)
+    assert "Curves" not in text_of(page) and not [a for a in page.attributes if "#stage" in str(a[2])]
     assert page.unmatched == [] and page.open == []
 
 

@@ -81,6 +81,16 @@ def test_without_a_critic_there_is_no_value_and_no_advantage(tmp_path):
     assert "channel-values" not in html(tmp_path)
 
 
+def test_where_all_is_paid_at_the_end_advantages_come_first(tmp_path):
+    """The reward would color the last token alone. One row that was paid at a word, and rewards come first."""
+    end, word = token_row(), token_row(scores=[0.0, 1.5, 0.0, 0.5])
+    for i, (rows, first) in enumerate([([end, end], "advantages"), ([end, word], "rewards")]):
+        found = token_section(run_folder(tmp_path / str(i), rows))
+        rest = [name for name in ("rewards", "values", "advantages", "kl", "shift") if name != first]
+        assert [channel["name"] for channel in found["channels"]] == [first, *rest]
+        assert [channel["first"] for channel in found["channels"]] == [True, False, False, False, False]
+
+
 def test_completions_of_a_kind_stand_together_and_long_ones_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(section, "MAX_TOKENS", 10)
     rows = [
@@ -245,7 +255,7 @@ def test_accessibility(page, scheme):
 
 
 def test_without_a_script_the_colors_can_still_be_switched(tmp_path, browser):  # noqa: F811
-    folder = run_folder(tmp_path, [token_row()])
+    folder = run_folder(tmp_path, [token_row(scores=[0.0, 1.0, 0.0, 1.0])])
     (folder / "page.html").write_text(html(folder), "utf-8")
     plain = browser.new_context(java_script_enabled=False).new_page()
     plain.goto((folder / "page.html").as_uri())

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.models.adapters import POLICY
 from pipeline.ppo.config import PPOStage
 from pipeline.rollouts import vllm_trainer
-from pipeline.rollouts.ahead import Pending
+from pipeline.rollouts.ahead import Ahead, Pending
 from pipeline.rollouts.vllm_server import Adapter, VllmServer
 
 SMALL = {"per_device_train_batch_size": 2, "use_cpu": True, "bf16": False}
@@ -62,9 +62,10 @@ def asked_in_training(server, size: int = 8) -> list[list[dict]]:
 
 # ---------------------------------------------------------------- which policy, which prompts, which weight
 @pytest.mark.parametrize("parts", [{}, {"replay": 1}, {"algorithm": "a2c", "num_iterations": 1}])
-def test_a_rollout_is_sampled_by_the_policy_of_one_update_ago(tmp_path, server, models, parts):
+def test_a_rollout_is_sampled_by_the_policy_of_one_update_ago(tmp_path, server, models, monkeypatch, parts):
     """Update k = 1, 2, 3 learns from what version max(k - 2, 0) has sampled, version n being the policy after update
     n. 16 prompts are two rollouts, so the third is of another epoch."""
+    monkeypatch.setattr(Ahead, "asks", True)  # so that the server has the policy of the last update too
     trainer = make(tmp_path, server, rollout_ahead=1, **parts)
     learned_from = rollouts_of(trainer)
     trainer.train()
@@ -94,6 +95,15 @@ def check_weights(batch, ours, theirs) -> torch.Tensor:
         found.append(torch.tensor(weights))
         torch.testing.assert_close(found[-1], expected.float(), atol=1e-4, rtol=1e-4)
     return torch.cat(found)
+
+
+def test_a_version_that_nobody_samples_from_is_not_loaded(tmp_path, server):
+    """Of the last of three updates the rollout is there."""
+    make(tmp_path, server, "ahead", rollout_ahead=1).train()
+    tried, *versions = server.loaded
+    assert len(versions) == 2
+    make(tmp_path, server, "in turn").train()
+    assert len(server.loaded) == 3 + 1 + 3
 
 
 def test_the_first_rollout_is_that_of_a_run_without(tmp_path, server):

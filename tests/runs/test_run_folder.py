@@ -13,6 +13,7 @@ from transformers import TrainerControl, TrainerState
 from pipeline.cli import parse
 from pipeline.config import DataArguments, ModelArguments, SFTStage
 from pipeline.errors import UserError
+from pipeline.runs import claim
 from pipeline.runs.folder import KEPT_LOGS, RunFolder, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,20 @@ def test_new_and_empty_folders_are_taken(tmp_path):
     assert RunFolder.create(tmp_path / "a" / "b").path.is_dir()
     (tmp_path / "empty").mkdir()
     assert list(RunFolder.create(tmp_path / "empty").path.iterdir()) == []
+
+
+def test_a_folder_goes_away_with_a_start_that_failed_if_the_run_had_made_it(tmp_path):
+    @claim.ends_with
+    def run(folder):
+        (RunFolder.create(folder).path / "config.yaml").write_text("x")
+        raise UserError("the data are not there")
+
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new", "above/below"):
+        with pytest.raises(UserError, match="the data"):
+            run(tmp_path / name)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["above", "mine"]  # other runs may have theirs above it
 
 
 def test_a_folder_with_results_is_refused_and_left_alone(tmp_path):

@@ -1,7 +1,9 @@
 """DPO over TRL's own trainer: the paper's loss with the SFT policy as the reference, and a run folder like PPO's."""
 
+import inspect
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from short_runs import prompts_file
 from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
 
 from pipeline.config import DataArguments, DPOStage, ModelArguments
+from pipeline.config.stages import DIVERGENCES, DPO_LOSSES, SMOOTHED
 from pipeline.errors import UserError
 from pipeline.exam.exam import RewardArguments
 from pipeline.runs.folder import read_heldout, read_metrics
@@ -190,13 +194,31 @@ def test_what_is_refused(run, tmp_path, changes, says):
         run(**changes)
 
 
-WRONG = {"beta": 0.0, "temperature": 0.0, "max_completion_length": 0, "max_length": 1}
+WRONG = [
+    *({"beta": 0.0, "temperature": 0.0, "max_completion_length": 0, "max_length": 1}.items()),
+    ("f_divergence_type", "kl"),
+    ("label_smoothing", 0.5),  # of a flipped coin nothing is learned
+    ("label_smoothing", 0.1),  # the loss sigmoid does not read it
+]
 
 
-@pytest.mark.parametrize(("key", "value"), WRONG.items())
+@pytest.mark.parametrize(("key", "value"), WRONG)
 def test_values_are_checked(tmp_path, key, value):
-    with pytest.raises(UserError, match=f"{key}: {value} is not valid"):
+    with pytest.raises(UserError, match=f"{key}: {value!r} is not valid"):
         DPOStage(output_dir=str(tmp_path), **SETTINGS | {key: value})
+
+
+def test_losses_are_trls(run, tmp_path):
+    """TRL looks at their names in the first step: after the exam."""
+    for names in ("nonsense", ["sigmoid", "nonsense"]):
+        with pytest.raises(UserError, match="loss_type: 'nonsense' is not valid: one or several of sigmoid, hinge"):
+            DPOStage(output_dir=str(tmp_path), **SETTINGS | {"loss_type": names})
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    assert set(DPO_LOSSES) == set(re.findall(r'loss_type == "(\w+)"', source))
+    assert set(DIVERGENCES) == set(re.findall(r'f_divergence_type == "(\w+)"', source))
+    parts = re.split(r'if loss_type == "(\w+)"', source)[1:]
+    reading = {name for name, body in zip(parts[::2], parts[1::2], strict=True) if "self.label_smoothing" in body}
+    assert reading == SMOOTHED
 
 
 def test_pairs_without_a_prompt_column_want_prompts_to_answer(run):

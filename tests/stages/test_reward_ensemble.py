@@ -149,6 +149,49 @@ def test_it_goes_on_with_the_member_that_was_missing(trained, tmp_path, tiny_mod
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_settings_that_decide_the_result_are_held_fast(trained, tmp_path, tiny_model_folder, monkeypatch):
+    summary, whole = trained
+    run = runner(tmp_path, tiny_model_folder, monkeypatch)
+    shutil.copytree(whole, tmp_path / "part")
+    shutil.copy(whole.parents[2] / "pairs.jsonl", tmp_path / "pairs.jsonl")
+    asked = {"ensemble": 3, "learning_rate": 1e-2, "out": "part", "resume": True, "dataset": "pairs.jsonl"}
+    for count in (2, 4):
+        with pytest.raises(UserError, match=f"ensemble was 3 and is {count} now.*give another --output_dir$"):
+            run(None, **asked | {"ensemble": count})
+    with pytest.raises(UserError, match="learning_rate was 0.01 and is 0.5 now"):
+        run(None, **asked | {"learning_rate": 0.5})
+    with pytest.raises(UserError, match="ensemble was 3 and is 1 now"):
+        run(None, **asked | {"ensemble": 1})
+    assert [member.name for member in members_of("part")] == ["member_1", "member_2", "member_3"]
+    assert json.loads((tmp_path / "part/summary.json").read_text()) == summary
+
+
+def test_an_ensemble_of_which_a_part_is_missing(trained, tmp_path):
+    _, whole = trained
+    folder = tmp_path / "ensemble"
+    shutil.copytree(whole, folder)
+    shutil.copytree(whole / "member_1", folder / "member_1 (copy)")  # of nobody's making: not a fourth
+    spec = {"name": "learned", "path": str(folder), "pessimism": 1.0}
+    assert len(build_rewards([spec])[0].reward.parts) == 3
+    shutil.copytree(whole / "member_1", folder / "member_4")
+    with pytest.raises(RewardError, match="an ensemble of 3 reward models, but there are 4 in it: remove .* member_3"):
+        build_rewards([spec])
+    shutil.rmtree(folder / "member_4")
+    for number, words in ((2, "of which member_2 is missing"), (3, "of which member_2, member_3 are missing")):
+        shutil.rmtree(folder / f"member_{number}")
+        with pytest.raises(RewardError, match=f"is an ensemble of 3 reward models, {words}: put back"):
+            build_rewards([spec])
+    (folder / "summary.json").unlink()
+    with pytest.raises(RewardError, match="summary.json, which counts .*--resume"):
+        build_rewards([spec])
+
+
+def test_scores_of_a_run_that_diverged_are_an_error(tmp_path, tiny_model_folder, monkeypatch):
+    run = runner(tmp_path, tiny_model_folder, monkeypatch)
+    with pytest.raises(UserError, match="scores of held-out pairs are not finite.*lower learning_rate"):
+        run(PAIRS, learning_rate=1e30, max_steps=1, warmup_steps=0)
+
+
 def test_what_wants_one_reward_model_says_so(trained, tiny_model_folder, tmp_path, monkeypatch):
     _, folder = trained
     with pytest.raises(UserError, match="is an ensemble of 3 reward models: give one of them, as .*member_1"):

@@ -21,8 +21,6 @@ DENIED = """
 CAPABILITIES = 0xA80425FB  # chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, ...
 CLONE_NEWUSER = 0x10000000
 NEW_NAMESPACES = [1 << bit for bit in (17, 25, 26, 27, 28, 29, 30)]  # CLONE_NEW*: 0x7E020000, as in the profile
-    1 << bit for bit in (17, 25, 26, 27, 28, 29, 30)
-]  # CLONE_NEW*: together 0x7E020000, as in the profile
 ALLOW, ERRNO, MASKED_EQ = 0x7FFF0000, 0x00050000, 7
 
 

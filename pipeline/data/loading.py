@@ -20,15 +20,16 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import DataArguments, mapping
 from pipeline.data import dialogues
-from pipeline.data.exact_rows import exact, in_pieces
-from pipeline.data.measured import measured
+from pipeline.data.exact_rows import PIECE, exact, in_pieces
+from pipeline.data.measured import token_counts
 from pipeline.data.readers import read, to_dataset
 from pipeline.data.reasoning_tasks import is_task, read_task
 from pipeline.data.row_templates import TEMPLATES, fill_templates
 from pipeline.errors import UserError, shortened
 from pipeline.models.ends import without_end
-from pipeline.models.prompts import KWARGS, PICTURES, are_messages, ids, render
+from pipeline.models.prompts import KWARGS, PICTURES, are_messages, render
 from pipeline.safety.console import say
+from pipeline.watching.progress import counting
 from rewards import text_of
 from rewards.base import RESERVED
 
@@ -125,13 +126,16 @@ def clean(rows: Dataset, kind: str, name: str = "data") -> tuple[Dataset, list[s
     notes: list[str] = []
     keep: list[int] = []
     dropped: dict[str, list[int]] = {}
-    for index, row in enumerate(rows.select_columns(list(wanted))):
-        _check_types(row, wanted, f"dataset {name}, row {index + 1}")
-        reason = _reason_to_drop(row, wanted)
-        if reason:
-            dropped.setdefault(reason, []).append(index + 1)
-        else:
-            keep.append(index)
+    with counting("rows checked", len(rows)) as checked:
+        for index, row in enumerate(rows.select_columns(list(wanted))):
+            _check_types(row, wanted, f"dataset {name}, row {index + 1}")
+            reason = _reason_to_drop(row, wanted)
+            if reason:
+                dropped.setdefault(reason, []).append(index + 1)
+            else:
+                keep.append(index)
+            if (index + 1) % PIECE == 0:
+                checked(PIECE)
     for reason, numbers in dropped.items():
         shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
         notes.append(f"{name}: {len(numbers):,} rows dropped: {reason} (rows {shown})")
@@ -351,17 +355,9 @@ def show_examples(
     for note in _about_columns(train.column_names, kind):
         log(note)
 
-    def measure(rows: Dataset, name: str) -> list[int]:
-        found = []
-        for number in measured(rows, kind):
-            try:
-                found.append(max(map(len, ids(rows[number], kind, tokenizer, template))))
-            except UserError as error:
-                raise UserError(f"dataset {name}, row {number + 1}: {error}") from None
-        return found
-
-    lengths = measure(train, name)
-    also = measure(heldout, f"{name} (held out)") if kind == "prompts" and heldout is not None else []
+    lengths = token_counts(train, kind, tokenizer, template, name)
+    answered = heldout if kind == "prompts" else None
+    also = [] if answered is None else token_counts(answered, kind, tokenizer, template, f"{name} (held out)")
     if are_messages(train[0]) and kind != "preference" and (missing := without_end(tokenizer)):
         log(missing)
     ranked = sorted(lengths)

@@ -17,10 +17,12 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict
 
-from pipeline.data.exact_rows import MISFITS, exact, exact_rows, from_rows
+from pipeline.data.exact_rows import MISFITS, PIECE, exact, exact_rows, from_rows
 from pipeline.data.parallel_text import pair_of, read_pair
 from pipeline.errors import UserError, shortened
 from pipeline.models.folders import is_hub_name
+from pipeline.safety.visible import visible
+from pipeline.watching.progress import Count, counting, uncounted
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
@@ -170,20 +172,28 @@ def _no_utf8(path: Path, line: int) -> UserError:
 
 def _read_jsonl(path: Path) -> Dataset:
     """Rows of a JSON-lines file; where its columns are not of one type throughout, all rows have to be looked at."""
-    try:
-        found = from_rows(_jsonl_rows(_lines(path), path))
-    except MISFITS:
-        found = None  # named by `to_dataset`
+    with counting(f"reading {visible(path.name)}, bytes", path.stat().st_size) as read:
+        try:
+            found = from_rows(_jsonl_rows(_lines(path, read), path))
+        except MISFITS:
+            found = None  # named by `to_dataset`
     rows = [] if found is not None else list(_jsonl_rows(_lines(path), path))
     if found is None and not rows:
         raise UserError(f"dataset {path} is empty")
     return to_dataset(rows, str(path)) if found is None else found
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, plain or gzipped, one at a time; not split where JSON allows a separator in a text."""
-    with _readable(path), gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+def _lines(path: Path, read: Count = uncounted) -> Iterator[str]:
+    """The lines of a text file, plain or gzipped, one at a time; not split where JSON allows a separator in a text.
+
+    Args: read: is told now and then how many more bytes of the file were read.
+    """
+    with _readable(path), path.open("rb") as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as file:
+        told = 0
         for number, line in enumerate(file, start=1):
+            if number % PIECE == 0:
+                read((at := raw.tell()) - told)
+                told = at
             try:
                 yield line.decode("utf-8-sig")  # where files were put together, each has its mark
             except UnicodeDecodeError:

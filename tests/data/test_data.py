@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from pipeline.config import DataArguments
+from pipeline.data import exact_rows, measured, readers
 from pipeline.data import loading as data
-from pipeline.data import measured
 from pipeline.errors import UserError
 
 ROWS = [{"prompt": f"p{i} =>", "completion": f" c{i}"} for i in range(10)]
@@ -300,3 +300,38 @@ def test_examples_cannot_move_the_cursor(tiny_tokenizer):
     rows = Dataset.from_list([{"text": "a\x1b[2Jb\nc" + "x" * 1000}])
     data.show_examples(rows, None, tiny_tokenizer, "sft", None, log=told.append)
     assert "\x1b" not in told[-1] and "\n" not in told[-1] and len(told[-1]) < 400
+
+
+# ---------------------------------------------------------------- how far it is
+@pytest.mark.parametrize("packed", [False, True])
+def test_reading_and_checking_a_large_file_say_how_far_they_are(tmp_path, monkeypatch, capsys, tiny_tokenizer, packed):
+    for module, name, rows in ((readers, "PIECE", 4), (data, "PIECE", 6), (measured, "TOLD", 7)):
+        monkeypatch.setattr(module, name, rows)
+    written = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    path.write_bytes(gzip.compress(written) if packed else written)
+    train = load(path, "sft")[0]
+    data.show_examples(train, None, tiny_tokenizer, "sft", None)
+    said = [line for line in capsys.readouterr().out.splitlines() if ", about " in line]
+    assert len(ROWS) == 10 and len(said) == (2 if packed else 3)  # a line after the first part, unless that is all
+    if not packed:
+        there = sum(len(line) for line in written.splitlines(True)[:4])
+        assert said.pop(0).startswith(f"reading a.jsonl, bytes: {there}/{len(written)}, about ")
+    assert [line.split(", about ")[0] for line in said] == [
+        "rows checked: 6/10",
+        "rows whose tokens are counted: 7/10",
+    ]
+
+
+def test_a_small_file_is_read_without_a_word(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(lines(ROWS))
+    load(tmp_path / "a.jsonl", "sft")
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_in_a_late_piece_names_its_row_in_a_terminal_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(exact_rows, "PIECE", 3)
+    rows = [{"prompt": "a", "completion": "b"}] * 7 + [{"prompt": "a", "completion": 5}]
+    (tmp_path / "a.jsonl").write_text(lines(rows))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert "row 8: column completion is a number, but text before" in refused(tmp_path / "a.jsonl")

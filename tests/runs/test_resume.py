@@ -326,14 +326,15 @@ def tortured(warm, tmp_path, *arguments: str) -> dict:
 
 def test_ppo_survives_kills(warm, tmp_path):
     """SIGKILL twice, a short form of `make torture`."""
-    [found] = tortured(warm, tmp_path, "--kills", "2", "--stages", "ppo", "--processes", "1")
+    [found] = tortured(warm, tmp_path, "--kills", "2", "--cases", "ppo", "--processes", "1")
     assert (found["kills"], found["bytes"], found["rows"]) == (2, 0, 0) and found["runs"] >= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_each_stage_survives_kills(warm, tmp_path, processes):
-    found = tortured(warm, tmp_path, "--kills", "4", "--processes", processes)
-    assert [(row["stage"], row["kills"], row["bytes"], row["rows"]) for row in found] == [
-        (stage, 4, 0, 0) for stage in ("sft", "reward", "ppo")
+    cases = ["sft", "reward", "ppo", "reinforce", "ilql", *(["fsdp2"] if processes == "2" else [])]
+    found = tortured(warm, tmp_path, "--kills", "4", "--cases", *cases, "--processes", processes)
+    assert [(row["case"], row["kills"], row["bytes"], row["rows"]) for row in found] == [
+        (case, 4, 0, 0) for case in cases
     ]

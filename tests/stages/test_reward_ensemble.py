@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,12 +129,16 @@ def test_paid_at_each_word_by_the_same_formula(trained):
     assert first == pytest.approx(plain(PROMPTS[2:], [" what"])[0], abs=1e-5)
 
 
+def copied(whole: Path, folder: Path) -> dict:
+    """Copies the finished run and its pairs into `folder`; returns the settings by which it is gone on with."""
+    shutil.copytree(whole, folder / "part")
+    shutil.copy(whole.parents[2] / "pairs.jsonl", folder / "pairs.jsonl")
+    return {"ensemble": 3, "learning_rate": 1e-2, "out": "part", "resume": True, "dataset": "pairs.jsonl"}
+
+
 def test_it_goes_on_with_the_member_that_was_missing(trained, tmp_path, tiny_model_folder, monkeypatch):
     summary, whole = trained
-    run = runner(tmp_path, tiny_model_folder, monkeypatch)
-    shutil.copytree(whole, tmp_path / "part")
-    shutil.copy(whole.parents[2] / "pairs.jsonl", tmp_path / "pairs.jsonl")
-    asked = {"ensemble": 3, "learning_rate": 1e-2, "out": "part", "resume": True, "dataset": "pairs.jsonl"}
+    run, asked = runner(tmp_path, tiny_model_folder, monkeypatch), copied(whole, tmp_path)
     untouched, _, _ = run(None, **asked)
     assert untouched == summary
     shutil.rmtree(tmp_path / "part/member_3")
@@ -151,10 +156,7 @@ def test_it_goes_on_with_the_member_that_was_missing(trained, tmp_path, tiny_mod
 
 def test_settings_that_decide_the_result_are_held_fast(trained, tmp_path, tiny_model_folder, monkeypatch):
     summary, whole = trained
-    run = runner(tmp_path, tiny_model_folder, monkeypatch)
-    shutil.copytree(whole, tmp_path / "part")
-    shutil.copy(whole.parents[2] / "pairs.jsonl", tmp_path / "pairs.jsonl")
-    asked = {"ensemble": 3, "learning_rate": 1e-2, "out": "part", "resume": True, "dataset": "pairs.jsonl"}
+    run, asked = runner(tmp_path, tiny_model_folder, monkeypatch), copied(whole, tmp_path)
     for count in (2, 4):
         with pytest.raises(UserError, match=f"ensemble was 3 and is {count} now.*give another --output_dir$"):
             run(None, **asked | {"ensemble": count})
